@@ -1,0 +1,53 @@
+"""vauban measures, edits and evaluates concept directions in open-weight language models on MLX.
+
+This file only re-exports, lazily: `import vauban` loads neither mlx-lm nor transformers.
+"""
+
+import importlib
+from typing import Any
+
+from vauban._backend import prefer_openblas
+
+prefer_openblas()
+
+__version__ = "0.1.0"
+
+# name -> the module that defines it; one line a room, in the order of the data's way.
+_EXPORTS = {
+    "vauban.errors": "VaubanError InputError ModelError ArchitectureError CheckError VaubanWarning",
+    "vauban.prompts": (
+        "DatasetRef LabelledPrompt default_eval_path default_preservation_path "
+        "default_prompt_paths default_surface_path encode_chat load_labelled_prompts "
+        "load_prompts post_instruction_positions resolve_prompts"
+    ),
+    "vauban.interventions": "Ablate Add Project",
+    "vauban.models": (
+        "ForwardCheck ForwardOutput Writer forward generate load organism_path "
+        "residual_writers verify_forward"
+    ),
+    "vauban.activations": "ActivationMoments Activations collect_activations winsorize",
+    "vauban.directions": (
+        "Direction DirectionResult fit_mean_difference measure select_target_layers"
+    ),
+    "vauban.edits": "EditPlan cut cut_biprojected cut_subspace plan_cut sparsify_direction",
+    "vauban.evaluation": (
+        "DEFAULT_REFUSAL_PHRASES EvalResult evaluate is_refusal kl_divergence perplexity "
+        "wilson_interval"
+    ),
+    "vauban.export": "ExportReport export_model verify_export",
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vauban' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
