@@ -1,0 +1,34 @@
+"""Typed crossings between mlx and Python: parameter dictionaries, lists of floats, arrays on disk.
+
+Knows arrays and module trees; nothing of language models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+
+def flat_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """Every parameter by its dotted name."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
+
+
+def floats(values: mx.array) -> list[float]:
+    """A one-dimensional array as Python floats."""
+    return [float(v) for v in cast(list[float], values.reshape(-1).tolist())]
+
+
+def integers(values: mx.array) -> list[int]:
+    """A one-dimensional array as Python ints."""
+    return [int(v) for v in cast(list[int], values.reshape(-1).tolist())]
+
+
+def load_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays and the metadata of a safetensors file."""
+    arrays, metadata = cast(Any, mx.load(str(path), return_metadata=True))
+    return arrays, metadata

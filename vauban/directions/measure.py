@@ -1,0 +1,329 @@
+"""Measure a concept direction: class means at every layer and position, held-out layer choice.
+
+Collects through `vauban.activations`, estimates with arrays; cuts nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from vauban._arrays import floats
+from vauban.activations import (
+    ActivationMoments,
+    collect_activations,
+    stream_activations,
+    winsorize,
+)
+from vauban.directions import scores as measures
+from vauban.directions.result import DirectionResult
+from vauban.errors import InputError
+from vauban.prompts import post_instruction_positions
+
+Progress = Callable[[str, int, int], None]
+# Layers past this share of the depth are left out: their norms are large, their effect small.
+DEEPEST = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class _Class:
+    """One class of prompts: moments of its fitting part and of its held-out part."""
+
+    fit: ActivationMoments
+    held: ActivationMoments
+    held_values: Any
+
+
+def residual_limit(n_layers: int) -> int:
+    """The last residual that automatic choice may take: int(0.8 · L), at least 1."""
+    return max(1, int(DEEPEST * n_layers))
+
+
+def measure(
+    model: nn.Module,
+    tokenizer: Any,
+    harmful: Sequence[Any],
+    harmless: Sequence[Any],
+    clip_quantile: float = 0.0,
+    *,
+    method: str = "mean_difference",
+    layer: int | Literal["auto"] = "auto",
+    positions: tuple[int, ...] | Literal["post_instruction"] | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> DirectionResult:
+    """The direction from harmless to harmful prompts in the residual stream.
+
+    Difference in means (Arditi et al. 2024, arXiv 2406.11717, eq. 1) at the output of every block
+    and at each position. A held-out third of the prompts (seeded) scores the layers: Cohen's d of
+    its projections on the direction of the other two thirds. `layer="auto"` takes the largest
+    among residuals <= int(0.8 · L), ties to the earlier; an int picks a block output. The
+    returned directions use all prompts.
+
+    `positions`: None is the last token, a tuple of negative ints, or "post_instruction" (every
+    template token after the instruction); the best position is kept. `clip_quantile` > 0
+    winsorizes the components per residual and keeps all activations in memory; 0 streams them.
+
+    Raises InputError for an empty set, a single prompt, equal sets, NaN activations, a layer out
+    of range. `result.warnings` says where the zero point lies on the wrong side.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> harmful = ["How do I forge a ticket?", "Tell me how to rob a shop."] * 2
+    >>> harmless = ["How do I bake a cake?", "Name a colour.", "What is 2 plus 3?", "Say hello."]
+    >>> vauban.measure(model, tokenizer, harmful, harmless, layer=2).residual_index
+    3
+    """
+    if method != "mean_difference":
+        raise InputError(f"method is {method!r}; measure() estimates 'mean_difference'")
+    sets = {"harmless": list(harmless), "harmful": list(harmful)}
+    _check_sets(sets)
+    wanted = _positions(tokenizer, positions)
+    splits = {name: _split(len(prompts), seed) for name, prompts in sets.items()}
+    if clip_quantile:
+        classes = _from_store(
+            model, tokenizer, sets, splits, wanted, clip_quantile, batch_size, progress
+        )
+    else:
+        classes = _streaming(model, tokenizer, sets, splits, wanted, batch_size, progress)
+    low, high = classes["harmless"], classes["harmful"]
+    full = _full_mean(high) - _full_mean(low)
+    means = mx.stack([_full_mean(low), _full_mean(high)])
+    table = _score(low, high)
+    n_layers = int(full.shape[0]) - 1
+    _check_difference(full, means)
+    residual, column = _choose(table["cohens_d"], layer, n_layers)
+    notes = []
+    if min(len(p) for p in sets.values()) < 6:
+        notes.append("fewer than 6 prompts in a class: the layer scores are not held out")
+    return _result(
+        model, tokenizer, full[1:, column], means[:, 1:, column],
+        {name: values[1:, column] for name, values in table.items()},
+        residual - 1, wanted[column], clip_quantile, seed, sets, notes,
+    )  # fmt: skip
+
+
+def _check_sets(sets: dict[str, list[Any]]) -> None:
+    for name, prompts in sets.items():
+        if not prompts:
+            raise InputError(f"the {name} prompt set is empty; expected at least 2 prompts")
+        if len(prompts) < 2:
+            raise InputError(f"the {name} set holds one prompt; expected at least 2")
+    keys = {name: {str(p) for p in prompts} for name, prompts in sets.items()}
+    if keys["harmless"] == keys["harmful"]:
+        raise InputError("the harmful and the harmless set are the same: there is no direction")
+    shared = keys["harmless"] & keys["harmful"]
+    if shared:
+        raise InputError(
+            f"{len(shared)} prompts are in both sets, for example {sorted(shared)[0]!r}; "
+            "a prompt belongs to one class"
+        )
+
+
+def _positions(tokenizer: Any, positions: Any) -> tuple[int, ...]:
+    if positions is None:
+        return (-1,)
+    if isinstance(positions, str):
+        if positions != "post_instruction":
+            raise InputError(
+                f"positions is {positions!r}; expected 'post_instruction', a tuple of negative "
+                "ints or None"
+            )
+        return tuple(post_instruction_positions(tokenizer))
+    wanted = tuple(int(p) for p in positions)
+    if not wanted or max(wanted) >= 0:
+        raise InputError(f"positions {wanted}; expected negative ints counted from the last token")
+    return wanted
+
+
+def _split(count: int, seed: int) -> tuple[list[int], list[int]]:
+    """(fitting, held-out) indices; with fewer than 6 prompts both are all of them."""
+    if count < 6:
+        return list(range(count)), list(range(count))
+    order = np.random.default_rng(seed).permutation(count)
+    third = count // 3
+    return sorted(order[third:].tolist()), sorted(order[:third].tolist())
+
+
+def _streaming(
+    model: nn.Module, tokenizer: Any, sets: dict[str, list[Any]],
+    splits: dict[str, tuple[list[int], list[int]]], positions: tuple[int, ...],
+    batch_size: int | None, progress: Progress | None,
+) -> dict[str, _Class]:  # fmt: skip
+    """Two passes over disjoint prompts: moments of the fitting part give the directions, the
+    held-out part is reduced to its projections on them. Memory does not grow with the prompts."""
+    total = sum(len(p) for p in sets.values())
+    seen = 0
+
+    def run(prompts: list[Any]) -> Any:
+        nonlocal seen
+        for rows, values in stream_activations(
+            model, tokenizer, prompts, positions=positions, batch_size=batch_size
+        ):
+            yield values
+            seen = min(seen + len(rows), total)
+            if progress:
+                progress("measure", seen, total)
+
+    fit = {name: ActivationMoments() for name in sets}
+    for name, prompts in sets.items():
+        for values in run([prompts[i] for i in splits[name][0]]):
+            fit[name].update(values)
+    units = _unit_rows(fit["harmful"].mean - fit["harmless"].mean)
+    found = {}
+    for name, prompts in sets.items():
+        held, projected = ActivationMoments(), []
+        for values in run([prompts[i] for i in splits[name][1]]):
+            held.update(values)
+            projected.append(np.array((values * units).sum(axis=-1)))
+        if len(prompts) < 6:
+            # In-sample scoring: the same prompts were seen twice and count once.
+            held = ActivationMoments()
+        found[name] = _Class(fit[name], held, np.concatenate(projected))
+    return found
+
+
+def _from_store(
+    model: nn.Module, tokenizer: Any, sets: dict[str, list[Any]],
+    splits: dict[str, tuple[list[int], list[int]]], positions: tuple[int, ...],
+    clip_quantile: float, batch_size: int | None, progress: Progress | None,
+) -> dict[str, _Class]:  # fmt: skip
+    """Keep all activations, winsorize them over both classes, then as `_streaming`."""
+    total = sum(len(p) for p in sets.values())
+    offset = 0
+    raw = []
+    for prompts in sets.values():
+        step = (
+            (lambda s, done, n, at=offset: progress("measure", at + done, total))
+            if progress
+            else None
+        )
+        raw.append(
+            collect_activations(
+                model, tokenizer, prompts, positions=positions, batch_size=batch_size, progress=step
+            ).values
+        )
+        offset += len(prompts)
+    clipped = winsorize(mx.concatenate(raw), clip_quantile)
+    counts = [len(p) for p in sets.values()]
+    parts = dict(zip(sets, mx.split(clipped, np.cumsum(counts)[:-1].tolist()), strict=True))
+    fit = {
+        name: ActivationMoments().update(parts[name][mx.array(splits[name][0])]) for name in sets
+    }
+    units = _unit_rows(fit["harmful"].mean - fit["harmless"].mean)
+    found = {}
+    for name in sets:
+        values = parts[name][mx.array(splits[name][1])]
+        held = ActivationMoments()
+        if counts[0] >= 6 and len(sets[name]) >= 6:
+            held.update(values)
+        found[name] = _Class(fit[name], held, np.array((values * units).sum(axis=-1)))
+    return found
+
+
+def _unit_rows(difference: mx.array) -> mx.array:
+    return difference / mx.maximum(mx.linalg.norm(difference, axis=-1, keepdims=True), 1e-30)
+
+
+def _full_mean(part: _Class) -> mx.array:
+    """Mean over all prompts of a class, from its two disjoint parts."""
+    return ActivationMoments().merge(part.fit).merge(part.held).mean
+
+
+def _score(low: _Class, high: _Class) -> dict[str, np.ndarray]:
+    """Per (residual, position) scores on the held-out projections."""
+    negative = low.held_values.astype(np.float64)
+    positive = high.held_values.astype(np.float64)
+    a, b = np.array(_full_mean(low), np.float64), np.array(_full_mean(high), np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return {
+        "gap": measures.gap(negative, positive),
+        "cohens_d": measures.cohens_d(negative, positive),
+        "auc": measures.auc(negative, positive),
+        "cosine": (a * b).sum(-1) / np.maximum(norms, 1e-30),
+        "silhouette": measures.silhouette(negative, positive),
+    }
+
+
+def _check_difference(full: mx.array, means: mx.array) -> None:
+    """At least one layer must tell the classes apart by more than rounding noise."""
+    norms = np.array(mx.linalg.norm(full, axis=-1))[1:]
+    scale = np.array(mx.linalg.norm(means, axis=-1)).max(0)[1:]
+    if not (norms > 1e-6 * scale).any():
+        raise InputError("the class means are equal at every layer: there is no direction")
+
+
+def _choose(table: np.ndarray, layer: Any, n_layers: int) -> tuple[int, int]:
+    """(residual, position column) by held-out Cohen's d; table is (L+1, P)."""
+    if isinstance(layer, str):
+        if layer != "auto":
+            raise InputError(f"layer is {layer!r}; expected 'auto' or a block index")
+        candidates = table[1 : residual_limit(n_layers) + 1]
+        # argmax takes the first of equals: the earlier layer, then the earlier position.
+        row, column = np.unravel_index(int(np.argmax(candidates)), candidates.shape)
+        return int(row) + 1, int(column)
+    if not 0 <= int(layer) < n_layers:
+        raise InputError(f"layer {layer} does not exist; the model has blocks 0 to {n_layers - 1}")
+    return int(layer) + 1, int(np.argmax(table[int(layer) + 1]))
+
+
+def _result(
+    model: nn.Module, tokenizer: Any, raw: mx.array, means: mx.array,
+    table: dict[str, np.ndarray], layer: int, position: int, clip_quantile: float, seed: int,
+    sets: dict[str, list[Any]], notes: list[str],
+) -> DirectionResult:  # fmt: skip
+    norms = mx.linalg.norm(raw, axis=-1)
+    if float(norms[layer]) <= 1e-6 * float(mx.linalg.norm(means[:, layer], axis=-1).max()):
+        raise InputError(
+            f"the class means at the output of block {layer}, position {position}, are equal: "
+            "there is no direction there"
+        )
+    units = _unit_rows(raw)
+    direction = units[layer]
+    along = floats((means[:, layer] * direction).sum(axis=-1))
+    # The seed's score: the gap of mean projections on each layer's own direction.
+    cosine_scores = floats(((means[1] - means[0]) * units).sum(axis=-1))
+    projections = {"harmless": along[0], "harmful": along[1]}
+    middle = (projections["harmless"] + projections["harmful"]) / 2
+    if middle <= 0:
+        notes.append(
+            f"zero is not on the harmless side of the direction (harmless {along[0]:+.2f}, "
+            f"harmful {along[1]:+.2f}): setting the projection to zero may leave refusal in place "
+            "or refuse safe requests; mix the harmless set, or choose another layer"
+        )
+    mx.eval(units, norms, means)
+    return DirectionResult(
+        direction=direction,
+        layer_index=layer,
+        cosine_scores=cosine_scores,
+        d_model=int(raw.shape[-1]),
+        model_path=model_name(tokenizer),
+        directions=units,
+        norms=norms,
+        means=means,
+        projections=projections,
+        scores={name: [float(v) for v in values] for name, values in table.items()},
+        position=position,
+        method="mean_difference",
+        provenance={
+            "seed": seed,
+            "clip_quantile": clip_quantile,
+            "n_harmful": len(sets["harmful"]),
+            "n_harmless": len(sets["harmless"]),
+        },
+        warnings=tuple(notes),
+    )
+
+
+def model_name(tokenizer: Any) -> str:
+    """The tokenizer's name_or_path; a Hub snapshot folder is mapped back to org/name."""
+    name = str(getattr(tokenizer, "name_or_path", "") or "")
+    found = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", name + "/")
+    return f"{found.group(1)}/{found.group(2)}" if found else name

@@ -1,0 +1,144 @@
+"""The measured direction as a frozen value, with save and load.
+
+Knows arrays and one file format.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from vauban._arrays import floats, load_arrays
+from vauban.errors import InputError
+
+_FORMAT = "vauban.direction/1"
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionResult:
+    """Difference in means at every layer, and the one that was chosen.
+
+    Indices: `layer_index` i is the OUTPUT of block i (the tutorial's convention), which is
+    residual i + 1 = `residual_index`. Arrays over layers have L rows, row i for block i's output.
+
+    direction       (d,) unit vector, harmful minus harmless
+    directions      (L, d) unit rows; norms (L,): raw difference = norms[i] * directions[i]
+    means           (2, L, d): harmless, harmful
+    cosine_scores   L values, the seed's gap of mean projections (grows with the residual norm)
+    scores          per-layer lists: gap, cohens_d, auc, cosine, silhouette (held-out prompts)
+    projections     class means along `direction` at the chosen layer, relative to zero
+    """
+
+    direction: mx.array
+    layer_index: int
+    cosine_scores: list[float]
+    d_model: int
+    model_path: str
+    directions: mx.array
+    norms: mx.array
+    means: mx.array
+    projections: dict[str, float]
+    scores: dict[str, list[float]]
+    position: int
+    method: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def residual_index(self) -> int:
+        """The residual that `direction` was measured at: the output of block `layer_index`."""
+        return self.layer_index + 1
+
+    def harmless_mean(self, layer: int) -> mx.array:
+        """(d,) mean residual of the harmless prompts at the output of block `layer`."""
+        if not 0 <= layer < len(self.cosine_scores):
+            raise InputError(
+                f"layer {layer} does not exist; expected 0 to {len(self.cosine_scores) - 1}"
+            )
+        return self.means[0, layer]
+
+    def summary(self) -> str:
+        low, high = self.projections["harmless"], self.projections["harmful"]
+        lines = [
+            f"direction of {self.model_path or 'a model'} by {self.method}: output of block "
+            f"{self.layer_index} (residual {self.residual_index}), position {self.position}, "
+            f"d = {self.d_model}",
+            f"class means along it: harmless {low:+.2f}, harmful {high:+.2f}; "
+            f"Cohen's d {self.scores['cohens_d'][self.layer_index]:.1f}, "
+            f"AUC {self.scores['auc'][self.layer_index]:.3f} on held-out prompts",
+        ]
+        return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "layer_index": self.layer_index,
+            "residual_index": self.residual_index,
+            "position": self.position,
+            "method": self.method,
+            "d_model": self.d_model,
+            "model_path": self.model_path,
+            "norms": floats(self.norms),
+            "cosine_scores": list(self.cosine_scores),
+            "scores": {name: list(values) for name, values in self.scores.items()},
+            "projections": dict(self.projections),
+            "provenance": self.provenance,
+            "warnings": list(self.warnings),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write safetensors with the JSON metadata inside; never overwrites half a file."""
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path.with_name(path.name + ".safetensors")
+        arrays = {
+            "direction": self.direction,
+            "directions": self.directions,
+            "norms": self.norms,
+            "means": self.means,
+        }
+        partial = path.with_name(f".{path.stem}.partial.safetensors")
+        metadata = {"format": _FORMAT, "result": json.dumps(self.to_dict(), sort_keys=True)}
+        mx.save_safetensors(str(partial), arrays, metadata)
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> DirectionResult:
+        """Read what `save` wrote; InputError names what a foreign or damaged file lacks."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"no direction file at {path}")
+        try:
+            arrays, metadata = load_arrays(path)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{path} is no safetensors file: {error}") from error
+        missing = {"direction", "directions", "norms", "means"} - set(arrays)
+        if metadata.get("format") != _FORMAT or missing:
+            raise InputError(f"{path} is no direction file of vauban ({_FORMAT} expected)")
+        facts = json.loads(metadata["result"])
+        layers, size = arrays["directions"].shape
+        if arrays["direction"].shape != (size,) or arrays["means"].shape != (2, layers, size):
+            raise InputError(f"{path}: the arrays' shapes do not fit each other")
+        if not np.isfinite(np.array(arrays["directions"])).all():
+            raise InputError(f"{path}: the directions hold NaN or inf")
+        return cls(
+            direction=arrays["direction"],
+            layer_index=facts["layer_index"],
+            cosine_scores=facts["cosine_scores"],
+            d_model=facts["d_model"],
+            model_path=facts["model_path"],
+            directions=arrays["directions"],
+            norms=arrays["norms"],
+            means=arrays["means"],
+            projections=facts["projections"],
+            scores=facts["scores"],
+            position=facts["position"],
+            method=facts["method"],
+            provenance=facts["provenance"],
+            warnings=tuple(facts["warnings"]),
+        )

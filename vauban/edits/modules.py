@@ -1,0 +1,51 @@
+"""Packed and float forms of the modules that hold writers. Knows mlx modules, no model."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+
+def module_weight(module: nn.Module) -> mx.array:
+    """The matrix in float32 when packed, in its own dtype when not."""
+    if "scales" not in module:
+        return module.weight
+    return unpack(
+        module.weight, module.scales, module.get("biases"), module.group_size, module.bits,
+        getattr(module, "mode", "affine"),
+    )  # fmt: skip
+
+
+def unpack(
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    group_size: int,
+    bits: int,
+    mode: str,
+) -> mx.array:
+    """Dequantize in float32: the kernel rounds to the scales' dtype, so they are upcast first."""
+    if biases is not None:
+        return mx.dequantize(
+            weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size, bits
+        )
+    return mx.dequantize(weight, scales, None, group_size, bits, mode=mode, dtype=mx.float32)
+
+
+def float_module(module: nn.Module) -> nn.Module:
+    """The same module with a float matrix; itself when it has one already."""
+    if "scales" not in module:
+        return module
+    weight = module_weight(module)
+    dtype = module.scales.dtype if module.get("biases") is not None else mx.bfloat16
+    if isinstance(module, nn.QuantizedEmbedding):
+        twin: nn.Module = nn.Embedding(1, 1)
+    elif isinstance(module, QuantizedSwitchLinear):
+        twin = SwitchLinear(1, 1, 1, bias=False)
+    else:
+        twin = nn.Linear(1, 1, bias=False)
+    twin.weight = weight.astype(dtype)
+    if "bias" in module:
+        twin.bias = module.bias
+    return twin

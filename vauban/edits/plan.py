@@ -1,0 +1,361 @@
+"""Plan a cut of a whole model: one low-rank update per residual writer, applied or exported later.
+
+Planning reads shapes and gains, no weights. Knows models through `vauban.models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from vauban.edits.directions import as_basis
+from vauban.edits.lowrank import (
+    NORM_MODES,
+    NormMode,
+    cut_matrix,
+    remove_from_bias,
+    share_left,
+    through_gain,
+)
+from vauban.edits.modules import float_module, module_weight
+from vauban.errors import InputError
+from vauban.interventions import ModuleOutputs
+from vauban.models import Writer, anatomy, forward, residual_writers
+
+_COMPONENTS = {
+    "attention": ("attention", "ssm"),
+    "mlp": ("mlp", "expert", "shared_expert", "other"),
+}
+EmbeddingMode = Literal["auto", "untie", "tied"] | bool
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """W <- W - α U^T (U W) of one writer; `basis` (k, out) holds the gain of a post-norm."""
+
+    path: str
+    layer: int
+    kind: str
+    basis: mx.array
+    alpha: float
+    mode: NormMode
+    bias: bool
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.kind == "embedding"
+
+    def weight(self, weight: mx.array) -> mx.array:
+        """The edited matrix in float32; an embedding's rows are the vectors it writes."""
+        if self.is_embedding:
+            return cut_matrix(weight.T, self.basis, self.alpha, self.mode).T
+        return cut_matrix(weight, self.basis, self.alpha, self.mode)
+
+    def share_left(self, after: mx.array, before: mx.array) -> float:
+        """‖U W'‖/‖U W‖."""
+        if self.is_embedding:
+            after, before = after.T, before.T
+        return share_left(after, before, self.basis)
+
+
+@dataclass(frozen=True, eq=False)
+class Leakage:
+    """What is left: per writer ‖U W'‖/‖U W‖, and at most |d.h|/‖h‖ in the stream."""
+
+    writers: Mapping[str, float]
+    stream: float | None
+
+    @property
+    def worst(self) -> float:
+        return max(self.writers.values(), default=0.0)
+
+    def summary(self) -> str:
+        stream = "" if self.stream is None else f", stream {self.stream:.1e}"
+        return f"direction left: at most {self.worst:.1e} per writer{stream}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"writers": dict(self.writers), "worst": self.worst, "stream": self.stream}
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """A planned edit: nothing is changed until `apply` or `export`.
+
+    `embedding` is what happens to it: "cut" (untied), "untie" (the head keeps the old matrix),
+    "tied" (the shared matrix is cut, the head changes with it) or "kept".
+    """
+
+    updates: tuple[Update, ...]
+    basis: mx.array
+    embedding: Literal["cut", "untie", "tied", "kept"]
+    head_path: str | None
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...]
+    _model: Any = None
+
+    def virtual(self) -> tuple[ModuleOutputs, ...]:
+        """The same change at run time: give it to `generate`, `forward` or `evaluate`.
+
+        Raises InputError for a norm mode, whose factors act on the inputs.
+        """
+        if any(u.mode for u in self.updates):
+            raise InputError(
+                f"norm_preserve={self.settings['norm_preserve']!r} has no run-time form yet; "
+                "evaluate the exported folder, or plan without it"
+            )
+        if self.embedding == "tied":
+            raise InputError(
+                "this model's head shares the embedding matrix for good, so cutting it changes "
+                "the head, which no output change expresses; use embedding=False, or apply() it"
+            )
+        return (ModuleOutputs({u.path: (u.basis, u.alpha) for u in self.updates}),)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Edit `model` in place and return it. Packed writers become float modules."""
+        modules = dict(model.named_modules())
+        if self.embedding == "untie":
+            _untie(model, modules)
+        for update in self.updates:
+            module = modules[update.path]
+            edited = float_module(module)
+            edited.weight = update.weight(edited.weight).astype(edited.weight.dtype)
+            if update.bias and "bias" in edited:
+                edited.bias = remove_from_bias(edited.bias, update.basis, update.alpha).astype(
+                    edited.bias.dtype
+                )
+            mx.eval(edited.parameters())
+            if edited is not module:
+                model.update_modules(tree_unflatten([(update.path, edited)]))
+        for name in ("_vauban_anatomy", "_vauban_check", "_vauban_batches"):
+            if hasattr(model, name):
+                object.__setattr__(model, name, None)
+        return model
+
+    def leakage(self, model: nn.Module | None = None) -> Leakage:
+        """Share of the direction left per writer, and in the stream on a fixed probe text.
+
+        Analytic: each edited matrix is computed in float32, measured and dropped. The stream is
+        read under the run-time cut at every residual; where no run-time form exists it is None.
+        """
+        model = model if model is not None else self._model
+        modules = dict(model.named_modules())
+        writers = {}
+        for update in self.updates:
+            before = module_weight(modules[update.path])
+            writers[update.path] = update.share_left(update.weight(before), before)
+        runnable = self.embedding != "tied" and not any(u.mode for u in self.updates)
+        return Leakage(writers, self.stream_leak(model) if runnable else None)
+
+    def stream_leak(self, model: nn.Module | None = None) -> float:
+        """Largest |D h|/‖h‖ over all residuals and tokens of a probe under the run-time cut."""
+        model = model if model is not None else self._model
+        tokens = (mx.arange(24)[None] * 7919 + 13) % min(anatomy(model).vocabulary, 50_000)
+        out = forward(model, tokens, positions="all", interventions=self.virtual(), logits=False)
+        assert out.residual is not None
+        h = out.residual.astype(mx.float32)
+        share = mx.linalg.norm(h @ self.basis.T, axis=-1) / mx.linalg.norm(h, axis=-1)
+        return float(share.max())
+
+    def write(self, model_path: str | Path, folder: Path, precision: str | None = None) -> Any:
+        """Write the edited checkpoint of `model_path` into `folder`; an `ExportReport`."""
+        from vauban.export import write_plan
+
+        return write_plan(self, model_path, folder, precision)
+
+    def export(
+        self,
+        model_path: str | Path,
+        output_dir: str | Path,
+        precision: str | None = None,
+        force: bool = False,
+    ) -> Any:
+        """Write a complete folder that `mlx_lm.load` opens, and read back what is left in it."""
+        from vauban.export import export_plan
+
+        return export_plan(self, model_path, output_dir, precision, force)
+
+    def summary(self) -> str:
+        kinds: dict[str, int] = {}
+        for update in self.updates:
+            kinds[update.kind] = kinds.get(update.kind, 0) + 1
+        counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        lines = [
+            f"cut of {self.basis.shape[0]} direction(s) from {len(self.updates)} writers "
+            f"({counts}), alpha {self.settings['alpha']}, embedding {self.embedding}"
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "settings": dict(self.settings),
+            "embedding": self.embedding,
+            "directions": int(self.basis.shape[0]),
+            "writers": [
+                {"path": u.path, "layer": u.layer, "kind": u.kind, "alpha": u.alpha}
+                for u in self.updates
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def plan_cut(
+    model: nn.Module,
+    direction_or_basis: Any,
+    *,
+    layers: str | int | Iterable[int] = "all",
+    alpha: float = 1.0,
+    layer_weights: Mapping[int, float] | None = None,
+    norm_preserve: NormMode = None,
+    components: Iterable[str] = ("attention", "mlp"),
+    embedding: EmbeddingMode = "auto",
+    biases: bool = True,
+) -> EditPlan:
+    """Plan W <- W - α u (u^T W) for every residual writer of the chosen blocks.
+
+    `direction_or_basis`: (d,), (k, d) or a `DirectionResult`; normalised on entry. u is the
+    direction, or normalize(g ∘ d) where a post-norm with gain g stands behind the writer.
+    `components` chooses "attention" (with SSM and conv writers) and "mlp" (with all experts).
+    `embedding` "auto": cut it when untied; untie where the mlx-lm class has a switch, so that the
+    head keeps its matrix; else cut the shared matrix and say so. False keeps it, "untie" and
+    "tied" ask for one of the two, True means "auto". Negative α strengthens the direction.
+
+    Raises InputError for a direction of the wrong size, an unknown option or a block out of
+    range; ArchitectureError for a block without a writer.
+
+    >>> import mlx.core as mx, vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> plan = vauban.plan_cut(model, mx.random.normal((128,)))
+    >>> plan.leakage().worst < 1e-5
+    True
+    """
+    parts = anatomy(model)
+    basis = as_basis(direction_or_basis, "plan_cut", parts.d_model)
+    chosen = _block_set(layers, parts.n_layers)
+    kinds = _kinds(components)
+    if norm_preserve is not None and norm_preserve not in NORM_MODES:
+        raise InputError(
+            f"norm_preserve is {norm_preserve!r}; expected None or one of {NORM_MODES}"
+        )
+    writers = residual_writers(model)
+    _check_biases(writers, biases)
+    updates, notes = [], []
+    for writer in writers[1:]:
+        if writer.layer not in chosen or writer.kind not in kinds:
+            continue
+        updates.append(
+            Update(
+                writer.path,
+                writer.layer,
+                writer.kind,
+                through_gain(basis, writer.gain),
+                alpha * (layer_weights or {}).get(writer.layer, 1.0),
+                norm_preserve,
+                writer.bias,
+            )
+        )
+    if not updates:
+        raise InputError(f"no writer is left to cut: layers {sorted(chosen)}, kinds {kinds}")
+    if alpha != 1.0 and any(w.gain is not None for w in writers):
+        notes.append("behind a post-norm only alpha 1 is exact; other values are approximate")
+    how = _embedding_mode(model, embedding, whole=len(chosen) == parts.n_layers)
+    if how != "kept":
+        first = writers[0]
+        updates.insert(0, Update(first.path, -1, "embedding", basis, alpha, norm_preserve, False))
+    if how == "tied":
+        notes.append("the head shares the embedding for good: cutting it changes the head as well")
+    settings = {
+        "layers": sorted(chosen),
+        "alpha": alpha,
+        "layer_weights": dict(layer_weights or {}),
+        "norm_preserve": norm_preserve,
+        "components": list(components),
+        "biases": biases,
+    }
+    return EditPlan(tuple(updates), basis, how, parts.head_path, settings, tuple(notes), model)
+
+
+def _block_set(layers: Any, n_layers: int) -> set[int]:
+    if isinstance(layers, str):
+        if layers != "all":
+            raise InputError(f"layers is {layers!r}; expected 'all', an int or a list of ints")
+        return set(range(n_layers))
+    chosen = {int(layers)} if isinstance(layers, int) else {int(i) for i in layers}
+    outside = sorted(i for i in chosen if not 0 <= i < n_layers)
+    if outside or not chosen:
+        given = f"block {outside[0]} does not exist" if outside else "layers is empty"
+        raise InputError(f"{given}; the model has blocks 0 to {n_layers - 1}")
+    return chosen
+
+
+def _kinds(components: Iterable[str]) -> set[str]:
+    names = [components] if isinstance(components, str) else list(components)
+    unknown = [c for c in names if c not in _COMPONENTS]
+    if unknown or not names:
+        raise InputError(f"components {unknown or names}; expected some of {tuple(_COMPONENTS)}")
+    return {kind for name in names for kind in _COMPONENTS[name]}
+
+
+def _check_biases(writers: list[Writer], biases: bool) -> None:
+    with_bias = [w.path for w in writers if w.bias]
+    if with_bias and not biases:
+        raise InputError(
+            f"{with_bias[0]} has a bias that writes the direction too; biases=False would leave it"
+        )
+
+
+def has_untie_switch(model: nn.Module) -> bool:
+    """Whether the class can carry its own head: `args.tie_word_embeddings` and an `lm_head`."""
+    import inspect
+
+    args = getattr(model, "args", None)
+    return hasattr(args, "tie_word_embeddings") and "self.lm_head" in inspect.getsource(type(model))
+
+
+def _embedding_mode(
+    model: nn.Module, embedding: EmbeddingMode, *, whole: bool
+) -> Literal["cut", "untie", "tied", "kept"]:
+    if embedding not in ("auto", "untie", "tied", True, False):
+        raise InputError(f"embedding is {embedding!r}; expected 'auto', 'untie', 'tied' or False")
+    if embedding is False or (embedding == "auto" and not whole):
+        return "kept"
+    if not anatomy(model).tied:
+        return "cut"
+    if embedding == "tied":
+        return "tied"
+    if has_untie_switch(model):
+        return "untie"
+    if embedding == "untie":
+        raise InputError(
+            f"{type(model).__module__} has no switch to untie its head; use embedding='tied'"
+        )
+    return "tied"
+
+
+def _untie(model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Give the head its own copy of the embedding matrix, in its own packing."""
+    embedding = anatomy(model).embedding
+    model.lm_head = head_from_embedding(embedding)
+    model.args.tie_word_embeddings = False
+    modules["lm_head"] = model.lm_head
+
+
+def head_from_embedding(embedding: nn.Module) -> nn.Module:
+    """A linear head that computes `embedding.as_linear`."""
+    if isinstance(embedding, nn.QuantizedEmbedding):
+        head = nn.QuantizedLinear(
+            32, 32, bias=False, group_size=embedding.group_size, bits=embedding.bits,
+            mode=getattr(embedding, "mode", "affine"),
+        )  # fmt: skip
+        for name in ("weight", "scales", "biases"):
+            if name in embedding:
+                head[name] = embedding[name]
+        return head
+    plain = nn.Linear(1, 1, bias=False)
+    plain.weight = embedding.weight
+    return plain

@@ -1,0 +1,157 @@
+"""safetensors as a stream: headers, raw bytes, one tensor at a time. Knows files, no models.
+
+Format: 8 bytes little-endian header length, a JSON header {name: dtype, shape, data_offsets},
+then the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from vauban.errors import InputError
+from vauban.models import check_safetensors
+
+_DTYPES = {
+    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16",
+    mx.uint32: "U32", mx.int32: "I32", mx.uint64: "U64", mx.int64: "I64",
+    mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32",
+}  # fmt: skip
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: byte range [start, end) of `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, in pieces of at most 16 MB."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            left = self.end - self.start
+            while left:
+                piece = stream.read(min(left, _CHUNK))
+                if not piece:
+                    raise InputError(f"{self.file} ended {left} bytes early")
+                left -= len(piece)
+                yield piece
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A tensor to write: its header facts, and a function that yields its bytes when asked."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[bytes]]
+
+    @property
+    def nbytes(self) -> int:
+        return _size(self.dtype) * int(np.prod(self.shape, dtype=np.int64))
+
+
+def _size(dtype: str) -> int:
+    return 1 if dtype == "BOOL" or dtype.startswith("F8") else int(dtype.lstrip("BFIU")) // 8
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint folder (`model*.safetensors`), by name."""
+    found: dict[str, Stored] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        header = check_safetensors(file)
+        with file.open("rb") as stream:
+            base = 8 + struct.unpack("<Q", stream.read(8))[0]
+        for name, facts in header.items():
+            if name == "__metadata__":
+                continue
+            if name in found:
+                raise InputError(f"{name} is in both {found[name].file.name} and {file.name}")
+            start, end = facts["data_offsets"]
+            found[name] = Stored(
+                file, facts["dtype"], tuple(facts["shape"]), base + start, base + end
+            )
+    return found
+
+
+def copied(name: str, stored: Stored) -> Entry:
+    """An entry whose bytes are those of a stored tensor."""
+    return Entry(name, stored.dtype, stored.shape, stored.chunks)
+
+
+def computed(
+    name: str, shape: tuple[int, ...], dtype: mx.Dtype, make: Callable[[], mx.array]
+) -> Entry:
+    """An entry that is computed when it is written, and dropped afterwards."""
+
+    def chunks() -> Iterator[bytes]:
+        value = make()
+        if tuple(value.shape) != shape or value.dtype != dtype:
+            raise InputError(f"{name} became {value.dtype} {value.shape}; expected {dtype} {shape}")
+        if mx.issubdtype(dtype, mx.floating) and not bool(mx.isfinite(value).all()):
+            raise InputError(f"{name} holds NaN or inf; nothing was written")
+        yield to_bytes(value)
+
+    return Entry(name, stored_dtype(dtype), shape, chunks)
+
+
+def stored_dtype(dtype: mx.Dtype) -> str:
+    """The name safetensors has for an mlx dtype."""
+    if dtype not in _DTYPES:
+        raise InputError(f"safetensors cannot hold {dtype}")
+    return _DTYPES[dtype]
+
+
+def to_bytes(value: mx.array) -> bytes:
+    """Little-endian bytes of an array; NumPy has no bfloat16, so it passes as uint16."""
+    if value.dtype == mx.bfloat16:
+        value = value.view(mx.uint16)
+    return np.ascontiguousarray(np.array(value)).tobytes()
+
+
+def write_safetensors(path: Path, entries: list[Entry], metadata: dict[str, str]) -> str:
+    """Write entries one after the other and return the file's SHA-256."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    offset = 0
+    for entry in entries:
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.nbytes],
+        }
+        offset += entry.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Readers map the data; keep it aligned to 8 bytes as the reference writer does.
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as stream:
+
+        def put(piece: bytes) -> None:
+            stream.write(piece)
+            digest.update(piece)
+
+        put(struct.pack("<Q", len(text)) + text)
+        for entry in entries:
+            written = 0
+            for piece in entry.chunks():
+                put(piece)
+                written += len(piece)
+            if written != entry.nbytes:
+                raise InputError(f"{entry.name} came to {written} bytes; expected {entry.nbytes}")
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest.hexdigest()

@@ -1,0 +1,40 @@
+"""A low-rank change at the output of named modules: the run-time form of a weight edit.
+
+Knows module paths as text and arrays; computes no weights and knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleOutputs:
+    """For each module path: y <- y - α U^T U y with U (k, out) row-orthonormal.
+
+    Cutting what a writer puts out equals cutting its weight and its bias:
+    (W - α u u^T W) x + (b - α u u^T b) = y - α u (u^T y).
+    """
+
+    factors: Mapping[str, tuple[mx.array, float]]
+
+    def change(
+        self, site: str, layer: int, n_layers: int, prefill: bool
+    ) -> Callable[[mx.array], mx.array] | None:
+        """Nothing happens at stream sites; the change belongs to the modules."""
+        return None
+
+    def output_change(self, path: str) -> Callable[[mx.array], mx.array] | None:
+        """The function for the output of the module at `path`, None where it is left alone."""
+        if path not in self.factors:
+            return None
+        basis, alpha = self.factors[path]
+
+        def cut(y: mx.array) -> mx.array:
+            x = y.astype(mx.float32)
+            return (x - alpha * (x @ basis.T) @ basis).astype(y.dtype)
+
+        return cut

@@ -1,0 +1,157 @@
+"""Where things are in an mlx-lm model: trunk, embedding, blocks, final norm, head, branch terms.
+
+Found by rule from the module tree, not by family name. Knows modules; runs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
+
+from vauban.errors import ArchitectureError
+
+_EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+_NORM_NAMES = ("norm", "final_layernorm", "final_norm", "ln_f", "norm_f", "embedding_norm")
+_POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_mlp_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The parts that a forward pass needs, by path as in `model.named_modules()`."""
+
+    trunk: nn.Module
+    embedding_path: str
+    embedding: nn.Module
+    layers: tuple[nn.Module, ...]
+    layer_paths: tuple[str, ...]
+    norm: nn.Module | None
+    head_path: str | None
+    d_model: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One of the terms that a block adds to the stream, and the module that puts it out.
+
+    `multiplier` stands between that module and the stream (Granite, MiniCPM).
+    """
+
+    layer: int
+    site: str
+    path: str
+    module: nn.Module
+    multiplier: float
+
+
+def embedding_size(embedding: nn.Module) -> tuple[int, int]:
+    """(vocabulary, d) of a plain or packed embedding."""
+    if isinstance(embedding, nn.QuantizedEmbedding):
+        return int(embedding.weight.shape[0]), int(embedding.dims)
+    return int(embedding.weight.shape[0]), int(embedding.weight.shape[1])
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Find the parts of `model`. Raises ArchitectureError when it has no embedding or no blocks."""
+    known = getattr(model, "_vauban_anatomy", None)
+    if known is not None and known.embedding is _by_path(model, known.embedding_path):
+        return known
+    layers = tuple(getattr(model, "layers", None) or ())
+    if not layers:
+        raise ArchitectureError(
+            f"{type(model).__name__} has no `layers`: it is not a language model of mlx-lm"
+        )
+    paths = {id(module): path for path, module in model.named_modules()}
+    missing = [i for i, layer in enumerate(layers) if id(layer) not in paths]
+    if missing:
+        raise ArchitectureError(
+            f"{type(model).__name__}: blocks {missing[:3]} are in `layers` but not in the tree"
+        )
+    trunk_path, trunk, embedding_name = _trunk(model, layers)
+    prefix = f"{trunk_path}." if trunk_path else ""
+    embedding = trunk[embedding_name]
+    vocabulary, d_model = embedding_size(embedding)
+    norm = next((trunk[n] for n in _NORM_NAMES if isinstance(trunk.get(n), nn.Module)), None)
+    head = next(
+        (path for path, _ in model.named_modules() if path.split(".")[-1] == "lm_head"), None
+    )
+    found = Anatomy(
+        trunk=trunk,
+        embedding_path=f"{prefix}{embedding_name}",
+        embedding=embedding,
+        layers=layers,
+        layer_paths=tuple(paths[id(layer)] for layer in layers),
+        norm=norm,
+        head_path=head,
+        d_model=d_model,
+        vocabulary=vocabulary,
+        tied=head is None,
+    )
+    # An attribute of the object, not an entry of the module's dict: no parameter tree sees it.
+    object.__setattr__(model, "_vauban_anatomy", found)
+    return found
+
+
+def _by_path(model: nn.Module, path: str) -> Any:
+    node: Any = model
+    for part in path.split("."):
+        try:
+            node = node[int(part)] if part.isdigit() else node[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return node
+
+
+def _trunk(model: nn.Module, layers: tuple[nn.Module, ...]) -> tuple[str, nn.Module, str]:
+    """The module that owns both a text embedding and the blocks.
+
+    Of several embeddings the one with the largest vocabulary is the text embedding (position and
+    type embeddings are small).
+    """
+    for path, module in model.named_modules():
+        names = [n for n, child in module.items() if isinstance(child, _EMBEDDINGS)]
+        owns = any(
+            isinstance(child, list) and any(entry is layers[0] for entry in child)
+            for child in module.values()
+        )
+        if names and owns:
+            return path, module, max(names, key=lambda n: embedding_size(module[n])[0])
+    raise ArchitectureError(
+        f"{type(model).__name__}: no module owns both an embedding and the list of blocks"
+    )
+
+
+def post_norms(layer: nn.Module) -> dict[str, str]:
+    """Which norm of a block stands between a term and the stream: {"attention": name, "mlp": name}.
+
+    `post_attention_layernorm` is a trap: in Llama it precedes the MLP, in Gemma 2/3, OLMo 2/3 and
+    EXAONE 4 it follows the attention. It follows exactly where the MLP has a post-norm too and the
+    block has no `post_self_attn_layernorm` (GLM-4).
+    """
+    found: dict[str, str] = {}
+    mlp = next((name for name in _POST_MLP if name in layer), None)
+    if mlp:
+        found["mlp"] = mlp
+    for name in ("post_self_attn_layernorm", "post_mixer_norm"):
+        if name in layer:
+            found["attention"] = name
+    if mlp and "attention" not in found and "post_attention_layernorm" in layer:
+        found["attention"] = "post_attention_layernorm"
+    return found
+
+
+def multiplier(layer: nn.Module) -> float:
+    """The scalar between a block's terms and the stream, 1.0 where there is none."""
+    if isinstance(getattr(layer, "residual_multiplier", None), int | float):
+        return float(layer.residual_multiplier)
+    depth, blocks = getattr(layer, "scale_depth", None), getattr(layer, "num_hidden_layers", None)
+    if isinstance(depth, int | float) and isinstance(blocks, int):
+        return float(depth) / blocks**0.5
+    return 1.0

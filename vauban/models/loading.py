@@ -1,0 +1,299 @@
+"""Open a model folder or a Hub id, check it before it is used, and choose the dtype it runs in.
+
+Knows folders, mlx-lm's loader and memory; knows no prompts. safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from vauban import _backend
+from vauban._arrays import flat_parameters
+from vauban._paths import data_dir
+from vauban.errors import InputError, ModelError
+from vauban.models.anatomy import anatomy
+
+_KINDS = ("dense", "moe", "4bit")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a report says of a model; bytes as loaded."""
+
+    path: str
+    model_type: str
+    n_layers: int
+    d_model: int
+    dtype: str
+    stored_dtype: str
+    quantization: str | None
+    parameters: int
+    bytes: int
+    converted: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """The machine as MLX sees it; memory in bytes; `openblas` None where it does not matter."""
+
+    name: str
+    backend: str
+    memory_total: int
+    memory_available: int
+    openblas: bool | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def organism_path(kind: str = "dense") -> Path:
+    """The bundled model organism: "dense", "moe" or "4bit". A folder that mlx_lm.load opens."""
+    if kind not in _KINDS:
+        raise InputError(f"organism kind is {kind!r}; expected one of {', '.join(_KINDS)}")
+    path = data_dir() / "organism" / kind
+    if not (path / "config.json").is_file():
+        raise InputError(f"the bundled organism is missing from {path}; reinstall vauban")
+    return path
+
+
+def device_info() -> DeviceInfo:
+    """The device MLX computes on, its memory, and whether OpenBLAS serves a Linux CPU."""
+    gpu = mx.default_device() == mx.Device(mx.gpu)
+    backend = "cpu"
+    if gpu:
+        backend = "metal" if mx.metal.is_available() else "cuda"
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = _available_memory(total)
+    name = "CPU"
+    if gpu:
+        facts = mx.device_info()
+        name = str(facts.get("device_name", backend))
+        total = int(facts.get("max_recommended_working_set_size", total) or total)
+        available = max(0, total - mx.get_active_memory())
+    elif sys.platform.startswith("linux"):
+        name = f"CPU, {len(os.sched_getaffinity(0))} cores"
+    blas = _backend.openblas_loaded if backend == "cpu" and sys.platform == "linux" else None
+    return DeviceInfo(name, backend, total, available, blas)
+
+
+def _available_memory(total: int) -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return total // 2
+
+
+def load(path_or_repo: str | Path, **options: Any) -> tuple[nn.Module, Any]:
+    """(model, tokenizer) of a local folder or a Hub id, through `mlx_lm.load`.
+
+    `options` go to mlx_lm.load (adapter_path, revision, trust_remote_code, ...). On a CPU back end
+    half-precision weights run in float32 when 4 bytes per parameter fit in half of the free
+    memory; packed weights stay packed. Raises ModelError naming what is missing, broken or NaN.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> len(model.layers) > 2
+    True
+    """
+    _backend.check_backend()
+    import mlx_lm
+
+    folder = model_folder(path_or_repo, revision=options.get("revision"))
+    check_folder(folder)
+    options.pop("revision", None)
+    try:
+        model, tokenizer = cast(Any, mlx_lm.load(str(folder), **options))
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise ModelError(f"mlx-lm cannot load {path_or_repo}: {error}") from error
+    _check_finite(model, path_or_repo)
+    stored = _float_dtype(model)
+    converted = mx.default_device() == mx.Device(mx.cpu) and _run_in_float32(model)
+    parts = anatomy(model)
+    config = json.loads((folder / "config.json").read_text())
+    packed = config.get("quantization") or config.get("quantization_config")
+    info = ModelInfo(
+        path=str(path_or_repo),
+        model_type=str(config.get("model_type", "unknown")),
+        n_layers=parts.n_layers,
+        d_model=parts.d_model,
+        dtype=_float_dtype(model),
+        stored_dtype=stored,
+        quantization=_quantization_label(packed),
+        parameters=_count(model),
+        bytes=sum(int(p.nbytes) for p in flat_parameters(model).values()),
+        converted=converted,
+    )
+    object.__setattr__(model, "_vauban_info", info)
+    object.__setattr__(model, "_vauban_folder", folder)
+    return model, tokenizer
+
+
+def describe(model: nn.Module) -> ModelInfo:
+    """The `ModelInfo` of a model, whoever loaded it."""
+    known = getattr(model, "_vauban_info", None)
+    if known is not None:
+        return known
+    parts = anatomy(model)
+    packed = [m for _, m in model.named_modules() if "scales" in m]
+    dtype = _float_dtype(model)
+    return ModelInfo(
+        path="(in memory)",
+        model_type=str(getattr(model, "model_type", type(model).__name__)),
+        n_layers=parts.n_layers,
+        d_model=parts.d_model,
+        dtype=dtype,
+        stored_dtype=dtype,
+        quantization=f"{packed[0].bits}-bit" if packed else None,
+        parameters=_count(model),
+        bytes=sum(int(p.nbytes) for p in flat_parameters(model).values()),
+        converted=False,
+    )
+
+
+def model_folder(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a path or a Hub id (downloaded through huggingface_hub's cache)."""
+    path = Path(path_or_repo).expanduser()
+    if path.exists():
+        if not path.is_dir():
+            raise ModelError(f"{path} is a file; expected a model folder or a Hub id (org/name)")
+        return path
+    text = str(path_or_repo)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ModelError(f"no model folder at {text}; expected a folder or a Hub id (org/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [
+        "*.json",
+        "*.safetensors",
+        "*.py",
+        "*.model",
+        "*.tiktoken",
+        "*.txt",
+        "*.jsonl",
+        "*.jinja",
+    ]
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot get {text} from the Hub: {first}") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder without config, with an unknown type or with broken safetensors."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise ModelError(
+            f"{folder} has no config.json; expected an MLX or Hugging Face model folder"
+        )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{config_file} is not JSON: {error}") from error
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise ModelError(f"{config_file} names no model_type; mlx-lm cannot tell what it is")
+    files = sorted(folder.glob("model*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
+            raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
+    if not files:
+        raise ModelError(f"{folder} has no model*.safetensors; only safetensors are read")
+    for file in files:
+        check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file; ModelError when its sizes do not add up."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        if length < 2 or length > min(size - 8, 100_000_000):
+            raise ModelError(f"{file} is truncated or no safetensors file ({size} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ModelError(f"{file} has a broken header: {error}") from error
+    end = max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
+    if 8 + length + end != size:
+        raise ModelError(
+            f"{file} holds {size} bytes, its header promises {8 + length + end}; truncated?"
+        )
+    return header
+
+
+def _check_finite(model: nn.Module, source: Any) -> None:
+    for name, value in flat_parameters(model).items():
+        # Reductions read each tensor once; NaN and inf both fail the comparison.
+        if mx.issubdtype(value.dtype, mx.floating) and not bool(mx.isfinite(value).all()):
+            raise ModelError(f"{source}: weight {name} holds NaN or inf")
+
+
+def _float_dtype(model: nn.Module) -> str:
+    """The dtype that most floating parameters have."""
+    sizes: dict[str, int] = {}
+    for value in flat_parameters(model).values():
+        if mx.issubdtype(value.dtype, mx.floating):
+            name = str(value.dtype).removeprefix("mlx.core.")
+            sizes[name] = sizes.get(name, 0) + int(value.size)
+    return max(sizes, key=lambda n: sizes[n]) if sizes else "none"
+
+
+def _run_in_float32(model: nn.Module) -> bool:
+    """Half precision runs 36 times slower than float32 on MLX's CPU back end."""
+    flat = flat_parameters(model).values()
+    half = [v for v in flat if v.dtype in (mx.float16, mx.bfloat16)]
+    needed = 4 * sum(int(v.size) for v in flat)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not half or needed > _available_memory(total) / 2:
+        return False
+    model.update(
+        tree_map(
+            lambda v: v.astype(mx.float32) if v.dtype in (mx.float16, mx.bfloat16) else v,
+            model.parameters(),
+        )
+    )
+    mx.eval(model.parameters())
+    return True
+
+
+def _count(model: nn.Module) -> int:
+    """Parameters of the unpacked model; scales and offsets of packed weights do not count."""
+    total = 0
+    for _, module in model.named_modules():
+        packed = "scales" in module
+        for name, value in module.items():
+            if not isinstance(value, mx.array) or (packed and name in ("scales", "biases")):
+                continue
+            factor = 32 / int(module.bits) if packed and name == "weight" else 1
+            total += int(value.size * factor)
+    return total
+
+
+def _quantization_label(packed: Any) -> str | None:
+    if not isinstance(packed, dict):
+        return None
+    bits, group = packed.get("bits"), packed.get("group_size")
+    if bits is None:
+        return str(packed.get("quant_method", "packed"))
+    mode = packed.get("mode", "affine")
+    return f"{bits}-bit {mode} g{group}"

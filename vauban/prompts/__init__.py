@@ -1,0 +1,43 @@
+"""Prompts: sets and files, sources such as Hub data sets, and the one way to token ids.
+
+The first room of the house: it knows no model and no arrays.
+"""
+
+from vauban.prompts.chat import (
+    common_prefix,
+    encode_chat,
+    has_chat_template,
+    post_instruction_positions,
+    strip_thinking,
+)
+from vauban.prompts.sets import (
+    LabelledPrompt,
+    ModelPrompts,
+    default_eval_path,
+    default_preservation_path,
+    default_prompt_paths,
+    default_surface_path,
+    load_labelled_prompts,
+    load_prompts,
+    model_prompt_sets,
+)
+from vauban.prompts.sources import DatasetRef, resolve_prompts
+
+__all__ = [
+    "DatasetRef",
+    "LabelledPrompt",
+    "ModelPrompts",
+    "common_prefix",
+    "default_eval_path",
+    "default_preservation_path",
+    "default_prompt_paths",
+    "default_surface_path",
+    "encode_chat",
+    "has_chat_template",
+    "load_labelled_prompts",
+    "load_prompts",
+    "model_prompt_sets",
+    "post_instruction_positions",
+    "resolve_prompts",
+    "strip_thinking",
+]

@@ -1,0 +1,284 @@
+"""Chat templating and tokenisation: the one path from a prompt to token ids.
+
+Knows tokenizers (mlx-lm's wrapper and bare transformers ones) by what they can do and imports
+neither; knows no model and no arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vauban.errors import InputError, VaubanWarning
+
+Message = Mapping[str, Any]
+"""One turn: {"role": "user" | "assistant" | "system" | ..., "content": text}."""
+
+# The three ways prompts end. Pre-tokenizers merge punctuation with a following newline and
+# letters not, so a suffix that all three share is there for every prompt.
+_SENTINELS = ("Name one river in Peru", "Is seven a prime number?", "Write a line about snow.")
+
+_FIXED_ARGUMENTS = ("tokenize", "return_dict", "return_tensors", "padding", "truncation")
+
+# Opening and closing marks of reasoning, as in mlx-lm's list; the last is OpenAI's harmony.
+_THINKING_MARKS = (
+    ("<think>", "</think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<|think:start|>", "<|think:end|>"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+
+# Kimi and DeepSeek call the switch `thinking`; `message.thinking` is a field and no switch.
+_THINKING_VARIABLE = re.compile(r"(?<![.\w])thinking\s+is\s|\b(?:if|and|or|not)\s+thinking\b")
+
+_told_without_template: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def encode_chat(
+    tokenizer: Any, prompt_or_messages: str | Sequence[Message], **template_args: Any
+) -> list[int]:
+    """Token ids of a conversation, ready for the model to answer.
+
+    The model's chat template is applied once, with the generation prompt (left out when the
+    last message is the assistant's), and special tokens appear once even when both template and
+    tokenizer write them. A template that knows `enable_thinking` (or `thinking`) gets False
+    unless the caller passes a value. Without a chat template the contents are encoded as plain
+    text, joined by blank lines, and a `VaubanWarning` says so once per tokenizer.
+
+    Args:
+        tokenizer: mlx-lm's `TokenizerWrapper` or a transformers tokenizer.
+        prompt_or_messages: one user message as text, or a list of messages.
+        template_args: passed to the template: `enable_thinking`, `add_generation_prompt`,
+            `continue_final_message`, `tools`, ...
+
+    Raises:
+        InputError: messages of the wrong form, or a template that rejects them.
+
+    Example, with `tokenizer` from `vauban.load`:
+
+        encode_chat(tokenizer, "How do I sharpen a chisel?")
+        encode_chat(tokenizer, [{"role": "system", "content": "Be brief."},
+                                {"role": "user", "content": "Name a river."}])
+    """
+    messages = _as_messages(prompt_or_messages)
+    for name in _FIXED_ARGUMENTS:
+        if name in template_args:
+            raise InputError(
+                f"encode_chat always returns one list of token ids; leave out {name!r}."
+            )
+    if has_chat_template(tokenizer) or template_args.get("chat_template"):
+        encoded = _apply_template(tokenizer, messages, template_args)
+    else:
+        _tell_without_template(tokenizer)
+        encoded = tokenizer.encode("\n\n".join(_plain_content(turn) for turn in messages))
+    token_ids = _single_bos(_flat_ids(encoded), getattr(tokenizer, "bos_token_id", None))
+    if not token_ids:
+        raise InputError(f"{_shown(prompt_or_messages)} gives no tokens; the prompt is empty.")
+    return token_ids
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer can format a conversation, by a Jinja template or in Python."""
+    known = getattr(tokenizer, "has_chat_template", None)  # mlx-lm's wrapper knows
+    if known is not None:
+        return bool(known)
+    return getattr(tokenizer, "chat_template", None) is not None or _has_own_renderer(tokenizer)
+
+
+def post_instruction_positions(tokenizer: Any, **template_args: Any) -> tuple[int, ...]:
+    """Positions of the tokens that the template puts behind every user message.
+
+    They are counted from the end: (-5, -4, -3, -2, -1) for ChatML. Sentinel messages are
+    encoded and the longest common suffix of their token ids is taken; ids and not strings,
+    because tokens may merge across the end of the message (Arditi et al. 2024,
+    arXiv 2406.11717, section 2.3). (-1,) for a model without a chat template.
+
+    Raises:
+        InputError: the template writes the same tokens whatever the user says.
+    """
+    if not has_chat_template(tokenizer) and not template_args.get("chat_template"):
+        return (-1,)
+    rows = [encode_chat(tokenizer, text, **template_args)[::-1] for text in _SENTINELS]
+    if all(row == rows[0] for row in rows):
+        raise InputError(
+            f"the chat template of {_name_of(tokenizer)} leaves out the user's message; "
+            "pass another one with chat_template=..."
+        )
+    shared = max(_shared_length(rows), 1)
+    return tuple(range(-shared, 0))
+
+
+def common_prefix(token_lists: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all lists share, at most one less than the shortest has.
+
+    One token of every list is left over, so that each still yields logits of its own.
+
+    >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]]), common_prefix([[1, 2], [1, 2]])
+    (2, 1)
+    """
+    if not token_lists:
+        return 0
+    shortest = min(map(len, token_lists))
+    return max(min(_shared_length(token_lists), shortest - 1), 0)
+
+
+def strip_thinking(text: str) -> str:
+    """The answer without the reasoning block in front of it.
+
+    Takes off complete blocks, a block that was cut off before its end (nothing is left then),
+    and a block whose opening mark stands in the prompt, so that only the closing one is seen.
+
+    >>> strip_thinking("<think>The user greets me.</think> Hello!")
+    'Hello!'
+    >>> strip_thinking("<think>The user wants")
+    ''
+    >>> strip_thinking("The user greets me.</think>Hello!")
+    'Hello!'
+    """
+    if not any(text.lstrip().startswith(opening) for opening, _ in _THINKING_MARKS):
+        for opening, closing in _THINKING_MARKS:
+            before, found, after = text.partition(closing)
+            if found and opening not in before:
+                text = after.lstrip()
+                break
+    remaining = True
+    while remaining:
+        remaining = False
+        for opening, closing in _THINKING_MARKS:
+            if text.lstrip().startswith(opening):
+                text = text.partition(closing)[2].lstrip()
+                remaining = True
+    return text
+
+
+def _as_messages(given: str | Sequence[Message]) -> list[dict[str, Any]]:
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not isinstance(given, Sequence) or not given:
+        raise InputError(
+            f"expected a text or a list of messages that is not empty, given {_shown(given)}."
+        )
+    messages = []
+    for number, turn in enumerate(given):
+        if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
+            raise InputError(
+                f"message {number} is {_shown(turn)}; "
+                'expected a mapping with role and content, like {"role": "user", "content": "Hi"}.'
+            )
+        messages.append(dict(turn))
+    return messages
+
+
+def _apply_template(
+    tokenizer: Any, messages: list[dict[str, Any]], template_args: dict[str, Any]
+) -> Any:
+    options = dict(template_args)
+    if not options.get("continue_final_message"):
+        options.setdefault("add_generation_prompt", messages[-1]["role"] != "assistant")
+    switch = _thinking_switch(tokenizer, options.get("chat_template"))
+    if switch and not options.keys() & {"enable_thinking", "thinking"}:
+        options[switch] = False
+    if not callable(getattr(tokenizer, "_chat_template", None)):
+        # transformers 5 returns a BatchEncoding otherwise; templates in Python reject the word.
+        options["return_dict"] = False
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=True, **options)
+    except Exception as error:  # templates raise jinja2's errors and, in Python, any other
+        roles = ", ".join(str(turn["role"]) for turn in messages)
+        raise InputError(
+            f"the chat template of {_name_of(tokenizer)} rejects a conversation with the roles "
+            f"{roles}: {error}. Many templates know no system role or want user and assistant "
+            "in turn; put instructions into the first user message."
+        ) from error
+
+
+def _thinking_switch(tokenizer: Any, template: Any = None) -> str | None:
+    """The argument that turns reasoning off in this tokenizer's template, None if it has none."""
+    if callable(getattr(tokenizer, "_chat_template", None)):  # mlx-lm's templates in Python
+        return "enable_thinking"
+    template = template or getattr(tokenizer, "chat_template", None) or ""
+    texts = template.values() if isinstance(template, Mapping) else [template]
+    if any("enable_thinking" in str(text) for text in texts):
+        return "enable_thinking"
+    if any(_THINKING_VARIABLE.search(str(text)) for text in texts):
+        return "thinking"
+    if _has_own_renderer(tokenizer):
+        accepted = inspect.signature(_bare(tokenizer).apply_chat_template).parameters
+        for name in ("enable_thinking", "thinking"):
+            if name in accepted:
+                return name
+    return None
+
+
+def _bare(tokenizer: Any) -> Any:
+    """The transformers tokenizer inside mlx-lm's wrapper, or the tokenizer itself."""
+    # transformers' fast tokenizers have a `_tokenizer` too (the Rust one), but no `_chat_template`.
+    return tokenizer._tokenizer if hasattr(tokenizer, "_chat_template") else tokenizer
+
+
+def _has_own_renderer(tokenizer: Any) -> bool:
+    method = getattr(type(_bare(tokenizer)), "apply_chat_template", None)
+    return method is not None and not method.__qualname__.startswith("PreTrainedTokenizerBase.")
+
+
+def _plain_content(turn: dict[str, Any]) -> str:
+    if not isinstance(turn["content"], str):
+        raise InputError(
+            f"a model without a chat template takes texts only, given {_shown(turn['content'])}."
+        )
+    return turn["content"]
+
+
+def _tell_without_template(tokenizer: Any) -> None:
+    bare = _bare(tokenizer)
+    if bare in _told_without_template:
+        return
+    with contextlib.suppress(TypeError):  # an object that cannot be weakly referenced
+        _told_without_template.add(bare)
+    warnings.warn(
+        f"{_name_of(tokenizer)} has no chat template: prompts are encoded as plain text. "
+        "For a chat model, take one whose tokenizer brings its template.",
+        VaubanWarning,
+        stacklevel=3,
+    )
+
+
+def _flat_ids(encoded: Any) -> list[int]:
+    """One list of ints from whatever a tokenizer returns: list, batch of one, BatchEncoding."""
+    if hasattr(encoded, "keys"):
+        encoded = encoded["input_ids"]
+    if len(encoded) and hasattr(encoded[0], "__len__"):
+        encoded = encoded[0]
+    return [int(token) for token in encoded]
+
+
+def _single_bos(token_ids: list[int], bos: int | None) -> list[int]:
+    start = 0
+    while bos is not None and token_ids[start : start + 2] == [bos, bos]:
+        start += 1
+    return token_ids[start:]
+
+
+def _shared_length(rows: Sequence[Sequence[int]]) -> int:
+    shared = 0
+    for column in zip(*rows, strict=False):
+        if any(token != column[0] for token in column):
+            break
+        shared += 1
+    return shared
+
+
+def _name_of(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", None) or type(_bare(tokenizer)).__name__
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
