@@ -109,12 +109,10 @@ class EditPlan:
                 f"norm_preserve={self.settings['norm_preserve']!r} has no run-time form yet; "
                 "evaluate the exported folder, or plan without it"
             )
-        if self.embedding == "tied":
-            raise InputError(
-                "this model's head shares the embedding matrix for good, so cutting it changes "
-                "the head, which no output change expresses; use embedding=False, or apply() it"
-            )
-        return (ModuleOutputs({u.path: (u.basis, u.alpha) for u in self.updates}),)
+        shared = {u.path for u in self.updates if u.is_embedding and self.embedding == "tied"}
+        return (
+            ModuleOutputs({u.path: (u.basis, u.alpha) for u in self.updates}, frozenset(shared)),
+        )
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Edit `model` in place and return it. Packed writers become float modules."""
@@ -149,7 +147,7 @@ class EditPlan:
         for update in self.updates:
             before = module_weight(modules[update.path])
             writers[update.path] = update.share_left(update.weight(before), before)
-        runnable = self.embedding != "tied" and not any(u.mode for u in self.updates)
+        runnable = not any(u.mode for u in self.updates)
         return Leakage(writers, self.stream_leak(model) if runnable else None)
 
     def stream_leak(self, model: nn.Module | None = None) -> float:

@@ -17,9 +17,13 @@ class ModuleOutputs:
 
     Cutting what a writer puts out equals cutting its weight and its bias:
     (W - α u u^T W) x + (b - α u u^T b) = y - α u (u^T y).
+
+    `tied` names embeddings whose matrix is the head as well: there the head's input is changed in
+    the same way, E' h = (E - α E u u^T) h = E (h - α u (u^T h)).
     """
 
     factors: Mapping[str, tuple[mx.array, float]]
+    tied: frozenset[str] = frozenset()
 
     def change(
         self, site: str, layer: int, n_layers: int, prefill: bool

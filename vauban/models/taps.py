@@ -59,9 +59,10 @@ def stream_changes(
     }
 
 
-def _swap(module: nn.Module, call: Callable[..., Any]) -> None:
+def _swap(module: nn.Module, **methods: Callable[..., Any]) -> None:
     cls = type(module)
-    module.__class__ = type(f"Tapped{cls.__name__}", (cls,), {"__call__": call})
+    names = {f"__{n}__" if n == "call" else n: method for n, method in methods.items()}
+    module.__class__ = type(f"Tapped{cls.__name__}", (cls,), names)
 
 
 def _output_tap(
@@ -80,7 +81,17 @@ def _output_tap(
             return (step(head * factor) / factor, *rest)
         return step(out * factor) / factor if factor != 1.0 else step(out)
 
-    _swap(module, call)
+    _swap(module, call=call)
+
+
+def _head_tap(embedding: nn.Module, step: Change) -> None:
+    """A tied head reads `step(h)`. The class is the swapped one already, restored with it."""
+    cls = type(embedding)
+
+    def as_linear(self: Any, h: mx.array) -> mx.array:
+        return cls.as_linear(self, step(h))  # type: ignore[attr-defined]
+
+    _swap(embedding, as_linear=as_linear)
 
 
 @contextmanager
@@ -139,6 +150,9 @@ def _tap_modules(
             remember(module)
             step = compose([cut.output_change(path) for cut in cuts])
             _output_tap(module, {True: step, False: step}, stream)
+            shared = compose([cut.output_change(path) for cut in cuts if path in cut.tied])
+            if shared is not None:
+                _head_tap(module, shared)
     if wanted:
         raise InputError(f"the model has no module {sorted(wanted)[0]}; was this plan made for it?")
 
@@ -207,4 +221,4 @@ def _tap_blocks(
                 stream.residuals.append(head)
             return head if rest is None else (head, *rest)
 
-        _swap(layer, call)
+        _swap(layer, call=call)
