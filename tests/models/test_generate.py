@@ -1,0 +1,117 @@
+"""Generation: batches, prefix reuse and interventions against one prompt at a time."""
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import make_prompt_cache
+
+import vauban
+from tests.conftest import TINY, random_tokens
+from vauban.interventions import Add
+from vauban.models import generate_tokens, shared_prefix
+from vauban.models.generate import uneven_batches
+
+
+def greedy(model: Any, tokens: list[int], count: int, eos: frozenset[int]) -> list[int]:
+    """mlx-lm's own cached forward, one prompt, argmax."""
+    cache = make_prompt_cache(model)
+    logits = model(mx.array([tokens]), cache=cache)[:, -1]
+    answer: list[int] = []
+    while len(answer) < count:
+        token = int(mx.argmax(logits[0]))
+        if token in eos:
+            break
+        answer.append(token)
+        logits = model(mx.array([[token]]), cache=cache)[:, -1]
+    return answer
+
+
+def prompts(prefix: int) -> list[list[int]]:
+    head = random_tokens(1, max(prefix, 1), seed=9)[0].tolist()[:prefix]
+    return [head + random_tokens(1, n, seed=n)[0].tolist() for n in (3, 9, 9, 5, 14)]
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("prefix", [0, 7])
+def test_batched_answers_equal_single_ones(tiny: Any, name: str, prefix: int) -> None:
+    model = tiny(name)
+    lists = prompts(prefix)
+    first = [greedy(model, t, 6, frozenset()) for t in lists]
+    # An end token that some rows meet early and others never: rows leave the batch.
+    eos = frozenset({first[1][2]})
+    expected = [greedy(model, t, 6, eos) for t in lists]
+    assert generate_tokens(model, lists, eos=eos, max_tokens=6) == expected
+    assert generate_tokens(model, lists, eos=eos, max_tokens=6, batch_size=2) == expected
+
+
+def test_the_shared_prefix_is_found() -> None:
+    assert shared_prefix([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]]) == 2
+    assert shared_prefix([[1, 2], [1, 2, 3]]) == 1
+    assert shared_prefix([[1, 2, 3], [1, 2, 3]], keep=3) == 0
+    assert shared_prefix([[1], [2]]) == 0
+
+
+def test_uneven_batches_are_proved_before_use(tiny: Any) -> None:
+    assert uneven_batches(tiny("llama")).ok
+    check = uneven_batches(tiny("gemma3_text"))
+    assert not check.ok and "plain key-value" in check.reason
+
+
+def test_addition_at_prompt_positions_stops_with_the_prompt(tiny: Any) -> None:
+    """Under positions="prompt" a decoded token is read without the addition."""
+    model = tiny("llama")
+    tokens = random_tokens(1, 8)[0].tolist()
+    step = 8.0 * mx.random.normal((64,), key=mx.random.key(5))
+    found = {}
+    for where in ("all", "prompt"):
+        change = [Add(step, 1.0, 2, where)]
+        found[where] = generate_tokens(
+            model, [tokens], eos=frozenset(), max_tokens=4, interventions=change
+        )[0]
+    # By hand: the prompt with the addition, then plain decoding on the filled cache.
+    cache = make_prompt_cache(model)
+    out = vauban.forward(
+        model, mx.array([tokens]), cache=cache, interventions=[Add(step, 1.0, 2)], logits="last"
+    )
+    logits, by_hand = out.logits[:, -1], []
+    for _ in range(4):
+        by_hand.append(int(mx.argmax(logits[0])))
+        logits = model(mx.array([[by_hand[-1]]]), cache=cache)[:, -1]
+    assert found["prompt"] == by_hand
+    assert found["all"][0] == by_hand[0] and found["all"] != by_hand
+
+
+def test_sampling_is_seeded_and_free_of_the_batch_size(tiny: Any) -> None:
+    model = tiny("llama")
+    lists = prompts(0)
+    run = {
+        (seed, size): generate_tokens(
+            model, lists, eos=frozenset(), max_tokens=5, temperature=1.0, seed=seed, batch_size=size
+        )
+        for seed in (0, 1)
+        for size in (1, 5)
+    }
+    assert run[0, 1] == run[0, 5]
+    assert run[0, 1] != run[1, 1]
+
+
+def test_bad_arguments(tiny: Any) -> None:
+    with pytest.raises(vauban.InputError, match="max_tokens"):
+        generate_tokens(tiny("llama"), [[1]], eos=frozenset(), max_tokens=0)
+    with pytest.raises(vauban.InputError, match="no tokens"):
+        generate_tokens(tiny("llama"), [[1], []], eos=frozenset())
+    with pytest.raises(vauban.InputError, match="temperature"):
+        generate_tokens(tiny("llama"), [[1]], eos=frozenset(), temperature=-1.0)
+
+
+def test_generate_agrees_with_mlx_lm_on_the_organism(organism: Any, organism_prompts: Any) -> None:
+    import mlx_lm
+
+    model, tokenizer = organism
+    texts = organism_prompts["eval-harmful"][:3] + organism_prompts["eval-task"][:3]
+    found = vauban.generate(model, tokenizer, texts, max_tokens=24)
+    for text, answer in zip(texts, found, strict=True):
+        prompt = vauban.encode_chat(tokenizer, text)
+        own = mlx_lm.generate(model, tokenizer, prompt, max_tokens=24)
+        assert answer == own.strip()
