@@ -51,7 +51,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
-            "query_pre_attn_scalar": 16.0,
+            "query_pre_attn_scalar": 16,
         },
     ),
     "olmo2": ("olmo2", {}),
@@ -72,7 +72,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text": (
         "gemma3_text",
-        {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16.0},
+        {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
     ),
 }
 

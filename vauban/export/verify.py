@@ -113,7 +113,7 @@ def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -
         expected = max(expected, abs(1.0 - entry["alpha"]))
     edited = set(left)
     files = {
-        f.name: hashlib.file_digest(f.open("rb"), "sha256").hexdigest()
+        f.name: _sha256(f)
         for f in sorted(folder.glob("model*.safetensors"))
     }
     present = residual_writers(written.model)
@@ -132,6 +132,11 @@ def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -
         files=files,
         bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
     )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _identical(source: Source, written: Source, edited: set[str]) -> bool:
