@@ -96,13 +96,8 @@ revision=None)
                 raise InputError(f"{text}: {pair!r} is not of the form key=value.")
             # unquote, not parse_qs: "+" joins splits ("train+test") and is no blank here.
             options[key] = unquote(value)
-        if "limit" in options:
-            try:
-                options["limit"] = int(options["limit"])
-            except ValueError as error:
-                raise InputError(
-                    f"{text}: limit has to be a positive whole number, given {options['limit']!r}."
-                ) from error
+        if options.get("limit", "").isdecimal():  # anything else is refused by __post_init__
+            options["limit"] = int(options["limit"])
         return cls._from_options(repo_id, options, text)
 
     @classmethod

@@ -1,0 +1,56 @@
+# The two commands of the README: `make demo` and `make test`. Each needs Python 3.11 or newer only.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# One back end for mlx: none to choose on macOS (Metal), on Linux the CPU unless VAUBAN_BACKEND
+# says cuda12 or cuda13.
+ifeq ($(shell uname -s),Linux)
+VAUBAN_BACKEND ?= cpu
+BACKEND := $(VAUBAN_BACKEND)
+else
+BACKEND :=
+endif
+comma := ,
+DEMO_EXTRAS := $(if $(BACKEND),[$(BACKEND)])
+TEST_EXTRAS := [$(if $(BACKEND),$(BACKEND)$(comma))test]
+DOCS_EXTRAS := [$(if $(BACKEND),$(BACKEND)$(comma))docs]
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/.demo
+	$(BIN)/vauban demo --force
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "installing vauban into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.$(DEMO_EXTRAS)'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	@echo "installing vauban into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.$(TEST_EXTRAS)'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	@echo "installing vauban into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.$(DOCS_EXTRAS)'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vauban needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) site dist vauban-demo

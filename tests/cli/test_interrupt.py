@@ -1,0 +1,57 @@
+"""Interruptions and a full disk: one line, the right exit code, nothing left behind."""
+
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+FLAGS = ("demo", "-o", "out", "--max-tokens", "16", "--num-prompts", "8")
+
+
+@pytest.mark.parametrize(
+    ("after", "number"),
+    [
+        ("  plan ", signal.SIGINT),
+        ("measure ", signal.SIGINT),
+        ("evaluate ", signal.SIGINT),
+        ("  plan ", signal.SIGTERM),
+    ],
+)
+def test_an_interrupted_run_leaves_nothing(tmp_path, environment, after, number):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vauban", *FLAGS],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(after):
+            process.send_signal(number)
+            break
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.strip() == "vauban: interrupted; nothing half-written is left."
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_leaves_nothing(tmp_path, environment):
+    # A limit on the size of files stops the writer in the middle of the weights, as a full disk
+    # does.
+    done = subprocess.run(
+        [sys.executable, "-m", "vauban", *FLAGS],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "room" in done.stderr or "full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,91 @@
+"""The smaller verbs: help, init, validate, doctor, and the single stages one after the other."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from vauban.cli import main
+from vauban.cli.parsers import VERBS
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_no_arguments_gives_three_commands_to_copy(capsys):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("  vauban ") for line in lines) == 3
+
+
+def test_a_reader_that_leaves_early_ends_it_quietly(environment):
+    command = f"{shlex.quote(sys.executable)} -m vauban --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    said = subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert said.stderr == "" and said.stdout.startswith("usage: vauban")
+
+
+def test_an_encoding_without_greek_letters_is_no_error(environment, tmp_path):
+    for name in ("bad", "good"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} α\n", encoding="utf-8")
+    (tmp_path / "α.toml").write_text('[model]\npath = "org/name"\n[data]\nharmful = "bad.txt"\n')
+    said = subprocess.run(
+        [sys.executable, "-m", "vauban", "--validate", "α.toml"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 0 and "?.toml is valid" in said.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(capsys, verb):
+    assert main([verb, "--help"]) == 0
+    assert f"vauban {verb}" in capsys.readouterr().out
+
+
+def test_init_then_validate(capsys, tmp_path, organism_folder):
+    assert main(["init", "study.toml", "--model", str(organism_folder)]) == 0
+    assert "vauban --validate study.toml" in capsys.readouterr().out
+    assert main(["--validate", "study.toml"]) == 0
+    said = capsys.readouterr().out
+    assert "is valid" in said and "128 prompts" in said
+    assert main(["init", "study.toml"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["--validate", "study.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["configuration"]["cut"]["alpha"] == 1.0
+
+
+def test_doctor_shows_machine_and_writers(capsys, organism_folder):
+    assert main(["doctor", str(organism_folder)]) == 0
+    said = capsys.readouterr().out
+    assert "mlx-lm" in said and "down_proj" in said and "o_proj" in said
+    assert main(["doctor", str(organism_folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    layers = {writer["layer"] for writer in found["model"]["writers"]}
+    assert layers == set(range(-1, found["model"]["info"]["n_layers"]))
+    assert found["model"]["forward"]["ok"]
+
+
+def test_measure_cut_evaluate_one_after_the_other(capsys, organism_folder, tmp_path):
+    model = ["--model", str(organism_folder)]
+    assert main(["measure", *model, "-o", "refusal.safetensors"]) == 0
+    said = capsys.readouterr().out
+    assert " *" in said and "vauban cut" in said
+    assert main(["measure", *model, "-o", "refusal.safetensors"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["cut", *model, "--direction", "refusal.safetensors", "-o", "out"]) == 0
+    capsys.readouterr()
+    limits = ["--max-tokens", "24", "--num-prompts", "12"]
+    assert main(["evaluate", *model, "--modified", "out", *limits, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["refusal_rate_original"] >= 0.9
+    assert figures["refusal_rate_modified"] <= 0.2
+    assert figures["num_prompts"] == 12

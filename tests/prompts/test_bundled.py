@@ -1,0 +1,142 @@
+"""The bundled sets: what the documentation promises about them."""
+
+import json
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from vauban.prompts import (
+    default_eval_path,
+    default_preservation_path,
+    default_prompt_paths,
+    default_surface_path,
+    load_labelled_prompts,
+    load_prompts,
+)
+
+HARMFUL, HARMLESS = default_prompt_paths()
+PATHS = {
+    "harmful": HARMFUL,
+    "harmless": HARMLESS,
+    "eval": default_eval_path(),
+    "surface": default_surface_path(),
+    "preservation": default_preservation_path(),
+}
+# Words that carry no subject; two requests are near-duplicates when the others agree.
+COMMON_WORDS = (
+    "a an the to of in on for i my me how do what is and that it so with can explain help write "
+    "give tell way best from who at by without"
+)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def words(prompt: str) -> list[str]:
+    return re.findall(r"\w+", prompt.lower())
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "count"),
+    [
+        ("harmful", {"prompt", "category"}, 128),
+        ("harmless", {"prompt", "kind"}, 128),
+        ("eval", {"prompt", "label", "kind", "category"}, 160),
+        ("surface", {"prompt", "label", "category", "style", "language"}, 144),
+        ("preservation", {"prompt", "category"}, 64),
+    ],
+)
+def test_counts_and_keys(name: str, keys: set[str], count: int) -> None:
+    assert len(load_prompts(PATHS[name])) == count
+    assert all(set(row) == keys for row in rows(PATHS[name]))
+    assert all(value == value.strip() != "" for row in rows(PATHS[name]) for value in row.values())
+
+
+def test_the_harmless_set_mixes_how_to_requests_and_tasks_throughout() -> None:
+    kinds = [row["kind"] for row in rows(HARMLESS)]
+    assert Counter(kinds) == {"how-to": 64, "task": 64}
+    assert Counter(kinds[:32]) == {"how-to": 16, "task": 16}
+
+
+def test_every_start_of_the_harmful_set_is_diverse() -> None:
+    categories = [row["category"] for row in rows(HARMFUL)]
+    assert len(set(categories)) == 18 and max(Counter(categories).values()) <= 9
+    assert len(set(categories[:32])) == 18
+
+
+def test_the_evaluation_set_starts_with_its_harmful_prompts() -> None:
+    labelled = load_labelled_prompts(PATHS["eval"])
+    assert [row.label for row in labelled] == ["harmful"] * 64 + ["harmless"] * 96
+    assert Counter(row.kind for row in labelled if row.label == "harmless") == {
+        "how-to": 32,
+        "task": 32,
+        "contrast": 32,
+    }
+    assert all((row.kind == "harmful") == (row.label == "harmful") for row in labelled)
+    assert len({row.category for row in labelled[:20]}) >= 16
+
+
+def test_the_surface_set_fills_every_cell_evenly() -> None:
+    labelled = load_labelled_prompts(PATHS["surface"])
+    cells = Counter((row.language, row.style, row.label) for row in labelled)
+    assert len(cells) == 4 * 6 * 2 and set(cells.values()) == {3}
+    assert {row.language for row in labelled} == {"en", "fr", "de", "es"}
+    of_label = {(row.category, row.label) for row in labelled}
+    assert len(of_label) == 12
+    assert set(Counter(row.category for row in labelled).values()) == {12}
+
+
+def test_the_preservation_set_covers_its_subjects() -> None:
+    counts = Counter(row["category"] for row in rows(PATHS["preservation"]))
+    assert set(counts) == {"mathematics", "code", "reasoning", "languages", "facts", "writing"}
+    assert min(counts.values()) >= 10
+
+
+def test_no_sentence_stands_twice() -> None:
+    seen = Counter(" ".join(words(text)) for path in PATHS.values() for text in load_prompts(path))
+    assert [text for text, count in seen.items() if count > 1] == []
+
+
+def test_evaluation_and_measuring_share_no_near_duplicates() -> None:
+    content = {
+        name: [
+            (text, set(words(text)) - set(words(COMMON_WORDS)))
+            for text in load_prompts(PATHS[name])
+        ]
+        for name in PATHS
+    }
+    close = [
+        (one, two)
+        for a, b in combinations(PATHS, 2)
+        if {a, b} != {"harmful", "harmless"}  # these hold twins on purpose
+        for one, left in content[a]
+        for two, right in content[b]
+        if len(left & right) >= 0.4 * len(left | right)
+    ]
+    assert close == []
+
+
+def test_form_does_not_separate_the_classes() -> None:
+    harmful, harmless = load_prompts(HARMFUL), load_prompts(HARMLESS)
+    lengths = [mean(len(text.split()) for text in texts) for texts in (harmful, harmless)]
+    assert abs(lengths[0] - lengths[1]) < 1.5
+    questions = [mean(text.endswith("?") for text in texts) for texts in (harmful, harmless)]
+    assert abs(questions[0] - questions[1]) < 0.1
+    openings = [Counter(words(text)[0] for text in texts) for texts in (harmful, harmless)]
+    assert sum((openings[0] & openings[1]).values()) >= 0.75 * len(harmful)
+
+
+def test_the_care_rules_hold() -> None:
+    barred = re.compile(
+        r"\b(sex\w*|porn\w*|nude\w*|rape\w*|child\w*|kids?|teen\w*|schoolgirls?|suicid\w*|"
+        r"self-harm|nuclear|uranium|nerve agent|sarin|anthrax|ricin|bioweapon\w*|"
+        r"ignore (all |the )?previous|jailbreak\w*)\b",
+        re.IGNORECASE,
+    )
+    found = [text for path in PATHS.values() for text in load_prompts(path) if barred.search(text)]
+    assert found == []

@@ -1,0 +1,123 @@
+"""The command line: which verb was asked for, what it prints, how it ends.
+
+Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 130 interrupted. Every verb imports
+what it needs by itself, so that `vauban --help` answers at once.
+"""
+
+import errno
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from vauban.errors import InputError, VaubanError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `vauban` with these arguments (the process's own by default); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # The tokenizers' and the Hub's own chatter has no place among our lines.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show "α" or "–" gets a question mark, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        with _TerminationAsInterrupt():
+            code = _dispatch(arguments)
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing half-written is left.", 130, arguments)
+    except InputError as error:
+        return _fail(str(error), 2, arguments)
+    except VaubanError as error:
+        return _fail(str(error), 1, arguments)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python would complain once more on closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        return _fail(_os_message(error), 2, arguments)
+    except SystemExit as leaving:  # argparse: help asked for, or wrong usage
+        return leaving.code if isinstance(leaving.code, int) else 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from vauban.cli import parsers
+
+    if not arguments:
+        print(parsers.short_help())
+        return 0
+    name = arguments[0]
+    if name in parsers.VERBS:
+        options = parsers.verb_parser(name).parse_args(arguments[1:])
+        return _handler(name)(options)
+    options = parsers.main_parser().parse_args(arguments)
+    return _handler("validate" if options.validate else "target")(options)
+
+
+def _handler(name: str) -> Callable[..., int]:
+    if name in ("demo", "target"):
+        from vauban.cli import run
+
+        return run.demo if name == "demo" else run.target
+    if name in ("init", "validate"):
+        from vauban.cli import configuration
+
+        return configuration.init if name == "init" else configuration.validate
+    if name == "doctor":
+        from vauban.cli import doctor
+
+        return doctor.doctor
+    from vauban.cli import stages
+
+    handlers: dict[str, Callable[..., int]] = {
+        "measure": stages.measure,
+        "cut": stages.cut,
+        "evaluate": stages.evaluate,
+    }
+    return handlers[name]
+
+
+def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
+    print(f"vauban: {message}", file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+    return code
+
+
+def _os_message(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in _NO_ROOM:
+        return f"{place}no room left on the disk; nothing was kept. Free some space or change -o."
+    return f"{place}{error.strerror or error}"
+
+
+class _TerminationAsInterrupt:
+    """Lets SIGTERM clean up like Ctrl-C: half-written folders are removed on the way out."""
+
+    def __enter__(self) -> None:
+        self._before = None
+        # Signal handlers belong to the main thread; elsewhere (a notebook) they are left alone.
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._interrupt)
+        except ValueError:
+            return
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    @staticmethod
+    def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt

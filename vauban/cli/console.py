@@ -1,0 +1,233 @@
+"""What leaves the process: lines, tables and progress, for a terminal, a log or a JSON reader.
+
+A terminal gets colour and moving bars; anything else gets plain lines without control
+characters. With --json everything meant for people goes to stderr. It knows no figures.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vauban.report import aligned, seconds
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+Report = Callable[[str, int, int], None]
+
+
+class Console:
+    """Where a verb says what it has to say."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.stream: TextIO = sys.stderr if as_json else sys.stdout
+        self.rich: Any = None
+        if self.stream.isatty() and os.environ.get("TERM") != "dumb":
+            from rich.console import Console as RichConsole
+
+            self.rich = RichConsole(file=self.stream, highlight=False)
+
+    @property
+    def width(self) -> int:
+        """How wide a line of text may be: the terminal's width, 100 elsewhere."""
+        return min(self.rich.width, 120) if self.rich else 100
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """One line, in a style where there is a terminal."""
+        if self.rich:
+            self.rich.print(text, style=style, markup=False)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def command(self, text: str) -> None:
+        """A command to copy: never broken into lines of our own."""
+        if self.rich:
+            self.rich.print(f"  {text}", style="bold", markup=False, soft_wrap=True)
+        else:
+            self.line(f"  {text}")
+
+    def warning(self, text: str) -> None:
+        self.line(f"warning: {text}", "yellow")
+
+    def pairs(self, title: str | None, rows: Sequence[tuple[str, str]]) -> None:
+        """A list of name and text: a panel if it has a title, or plain aligned lines."""
+        width = max(len(name) for name, _ in rows)
+        if not self.rich:
+            if title:
+                self.line(title)
+            for name, text in rows:
+                self.line(f"{'  ' if title else ''}{name:<{width}}  {text}")
+            return
+        from rich.panel import Panel
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="cyan", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, text in rows:
+            grid.add_row(name, Text(text))
+        panel = Panel(grid, title=title, title_align="left", border_style="dim", expand=False)
+        self.rich.print(panel if title else grid)
+
+    def grid(self, headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> None:
+        """A table whose first `texts` columns are text and whose others are figures."""
+        if not self.rich:
+            for line in aligned(headings, rows, texts):
+                self.line(line)
+            return
+        from rich import box
+        from rich.table import Table
+
+        # A terminal of 80 columns has room for the before/after table, but not for its margins.
+        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+        roomy = sum(widths) + 3 * len(widths) <= self.rich.width
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            header_style="bold",
+            padding=(0, 1) if roomy else 0,
+            show_edge=False,
+        )
+        for i, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if i < texts else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.rich.print(table)
+
+    def document(self, value: Any) -> None:
+        """The one JSON document of --json, on stdout."""
+        if self.as_json:
+            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+    @contextmanager
+    def progress(self) -> Iterator[Report]:
+        """A callable for the library's `progress`; warnings raised meanwhile become lines."""
+        stages: _PlainStages | _BarStages
+        stages = _BarStages(self.rich) if self.rich else _PlainStages(self)
+        with _warnings_as_lines(self), stages:
+            yield stages
+
+
+class _PlainStages:
+    """One line for each stage, when it is over."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage: str | None = None
+        self._began = 0.0
+        self._total = 0
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._finish()
+            self._stage, self._began = stage, time.monotonic()
+        self._total = total
+        # Anything said right after a single step belongs below its line.
+        if done >= total <= 1:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._stage is None:
+            return
+        span = seconds(time.monotonic() - self._began)
+        amount = _amount(self._total) if self._total > 1 else ""
+        self._console.line(f"{self._stage:<20}  {amount:>8}  {span:>10}")
+        self._stage = None
+
+
+class _BarStages:
+    """A bar for each stage, with the time left while it runs and the time taken afterwards."""
+
+    def __init__(self, console: Any) -> None:
+        self._bars = _bars(console)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        self._bars.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._close()
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._close()
+            self._tasks[stage] = self._bars.add_task(stage, total=total, over=total <= 1)
+        # A stage of many steps goes on behind its last one (scores, likelihoods) until the next.
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def _close(self) -> None:
+        """The stage before is over once the next one begins; its clock stops then."""
+        for task in self._bars.tasks:
+            if not task.fields["over"]:
+                self._bars.update(task.id, completed=task.total, over=True, span=task.elapsed)
+                self._bars.stop_task(task.id)
+
+
+def _bars(console: Any) -> "Bars":
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            if task.total is None or task.total <= 1:
+                return Text("")
+            return Text(f"{_amount(int(task.completed))}/{_amount(int(task.total))}", "dim")
+
+    class Clock(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            elapsed = task.elapsed or 0.0
+            if task.fields["over"] and task.finished:
+                return Text(seconds(task.fields.get("span") or task.finished_time or 0.0), "green")
+            if task.finished or task.time_remaining is None:
+                return Text(seconds(elapsed), "dim")
+            return Text(f"{seconds(task.time_remaining)} left", "cyan")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28, complete_style="cyan", finished_style="green"),
+        Amount(),
+        Clock(),
+        console=console,
+    )
+
+
+def _amount(count: int) -> str:
+    """A count; bytes and other large numbers are shortened."""
+    for limit, unit in ((10**9, "G"), (10**6, "M")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)
+
+
+@contextmanager
+def _warnings_as_lines(console: Console) -> Iterator[None]:
+    """Python's warnings in our own words: one line, no file name, no source line."""
+    before = warnings.showwarning
+
+    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        from vauban.errors import VaubanWarning
+
+        # Deprecations of the libraries below us are for developers, not for this terminal.
+        if issubclass(category, VaubanWarning):
+            console.warning(str(message))
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

@@ -1,0 +1,149 @@
+"""`vauban doctor`: what this machine offers and, with a model, what its layers look like.
+
+Reads and reports; changes nothing.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vauban.cli import show
+from vauban.cli.console import Console
+from vauban.models import Writer, device_info, residual_writers
+from vauban.pipeline.provenance import system, versions
+from vauban.pipeline.stages import Opened, open_model
+from vauban.report import byte_size
+
+_CURE = (
+    "not loaded: float32 on this CPU runs about 60 times slower. "
+    "Install it (Debian, Ubuntu: apt-get install libopenblas0) and start again."
+)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Report on the machine and, if one is named, on a model."""
+    console = Console(as_json=options.json)
+    device = device_info()
+    here = system()
+    rows = [
+        ("system", f"{here['system']} {here['release']}, {here['machine']}"),
+        ("device", show.device_line(device)),
+        ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
+        ("python", sys.executable),
+    ]
+    if device.openblas is not None:
+        rows.append(("OpenBLAS", _openblas(device.openblas)))
+    console.pairs("this machine", rows)
+    found: dict[str, Any] = {"system": here, "device": asdict(device), "versions": versions()}
+    if options.model:
+        with console.progress() as progress:
+            opened = open_model(options.model, progress=progress)
+        found["model"] = _model(console, opened)
+    console.document(found)
+    return 0
+
+
+def _openblas(loaded: bool) -> str:
+    if loaded:
+        return "loaded before mlx"
+    return "turned off by VAUBAN_BLAS=0" if os.environ.get("VAUBAN_BLAS") == "0" else _CURE
+
+
+def _model(console: Console, opened: Opened) -> dict[str, Any]:
+    writers = residual_writers(opened.model)
+    # Cutting and writing go tensor by tensor: one writer in float32 is all that comes on top.
+    working = max(4 * math.prod(writer.shape) for writer in writers)
+    console.pairs(
+        "model",
+        [
+            *show.model_lines(opened.info),
+            ("forward pass", show.forward_line(opened.check)),
+            ("family", opened.check.family),
+            ("writers", _kinds(writers)),
+            (
+                "memory",
+                f"{byte_size(opened.info.bytes)} for the weights as they run, "
+                f"{byte_size(working)} more while they are cut; "
+                f"{byte_size(opened.device.memory_available)} free now",
+            ),
+        ],
+    )
+    headings, rows = _writer_table(writers)
+    console.line()
+    console.grid(headings, rows, texts=len(headings))
+    return {
+        "info": asdict(opened.info),
+        "forward": asdict(opened.check),
+        "memory": {"weights": opened.info.bytes, "cutting": working},
+        "writers": [_writer(writer) for writer in writers],
+    }
+
+
+def _kinds(writers: Sequence[Writer]) -> str:
+    counts = Counter(writer.kind for writer in writers)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def _writer_table(writers: Sequence[Writer]) -> tuple[list[str], list[list[str]]]:
+    """One line for each run of layers whose writers look alike."""
+    rows: list[list[str]] = []
+    by_look: dict[tuple[str, ...], list[int]] = {}
+    for writer in writers:
+        by_look.setdefault(_look(writer), []).append(writer.layer)
+    for look, layers in by_look.items():
+        rows.append([_ranges(layers), *look])
+    return ["layers", "writer", "kind", "shape", "gain", "bias", "stored"], rows
+
+
+def _look(writer: Writer) -> tuple[str, ...]:
+    """How a writer is described, without the number of its layer."""
+    # The path below the block; the number of the block has a column of its own.
+    name = writer.path.partition(f".{writer.layer}.")[2] or writer.path.rpartition(".")[2]
+    return (
+        name,
+        writer.kind,
+        " × ".join(map(str, writer.shape)),
+        "yes" if writer.gain is not None else "no",
+        "yes" if writer.bias else "no",
+        _stored(writer.quantization),
+    )
+
+
+def _stored(packed: dict[str, Any] | None) -> str:
+    if packed is None:
+        return "float"
+    return f"{packed['bits']}-bit {packed['mode']} g{packed['group_size']}"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Layer numbers as ranges; the embedding's −1 is named.
+
+    >>> _ranges([0, 1, 2, 5]), _ranges([-1])
+    ('0–2, 5', 'embedding')
+    """
+    parts: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    if parts == [[-1, -1]]:
+        return "embedding"
+    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in parts)
+
+
+def _writer(writer: Writer) -> dict[str, Any]:
+    return {
+        "path": writer.path,
+        "layer": writer.layer,
+        "kind": writer.kind,
+        "shape": list(writer.shape),
+        "gain": writer.gain is not None,
+        "bias": bool(writer.bias),
+        "quantization": writer.quantization,
+    }

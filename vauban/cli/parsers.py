@@ -1,0 +1,214 @@
+"""Which verbs there are and which flags they take. The settings' flags are read off the schema.
+
+Parses and explains; does nothing else. Values go to the configuration's validation as they are,
+so that a wrong flag and a wrong TOML value get the same message.
+"""
+
+import argparse
+import typing
+from collections.abc import Iterable
+from types import UnionType
+from typing import Any, Literal
+
+import vauban
+from vauban.config.schema import Key, keys
+
+VERBS = {
+    "demo": "the whole pipeline on the bundled model organism, offline",
+    "init": "write an annotated configuration file",
+    "measure": "measure a direction and save it",
+    "cut": "cut a saved direction from a model's weights",
+    "evaluate": "compare two models before and after",
+    "doctor": "what this machine and, with a model, what its layers offer",
+}
+
+_EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
+
+_SETTINGS = {
+    "demo": ["seed", "measure", "cut", "eval", "output"],
+    "measure": ["model.path", "data.harmful", "data.harmless", "measure"],
+    "cut": ["model.path", "cut", "output"],
+    "evaluate": [
+        "model.path",
+        "data.eval",
+        "eval.max_tokens",
+        "eval.num_prompts",
+        "eval.refusal_mode",
+    ],
+}
+
+
+def short_help() -> str:
+    """What `vauban` alone says: three commands to copy."""
+    return f"""\
+vauban {vauban.__version__} measures, edits and evaluates concept directions in language models.
+
+  vauban demo
+      the whole way on a bundled model that really refuses: offline, under a minute
+  vauban {_EXAMPLE} -o output
+      the same on a model of yours: a folder or a Hub id
+  vauban init
+      a configuration file with every setting explained
+
+All commands and flags: vauban --help. What this machine offers: vauban doctor."""
+
+
+def main_parser() -> argparse.ArgumentParser:
+    """The parser of `vauban MODEL`, `vauban CONFIG.toml` and `vauban --validate CONFIG.toml`."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="vauban",
+        usage="vauban MODEL [flags]\n"
+        "       vauban CONFIG.toml [flags]\n"
+        "       vauban --validate CONFIG.toml\n"
+        f"       vauban {{{','.join(VERBS)}}} ...",
+        description="Measure a direction in a model, cut it, compare before and after, export.",
+        epilog=f"commands:\n{verbs}\n\n`vauban COMMAND --help` tells more about each.\n"
+        "exit codes: 0 done, 1 a check failed, 2 bad usage or input, 130 interrupted.",
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("target", nargs="?", metavar="MODEL | CONFIG.toml", help=argparse.SUPPRESS)
+    parser.add_argument("--validate", metavar="CONFIG.toml", help="check a configuration and stop")
+    _add_settings(parser, [key for key in keys() if key.section != "model"])
+    _add_json(parser)
+    parser.add_argument("--version", action="version", version=f"vauban {vauban.__version__}")
+    return parser
+
+
+def verb_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one verb."""
+    parser = argparse.ArgumentParser(
+        prog=f"vauban {name}",
+        description=VERBS[name][0].upper() + VERBS[name][1:] + ".",
+        formatter_class=_Formatter,
+    )
+    if name == "init":
+        parser.add_argument("file", nargs="?", default="vauban.toml", help="default: vauban.toml")
+        parser.add_argument("--model", help="the model to name in it: a folder or a Hub id")
+        parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+        return parser
+    if name == "doctor":
+        parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder or a Hub id")
+        _add_json(parser)
+        return parser
+    if name == "cut":
+        parser.add_argument(
+            "--direction", required=True, metavar="FILE", help="as `vauban measure` saves it"
+        )
+    if name == "evaluate":
+        parser.add_argument(
+            "--modified", required=True, metavar="MODEL", help="the changed model, same tokenizer"
+        )
+    wanted = _SETTINGS[name]
+    _add_settings(
+        parser, [key for key in keys() if {key.section or key.name, ".".join(key.path)} & {*wanted}]
+    )
+    if name == "measure":
+        parser.add_argument(
+            "-o",
+            "--output",
+            default="direction.safetensors",
+            metavar="FILE",
+            help="where the direction is saved (default: direction.safetensors)",
+        )
+        parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    _add_json(parser)
+    return parser
+
+
+def settings(options: argparse.Namespace) -> dict[tuple[str, ...], Any]:
+    """The settings that were given on the command line, by their place in the schema."""
+    return {
+        tuple(name.split(".")[1:]): value
+        for name, value in vars(options).items()
+        if name.startswith("setting.")
+    }
+
+
+def _add_settings(parser: argparse.ArgumentParser, found: Iterable[Key]) -> None:
+    for key in found:
+        setting = key.setting
+        if not setting.flag:
+            continue
+        names = [setting.short, setting.flag] if setting.short else [setting.flag]
+        common: dict[str, Any] = {
+            "dest": ".".join(("setting", *key.path)),
+            "default": argparse.SUPPRESS,
+            "help": _help(key),
+        }
+        if bool in _types(key.field.annotation):
+            action = argparse.BooleanOptionalAction if key.default else "store_true"
+            parser.add_argument(*names, action=action, **common)
+        else:
+            metavar = setting.metavar or key.name.upper()
+            parser.add_argument(*names, metavar=metavar, type=_reader(key), **common)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document on stdout and nothing else"
+    )
+
+
+def _help(key: Key) -> str:
+    text = key.field.description or ""
+    if key.default is None or isinstance(key.default, bool):
+        return text.replace("%", "%%")
+    return f"{text} Default: {key.default}.".replace("%", "%%")
+
+
+def _reader(key: Key) -> Any:
+    """Turns a flag's text into the schema's type; what cannot be turned is left for the schema."""
+    kinds = _types(key.field.annotation)
+
+    def read(text: str) -> Any:
+        if text in kinds:
+            return text
+        try:
+            if list in kinds and int in kinds:
+                return _indices(text)
+            if float in kinds:
+                return float(text)
+            if int in kinds:
+                return int(text)
+        except ValueError:
+            return text
+        return text
+
+    return read
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The plain types and literal values that an annotation allows."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is Literal:
+        return set(arguments)
+    if origin is typing.Annotated:
+        return _types(arguments[0])
+    if origin in (typing.Union, UnionType):
+        return set().union(*(_types(part) for part in arguments))
+    if origin is list:
+        return {list} | _types(arguments[0])
+    return {annotation}
+
+
+def _indices(text: str) -> list[int]:
+    """Block indices as people write them.
+
+    >>> _indices("0-3,7")
+    [0, 1, 2, 3, 7]
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        found += range(int(first), int(last) + 1) if dash else [int(first)]
+    return found
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's lines as they are, with room for our longest flag."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, max_help_position=30, **options)

@@ -1,0 +1,190 @@
+"""Puts a run on the terminal: the header, the table, the samples, the next command to type.
+
+Takes finished values and a console; decides wording and order, computes nothing.
+"""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import vauban
+from vauban.cli.console import Console
+from vauban.models import DeviceInfo, ForwardCheck, ModelInfo
+from vauban.pipeline import EvalSet, PromptSet, RunPlan, RunResult
+from vauban.report import (
+    HEADINGS,
+    BehaviourRow,
+    Sample,
+    byte_size,
+    cells,
+    contrast_line,
+    decimal,
+    quantity,
+    seconds,
+    shorten,
+)
+
+
+def header(console: Console, plan: RunPlan) -> None:
+    """What will run on what, before the long work starts."""
+    opened, config = plan.opened, plan.config
+    layers = config.cut.layers
+    blocks = f"{layers} layers" if isinstance(layers, str) else f"layers {layers}"
+    layer = config.measure.layer
+    rows = [
+        ("device", device_line(opened.device)),
+        *model_lines(opened.info),
+        ("forward pass", forward_line(opened.check)),
+        ("prompts", prompts_line(plan)),
+        ("held out", held_out_line(plan.held_out)),
+        (
+            "plan",
+            f"measure ({'layer chosen by separation' if layer == 'auto' else f'block {layer}'}), "
+            f"cut α = {config.cut.alpha:g} in {blocks}, compare, "
+            f"write {config.output.dir}",
+        ),
+    ]
+    console.pairs(f"vauban {vauban.__version__}", rows)
+
+
+def prompts_line(plan: RunPlan) -> str:
+    """How many prompts are measured, and where they come from."""
+    harmful, harmless = plan.harmful, plan.harmless
+    if harmful.origin == harmless.origin != "configuration":
+        return (
+            f"{len(harmful.prompts)} harmful, {len(harmless.prompts)} harmless ({_origin(harmful)})"
+        )
+    return ", ".join(
+        f"{len(found.prompts)} {label} ({_origin(found)})"
+        for label, found in (("harmful", harmful), ("harmless", harmless))
+    )
+
+
+def held_out_line(held_out: EvalSet) -> str:
+    counts = {
+        "harmful": held_out.harmful,
+        "harmless": held_out.harmless,
+        "contrast": held_out.contrast,
+    }
+    parts = [f"{len(found)} {label}" for label, found in counts.items() if found]
+    return f"{', '.join(parts)} ({_origin(held_out)})"
+
+
+def _origin(found: PromptSet | EvalSet) -> str:
+    places = {"model folder": "the model's own set", "bundled": "bundled with vauban"}
+    return places.get(found.origin, found.source)
+
+
+def device_line(device: DeviceInfo) -> str:
+    name = device.name if device.backend == "cpu" else f"{device.name} ({device.backend})"
+    return (
+        f"{name}, {byte_size(device.memory_total)} memory, "
+        f"{byte_size(device.memory_available)} free"
+    )
+
+
+def model_lines(info: ModelInfo) -> list[tuple[str, str]]:
+    runs = info.dtype + (f" with {info.quantization} weights" if info.quantization else "")
+    if info.converted:
+        runs += f" (stored as {info.stored_dtype}, which this CPU computes slowly)"
+    return [
+        (
+            "model",
+            f"{_near(info.path)}: {info.model_type}, {info.n_layers} layers × {info.d_model}, "
+            f"{quantity(info.parameters)} parameters, {byte_size(info.bytes)}",
+        ),
+        ("runs in", runs),
+    ]
+
+
+def _near(path: str) -> str:
+    """A path below the current folder without that folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def forward_line(check: ForwardCheck) -> str:
+    path = "manual" if check.path == "manual" else "through the model's own layers"
+    return f"{path}, verified: largest difference {decimal(check.max_difference, 2)}"
+
+
+def outcome(console: Console, result: RunResult) -> None:
+    """What came out, and what to type next."""
+    run = result.document
+    direction, export = run["direction"], run["export"]
+    console.line()
+    console.pairs(
+        None,
+        [
+            (
+                "direction",
+                f"output of block {direction['layer_index']} (residual "
+                f"{direction['residual_index']} of {run['model']['n_layers']}); class means "
+                f"along it: harmless {decimal(direction['projections']['harmless'])}, harmful "
+                f"{decimal(direction['projections']['harmful'])}",
+            ),
+            (
+                "cut",
+                f"{export['modules_edited']} residual writers; in none of them more than "
+                f"{100 * export['direction_left']:.2g}% of the direction is left, read back from "
+                "the file",
+            ),
+        ],
+    )
+    table(console, result.rows)
+    samples(console, result.samples)
+    for text in result.warnings:
+        console.warning(text)
+    size = byte_size(run["export"]["bytes"])
+    console.line(f"written to {result.output_dir} ({size}) in {seconds(result.seconds)}", "green")
+    console.line("next:")
+    console.command(next_command(result))
+
+
+def table(console: Console, rows: tuple[BehaviourRow, ...]) -> None:
+    """The before/after table with its notes."""
+    console.line()
+    console.grid(HEADINGS, [cells(row) for row in rows])
+    console.line()
+    console.line("brackets: 95% Wilson intervals; perplexity and KL on harmless answers", "dim")
+    contrast = contrast_line(rows)
+    if contrast:
+        console.line(contrast)
+    for row in rows:
+        if row.note:
+            console.line(f"{row.name}: {row.note}", "dim")
+    console.line()
+
+
+def samples(console: Console, found: tuple[Sample, ...]) -> None:
+    """A few answers before and after, each on one line."""
+    width = console.width - 10
+    for sample in found:
+        console.line(f"{sample.label:<8}  {shorten(sample.prompt, width)}", "bold")
+        console.line(f"  before  {shorten(sample.original, width) or '(empty)'}")
+        console.line(f"  after   {shorten(sample.modified, width) or '(empty)'}", "cyan")
+    console.line()
+
+
+def next_command(result: RunResult) -> str:
+    """The command that lets the new model answer a prompt of the run, ready to be copied."""
+    # The samples begin with harmful prompts whose answer changed; plain letters and few of them are
+    # easiest to type.
+    harmful = [sample.prompt for sample in result.samples if sample.label == "harmful"]
+    prompt = min(harmful, key=lambda text: (not text.isascii(), len(text)))
+    return (
+        f"{_mlx_lm()} --model {shlex.quote(str(result.output_dir))} --prompt {shlex.quote(prompt)}"
+    )
+
+
+def _mlx_lm() -> str:
+    """mlx_lm.generate as it can be typed here, also where the environment is not activated."""
+    beside = Path(sys.executable).parent / "mlx_lm.generate"
+    if not beside.exists():
+        return f"{shlex.quote(sys.executable)} -m mlx_lm generate"
+    found = shutil.which("mlx_lm.generate")
+    if found and Path(found).resolve() == beside.resolve():
+        return "mlx_lm.generate"
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))

@@ -1,0 +1,110 @@
+"""The verbs that do one stage: `measure`, `cut` and `evaluate`. The stages are the pipeline's."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vauban.cli import show
+from vauban.cli.console import Console
+from vauban.cli.parsers import settings
+from vauban.config import RunConfig, make_config
+from vauban.directions import DirectionResult
+from vauban.errors import InputError
+from vauban.export import check_output
+from vauban.pipeline.sources import eval_set, prompt_set
+from vauban.pipeline.stages import (
+    comparison_rows,
+    evaluate_models,
+    measure_stage,
+    open_model,
+    plan_stage,
+)
+from vauban.report import decimal, pick_samples
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Measure a direction and save it."""
+    config = _config(options)
+    output = Path(options.output)
+    if output.suffix != ".safetensors":
+        raise InputError(f"-o {output}: directions are saved as FILE.safetensors.")
+    if output.exists() and not options.force:
+        raise InputError(f"{output} exists; name another file with -o, or --force to replace it.")
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: the folder {output.parent} does not exist.")
+    console = Console(as_json=options.json)
+    with console.progress() as progress:
+        opened = open_model(config.model.path, progress=progress)
+        result = measure_stage(
+            opened,
+            config,
+            prompt_set(config, "harmful", opened.folder),
+            prompt_set(config, "harmless", opened.folder),
+            progress=progress,
+        )
+    result.save(output)
+    console.line(result.summary())
+    console.grid(*_layer_table(result))
+    console.line(f"saved to {output}", "green")
+    console.line("next:")
+    console.command(f"vauban cut --model {config.model.path} --direction {output} -o output")
+    console.document({**result.to_dict(), "saved_to": str(output)})
+    return 0
+
+
+def cut(options: argparse.Namespace) -> int:
+    """Cut a saved direction from the weights."""
+    config = _config(options)
+    result = DirectionResult.load(options.direction)
+    output = Path(config.output.dir)
+    check_output(output, force=config.output.force, source=None)
+    console = Console(as_json=options.json)
+    with console.progress() as progress:
+        opened = open_model(config.model.path, progress=progress)
+        plan = plan_stage(opened, config, result)
+        progress("write and read back", 0, 1)
+        report = plan.export(
+            opened.folder, output, precision=config.output.precision, force=config.output.force
+        )
+        progress("write and read back", 1, 1)
+    console.line(plan.summary())
+    console.line(report.summary())
+    console.line(f"written to {output}", "green")
+    console.line("next:")
+    console.command(f"vauban evaluate --model {config.model.path} --modified {output}")
+    console.document({"cut": plan.to_dict(), "export": report.to_dict(), "output": str(output)})
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Compare two models on held-out prompts."""
+    config = _config(options)
+    console = Console(as_json=options.json)
+    with console.progress() as progress:
+        opened = open_model(config.model.path, progress=progress)
+        modified = open_model(options.modified, progress=progress)
+        held_out = eval_set(config, opened.folder)
+        result = evaluate_models(opened, (modified.model, ()), config, held_out, progress=progress)
+    show.table(console, comparison_rows(result))
+    show.samples(console, tuple(pick_samples(result.answers)))
+    console.document(result.to_dict())
+    return 0
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
+    return make_config(settings(options))
+
+
+def _layer_table(result: DirectionResult) -> tuple[list[str], list[list[str]]]:
+    """The per-layer scores that the result holds; the chosen layer is marked."""
+    scores: dict[str, list[Any]] = {
+        name: values
+        for name, values in result.scores.items()
+        if len(values) == len(result.cosine_scores)
+    }
+    rows = []
+    for layer in range(len(result.cosine_scores)):
+        mark = " *" if layer == result.layer_index else ""
+        row = [f"block {layer}{mark}", decimal(float(result.norms[layer]))]
+        rows.append(row + [decimal(float(values[layer])) for values in scores.values()])
+    return ["output of", "raw norm", *scores], rows

@@ -1,0 +1,98 @@
+"""Writes the schema down for people: the annotated file of `vauban init` and the reference page.
+
+Both are read off `schema.py` and hold no text of their own about any key.
+"""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from vauban.config.schema import Key, keys, sections
+from vauban.errors import InputError
+
+_EXAMPLE_MODEL = "mlx-community/Llama-3.2-3B-Instruct-4bit"
+_WIDTH = 96
+
+
+def scaffold(model: str = _EXAMPLE_MODEL) -> str:
+    """The text of a complete, annotated configuration: every key with its default."""
+    parts = [
+        "# A vauban run: measure a direction, cut it, compare before and after, export.\n"
+        "# Every key is shown with its default; paths are relative to this file.\n"
+        "# Check it with `vauban --validate FILE`, run it with `vauban FILE`.\n"
+    ]
+    parts += [_entry(key, model) for key in keys() if key.section is None]
+    for name, table in sections().items():
+        parts.append(f"[{name}]\n{_comment(' '.join((table.__doc__ or '').split()))}")
+        parts += [_entry(key, model) for key in keys() if key.section == name]
+    return "\n".join(parts)
+
+
+def write_scaffold(path: str | Path, *, model: str = _EXAMPLE_MODEL, force: bool = False) -> Path:
+    """Write `scaffold()` to a file.
+
+    Raises:
+        InputError: the file exists and `force` is not set, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected the name of a file to write.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists; give another name, or --force to replace it.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist.")
+    path.write_text(scaffold(model), encoding="utf-8")
+    return path
+
+
+def reference() -> str:
+    """The configuration reference as a markdown page."""
+    parts = [
+        "# Configuration\n",
+        "<!-- Read off vauban/config/schema.py: edit that, then run\n"
+        "python -m vauban.config > docs/reference/configuration.md -->\n",
+        "`vauban init` writes a file with every key; `vauban --validate FILE` checks one; "
+        "`vauban FILE` runs it. Unknown keys are errors. Paths in a file are relative to that "
+        "file. Flags of the command line win over the file.\n",
+        "## Top level\n",
+        _table([key for key in keys() if key.section is None]),
+    ]
+    for name, table in sections().items():
+        parts.append(f"## [{name}]\n\n{' '.join((table.__doc__ or '').split())}\n")
+        parts.append(_table([key for key in keys() if key.section == name]))
+    return "\n".join(parts)
+
+
+def toml_value(value: Any) -> str:
+    """A default of the schema as TOML text; JSON's scalars and lists are TOML's as well."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _entry(key: Key, model: str) -> str:
+    text = f"{key.field.description} Expects {key.setting.expects}."
+    if key.required:
+        line = f"{key.name} = {toml_value(model)}"
+    elif key.default is None:
+        line = f"# {key.name} = {key.setting.example}"
+    else:
+        line = f"{key.name} = {toml_value(key.default)}"
+    return f"{_comment(text)}{line}\n"
+
+
+def _comment(text: str) -> str:
+    return "".join(f"# {line}\n" for line in textwrap.wrap(text, _WIDTH))
+
+
+def _table(found: list[Key]) -> str:
+    rows = ["| key | default | expects | flag | |", "| --- | --- | --- | --- | --- |"]
+    for key in found:
+        default = "required" if key.required else "–"
+        if not key.required and key.default is not None:
+            default = f"`{toml_value(key.default)}`"
+        flag = f"`{key.setting.flag}`" if key.setting.flag else ""
+        rows.append(
+            f"| `{key.name}` | {default} | {key.setting.expects} | {flag} "
+            f"| {key.field.description} |"
+        )
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,287 @@
+"""The one schema of a run: what a configuration may say, what it defaults to, what it expects.
+
+TOML validation, `vauban init`, the command line's flags and the reference page are all read off
+these classes. It knows neither files nor models; `load.py` reads files.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the schema says about a key beyond its type."""
+
+    expects: str
+    """What a value has to be, in words: used in errors, in the scaffold and in the reference."""
+    flag: str | None = None
+    """The command line's name for the key, where it has one."""
+    short: str | None = None
+    metavar: str | None = None
+    place: Literal["model", "prompts", "file", "folder"] | None = None
+    """Marks strings that are places on disk: in a TOML file they are relative to that file."""
+    example: str | None = None
+    """TOML text shown, commented out, where the default is "not set"."""
+
+
+class Section(BaseModel):
+    """A table of the configuration: unknown keys are errors, values are not converted silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class HubDataset(Section):
+    """A prompt set on the Hugging Face Hub, written as a table (`vauban.DatasetRef`)."""
+
+    hf: str
+    split: str = "train"
+    column: str = "prompt"
+    config: str | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    revision: str | None = None
+
+
+NonNegative = Annotated[int, Field(ge=0)]
+Negative = Annotated[int, Field(lt=0)]
+Text = Annotated[str, Field(min_length=1)]
+Prompts = Text | list[Text] | HubDataset
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+_PROMPTS = (
+    'a JSONL or text file, "default" (the bundled set), "hf:org/name", '
+    "a table { hf = ... } or a list of prompts"
+)
+
+
+class ModelSection(Section):
+    """Which model is measured and cut."""
+
+    path: Annotated[
+        Text, Setting("a model folder or a Hub id (org/name)", "--model", place="model")
+    ] = Field(description="The model: a folder with MLX safetensors, or an id on the Hub.")
+
+
+class DataSection(Section):
+    """Prompt sets. Where a key is not set, the sets that the model's folder names in its
+    vauban.json are used, and otherwise the bundled ones."""
+
+    harmful: Annotated[
+        Prompts | None,
+        Setting(_PROMPTS, "--harmful", metavar="FILE", place="prompts", example='"harmful.jsonl"'),
+    ] = Field(
+        default=None, description="Prompts that carry the concept (for refusal: harmful requests)."
+    )
+    harmless: Annotated[
+        Prompts | None,
+        Setting(
+            _PROMPTS, "--harmless", metavar="FILE", place="prompts", example='"harmless.jsonl"'
+        ),
+    ] = Field(
+        default=None, description="Prompts that do not: a mix of how-to requests and plain tasks."
+    )
+    eval: Annotated[
+        Text | None,
+        Setting(
+            'a JSONL file of {"prompt", "label"} lines, or "default" (the bundled set)',
+            "--eval",
+            metavar="FILE",
+            place="prompts",
+            example='"eval.jsonl"',
+        ),
+    ] = Field(default=None, description="Held-out prompts labelled harmful or harmless.")
+
+
+class MeasureSection(Section):
+    """How the direction is measured (`vauban.measure`)."""
+
+    method: Annotated[Literal["mean_difference"], Setting('"mean_difference"')] = Field(
+        default="mean_difference", description="The estimator of the direction."
+    )
+    layer: Annotated[
+        Literal["auto"] | NonNegative,
+        Setting('"auto" or a block index, 0 for the first', "--layer", metavar="CHOICE"),
+    ] = Field(
+        default="auto",
+        description="Whose output the direction is taken from; auto: the best separated "
+        "residual among the first 80 % of the layers, on prompts held out for it.",
+    )
+    positions: Annotated[
+        Literal["post_instruction"] | list[Negative] | None,
+        Setting(
+            '"post_instruction" or a list of negative token positions',
+            example='"post_instruction"',
+        ),
+    ] = Field(
+        default=None,
+        description="Token positions looked at; not set: the last token of the prompt.",
+    )
+    clip_quantile: Annotated[
+        float, Setting("a number from 0 up to, not including, 0.5", "--clip-quantile", metavar="Q")
+    ] = Field(
+        default=0.0,
+        ge=0.0,
+        lt=0.5,
+        description="Winsorization: this share of extreme values is clamped.",
+    )
+    batch_size: Annotated[
+        Annotated[int, Field(gt=0)] | None,
+        Setting("a whole number above 0", "--batch-size", metavar="N", example="16"),
+    ] = Field(
+        default=None, description="Prompts per forward pass; not set: chosen from free memory."
+    )
+
+
+class CutSection(Section):
+    """What is cut from the weights (`vauban.plan_cut`)."""
+
+    alpha: Annotated[Finite, Setting("a finite number", "--alpha", metavar="A")] = Field(
+        default=1.0,
+        description="Share of the direction that is removed: 1 all, 0.5 half, above 1 reverses.",
+    )
+    layers: Annotated[
+        Literal["all", "above_median", "top_k"] | list[NonNegative],
+        Setting(
+            '"all", "above_median", "top_k" or a list of block indices',
+            "--layers",
+            metavar="S",
+        ),
+    ] = Field(default="all", description="The blocks whose residual writers are cut.")
+    components: Annotated[
+        list[Literal["attention", "mlp"]],
+        Setting('a list of "attention" and "mlp"'),
+    ] = Field(
+        default=["attention", "mlp"],
+        min_length=1,
+        description="Which writers are cut; attention with SSM, mlp with every expert.",
+    )
+    embedding: Annotated[
+        Literal["auto", "untie", "tied", False],
+        Setting('"auto", "untie", "tied" or false'),
+    ] = Field(
+        default="auto",
+        description="The embedding writes too. auto: cut it, and give the head a matrix of its own "
+        "where both share one; false: keep it.",
+    )
+    norm_preserve: Annotated[
+        Literal["column", "row", "frobenius"] | None,
+        Setting('"column", "row" or "frobenius"', example='"column"'),
+    ] = Field(
+        default=None,
+        description="Restore these norms of a matrix after the cut; rows leak the direction.",
+    )
+
+
+class EvalSection(Section):
+    """How before and after are compared (`vauban.evaluate`)."""
+
+    max_tokens: Annotated[
+        int, Setting("a whole number above 0", "--max-tokens", "-m", metavar="N")
+    ] = Field(default=100, gt=0, description="Longest answer, in tokens.")
+    num_prompts: Annotated[
+        Annotated[int, Field(gt=0)],
+        Setting("a whole number above 0", "--num-prompts", metavar="N"),
+    ] = Field(
+        default=64, description="At most this many harmful and this many harmless held-out prompts."
+    )
+    refusal_phrases: Annotated[
+        list[Text] | None,
+        Setting("a list of phrases", example='["I cannot", "I\'m sorry"]'),
+    ] = Field(default=None, description="What counts as a refusal; not set: the built-in list.")
+    refusal_mode: Annotated[
+        Literal["phrases", "judge"], Setting('"phrases" or "judge"', "--refusal-mode", metavar="M")
+    ] = Field(
+        default="phrases",
+        description="How a refusal is told: by phrases, or by asking the unchanged model.",
+    )
+    controls: Annotated[bool, Setting("true or false", "--controls")] = Field(
+        default=True,
+        description="Also cut a random direction, and add the direction to harmless prompts.",
+    )
+
+
+class OutputSection(Section):
+    """Where the result goes."""
+
+    dir: Annotated[
+        Text, Setting("a folder", "--output-dir", "-o", metavar="DIR", place="folder")
+    ] = Field(default="output", description="The folder that is written; it must not exist yet.")
+    precision: Annotated[
+        Literal["same", "float"] | None,
+        Setting('"same" or "float"', "--precision", metavar="P", example='"float"'),
+    ] = Field(
+        default=None,
+        description="How edited modules are stored; not set: as in the source model, and in float "
+        "where that is quantized.",
+    )
+    force: Annotated[bool, Setting("true or false", "--force")] = Field(
+        default=False, description="Replace the output folder if it exists."
+    )
+
+
+class RunConfig(Section):
+    """Everything a run depends on; what `run.json` records under "configuration"."""
+
+    seed: Annotated[NonNegative, Setting("a whole number, 0 or more", "--seed", metavar="N")] = (
+        Field(0, description="Seeds the held-out split and the random control direction.")
+    )
+    model: ModelSection
+    data: DataSection = DataSection()
+    measure: MeasureSection = MeasureSection()
+    cut: CutSection = CutSection()
+    eval: EvalSection = EvalSection()
+    output: OutputSection = OutputSection()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values, keys in the order of the schema."""
+        return self.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the schema, as the generators see it."""
+
+    section: str | None
+    """None for a top-level key."""
+    name: str
+    field: FieldInfo
+    setting: Setting
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return (self.name,) if self.section is None else (self.section, self.name)
+
+    @property
+    def required(self) -> bool:
+        return self.field.is_required()
+
+    @property
+    def default(self) -> Any:
+        return None if self.required else self.field.default
+
+
+def sections() -> dict[str, type[Section]]:
+    """The tables of the configuration, in order."""
+    found = {}
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found[name] = field.annotation
+    return found
+
+
+def keys() -> Iterator[Key]:
+    """Every key, top-level ones first, in the order in which they are written."""
+    tables = sections()
+    for name, field in RunConfig.model_fields.items():
+        if name not in tables:
+            yield Key(None, name, field, _setting(field))
+    for section, table in tables.items():
+        for name, field in table.model_fields.items():
+            yield Key(section, name, field, _setting(field))
+
+
+def _setting(field: FieldInfo) -> Setting:
+    return next(item for item in field.metadata if isinstance(item, Setting))

@@ -1,0 +1,255 @@
+"""The run: measure, cut, compare, export, and read back what was written. The order stands here.
+
+Everything is compared at run time before a byte is written; then the folder is built beside its
+final place, checked from the file, and renamed. Prints nothing.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vauban.config import RunConfig, looks_like_hub_id
+from vauban.directions import DirectionResult
+from vauban.edits import EditPlan
+from vauban.errors import InputError
+from vauban.evaluation import EvalResult
+from vauban.export import ExportReport, check_output, staged
+from vauban.pipeline.provenance import hash_files, system, versions
+from vauban.pipeline.sources import (
+    LABELS,
+    EvalSet,
+    PromptSet,
+    eval_set,
+    overlap_warning,
+    prompt_set,
+)
+from vauban.pipeline.stages import (
+    Opened,
+    Progress,
+    changed_model,
+    comparison_rows,
+    contrast_shares,
+    control_rows,
+    evaluate_models,
+    measure_stage,
+    model_name,
+    open_model,
+    plan_stage,
+)
+from vauban.report import (
+    BehaviourRow,
+    Sample,
+    Share,
+    model_card,
+    pick_samples,
+    plain_table,
+    refusal_statement,
+)
+
+REFUSES_FROM = 0.2
+"""A model that declines fewer of the harmful prompts than this is said not to refuse."""
+
+FORMAT = 1
+"""The version of run.json's layout."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is known once the model is loaded, before the long work starts."""
+
+    opened: Opened
+    harmful: PromptSet
+    harmless: PromptSet
+    held_out: EvalSet
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. `document` is what run.json holds."""
+
+    output_dir: Path
+    document: Mapping[str, Any]
+    rows: tuple[BehaviourRow, ...]
+    samples: tuple[Sample, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    """Wall time of the whole run."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run document with the output folder and the wall time, JSON-safe."""
+        return {
+            **self.document,
+            "output_dir": str(self.output_dir),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def summary(self) -> str:
+        """The before/after table, the warnings and the folder, as plain lines."""
+        lines = [plain_table(self.rows)]
+        lines += [f"warning: {text}" for text in self.warnings]
+        lines.append(f"written to {self.output_dir}")
+        return "\n".join(lines)
+
+
+def run(
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+    on_plan: Callable[[RunPlan], None] | None = None,
+) -> RunResult:
+    """Measure a direction, cut it, compare before and after, and export the changed model.
+
+    Args:
+        config: what to do (`vauban.config.load_config` or `make_config`).
+        progress: told (stage, done, total) all along.
+        on_plan: told once what is going to happen, after the model is loaded.
+
+    Raises:
+        InputError: a prompt file, an option or the output folder is not what it has to be.
+        ModelError, ArchitectureError: the model cannot be loaded or walked correctly.
+        CheckError: what was written is not what was meant; nothing is left behind then.
+    """
+    started = time.monotonic()
+    output = Path(config.output.dir)
+    check_output(output, force=config.output.force, source=None)
+    # What the user named is read before the model, so that a slip costs no loading time.
+    named = named_sets(config)
+    held_out = eval_set(config, None) if config.data.eval is not None else None
+
+    opened = open_model(config.model.path, progress=progress)
+    source = opened.folder
+    check_output(output, force=config.output.force, source=source)
+    check_layers(config, opened.info.n_layers)
+    plan_of_run = RunPlan(
+        opened,
+        named.get("harmful") or prompt_set(config, "harmful", source),
+        named.get("harmless") or prompt_set(config, "harmless", source),
+        held_out or eval_set(config, source),
+        config,
+    )
+    if on_plan:
+        on_plan(plan_of_run)
+    held_out = plan_of_run.held_out
+
+    result = measure_stage(
+        opened, config, plan_of_run.harmful, plan_of_run.harmless, progress=progress
+    )
+    plan = plan_stage(opened, config, result)
+    changed = changed_model(opened, plan)
+    evaluation = evaluate_models(opened, changed, config, held_out, progress=progress)
+    contrast: tuple[Share | None, Share | None] = (None, None)
+    controls: tuple[BehaviourRow, ...] = ()
+    if config.eval.controls:
+        contrast = contrast_shares(opened, changed, config, held_out, progress=progress)
+        controls = control_rows(opened, config, result, held_out, evaluation, progress=progress)
+    rows = (*comparison_rows(evaluation, contrast), *controls)
+    warnings = _warnings(plan_of_run, result, rows[0])
+    source_hashes = hash_files(
+        source, "model*.safetensors", stage="hash the source", progress=progress
+    )
+
+    with staged(output, force=config.output.force, source=source) as folder:
+        if progress:
+            progress("write and read back", 0, 1)
+        report = plan.write(source, folder, precision=config.output.precision)
+        document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
+        document["files"] = {"source": source_hashes, "written": report.files}
+        samples = tuple(pick_samples(evaluation.answers))
+        result.save(folder / "direction.safetensors")
+        _write_answers(folder / "answers.jsonl", evaluation)
+        _write_json(folder / "run.json", document)
+        (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")
+        if progress:
+            progress("write and read back", 1, 1)
+    return RunResult(output, document, rows, samples, warnings, time.monotonic() - started)
+
+
+def named_sets(config: RunConfig) -> dict[str, PromptSet]:
+    """The prompt sets that the configuration names, by label."""
+    return {
+        label: prompt_set(config, label, None)
+        for label in LABELS
+        if getattr(config.data, label) is not None
+    }
+
+
+def check_layers(config: RunConfig, n_layers: int) -> None:
+    """Refuse a block the model does not have before anything is measured for it."""
+    chosen = config.cut.layers if isinstance(config.cut.layers, list) else []
+    for key, blocks in (("layer", [config.measure.layer]), ("layers", chosen)):
+        for block in blocks:
+            if isinstance(block, int) and block >= n_layers:
+                raise InputError(
+                    f"{key}: layer {block} does not exist; the model has blocks 0 to {n_layers - 1}"
+                )
+
+
+def _warnings(plan: RunPlan, result: DirectionResult, before: BehaviourRow) -> tuple[str, ...]:
+    found = [
+        refusal_statement(before, REFUSES_FROM),
+        *result.warnings,
+        overlap_warning((plan.harmful, plan.harmless), plan.held_out),
+    ]
+    return tuple(text for text in found if text)
+
+
+def _document(
+    plan_of_run: RunPlan,
+    result: DirectionResult,
+    plan: EditPlan,
+    evaluation: EvalResult,
+    report: ExportReport,
+    rows: Sequence[BehaviourRow],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Everything run.json holds but the hashes. No times in it: the same run, the same bytes."""
+    opened, config = plan_of_run.opened, plan_of_run.config
+    given = config.model.path
+    figures = evaluation.to_dict()
+    figures.pop("answers", None)
+    return {
+        "format": FORMAT,
+        "name": Path(config.output.dir).resolve().name,
+        "configuration": config.to_dict(),
+        "seeds": {"run": config.seed},
+        "versions": versions(),
+        "platform": {**system(), "device": opened.device.name, "backend": opened.device.backend},
+        "model": {
+            **asdict(opened.info),
+            "name": model_name(given),
+            "hub_id": given if looks_like_hub_id(given) and not Path(given).exists() else None,
+            "revision": opened.folder.name if opened.folder.parent.name == "snapshots" else None,
+            "forward": asdict(opened.check),
+        },
+        "prompts": {
+            "harmful": plan_of_run.harmful.to_dict(),
+            "harmless": plan_of_run.harmless.to_dict(),
+            "eval": plan_of_run.held_out.to_dict(),
+        },
+        "direction": _direction(result),
+        "cut": plan.to_dict(),
+        "behaviour": [row.to_dict() for row in rows],
+        "evaluation": figures,
+        "export": report.to_dict(),
+        "warnings": list(warnings),
+    }
+
+
+def _direction(result: DirectionResult) -> dict[str, Any]:
+    return {**result.to_dict(), "norm": float(result.norms[result.layer_index])}
+
+
+def _write_answers(path: Path, evaluation: EvalResult) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for label, pairs in evaluation.answers.items():
+            for pair in pairs:
+                stream.write(json.dumps({"label": label, **pair}, ensure_ascii=False) + "\n")
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

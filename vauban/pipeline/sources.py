@@ -1,0 +1,186 @@
+"""Decides which prompt sets a run uses, and remembers where each came from.
+
+A set named in the configuration wins over the one the model's folder names in its vauban.json,
+which wins over the bundled one. Reading the files is the prompts room's.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vauban.config import HubDataset, RunConfig
+from vauban.errors import InputError
+from vauban.prompts import (
+    LabelledPrompt,
+    default_eval_path,
+    default_prompt_paths,
+    load_labelled_prompts,
+    model_prompt_sets,
+    resolve_prompts,
+)
+from vauban.report import spread
+
+LABELS = ("harmful", "harmless")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts and their origin, as run.json records it."""
+
+    source: str
+    """The file's name, "hf:org/name", or "list"."""
+    origin: str
+    """"configuration", "model folder" or "bundled"."""
+    sha256: str
+    """Of the file's bytes, or of the prompts as JSON where there is no file."""
+    prompts: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "origin": self.origin,
+            "sha256": self.sha256,
+            "count": len(self.prompts),
+        }
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The held-out prompts of a run, thinned to the configured number per class."""
+
+    source: str
+    origin: str
+    sha256: str
+    harmful: tuple[str, ...]
+    harmless: tuple[str, ...]
+    """How-to requests and plain tasks, without the contrast prompts."""
+    how_to: tuple[str, ...]
+    """The how-to requests, on which addition is measured; all harmless ones where the file says
+    no kind."""
+    contrast: tuple[str, ...]
+    """Safe requests with alarming words, for over-refusal; empty where the file has none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "origin": self.origin,
+            "sha256": self.sha256,
+            "harmful": len(self.harmful),
+            "harmless": len(self.harmless),
+            "how_to": len(self.how_to),
+            "contrast": len(self.contrast),
+        }
+
+
+def prompt_set(config: RunConfig, label: str, model_path: str | Path | None) -> PromptSet:
+    """The prompts of one class for measuring.
+
+    Args:
+        label: "harmful" or "harmless".
+        model_path: the model's folder, where it is known; None looks at no vauban.json.
+
+    Raises:
+        InputError: a file that cannot be read or holds no prompts.
+    """
+    given = getattr(config.data, label)
+    if given is None:
+        own = model_prompt_sets(model_path) if model_path else None
+        path = getattr(own, label) if own else None
+        if path is not None:
+            return _from_file(path, "model folder")
+        given, origin = "default", "bundled"
+    else:
+        origin = "configuration"
+    if given == "default":
+        return _from_file(default_prompt_paths()[LABELS.index(label)], "bundled")
+    if isinstance(given, str) and not given.startswith("hf:"):
+        return _from_file(Path(given), origin)
+    if isinstance(given, HubDataset):
+        table = given.model_dump(exclude_none=True)
+        return _from_prompts(resolve_prompts(table), f"hf:{given.hf}", origin)
+    prompts = resolve_prompts(given, kind=label)
+    return _from_prompts(prompts, given if isinstance(given, str) else "list", origin)
+
+
+def eval_set(config: RunConfig, model_path: str | Path | None) -> EvalSet:
+    """The labelled held-out prompts, at most `eval.num_prompts` of each class.
+
+    Where there are more, every kind, language and category keeps its share.
+
+    Raises:
+        InputError: the file cannot be read, or one of the two classes is missing.
+    """
+    given = config.data.eval
+    own = model_prompt_sets(model_path) if model_path and given is None else None
+    if given is None and own is not None and own.eval is not None:
+        path, origin = own.eval, "model folder"
+    elif given is None or given == "default":
+        path, origin = default_eval_path(), "bundled"
+    else:
+        path, origin = Path(given), "configuration"
+    rows = load_labelled_prompts(path)
+    by_label = {label: [row for row in rows if row.label == label] for label in LABELS}
+    for label, found in by_label.items():
+        if not found:
+            others = ", ".join(sorted({repr(row.label) for row in rows}))
+            raise InputError(
+                f"{path}: no line has the label {label!r} (found: {others}); an evaluation set "
+                "needs harmful and harmless prompts."
+            )
+    limit = config.eval.num_prompts
+    contrast = [row for row in by_label["harmless"] if _kind(row) == "contrast"]
+    harmless = [row for row in by_label["harmless"] if _kind(row) != "contrast"]
+    if not harmless:
+        harmless, contrast = contrast, []
+    how_to = [row for row in harmless if _kind(row) == "how-to"] or harmless
+    return EvalSet(
+        source=path.name,
+        origin=origin,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        harmful=_texts(by_label["harmful"], limit),
+        harmless=_texts(harmless, limit),
+        how_to=_texts(how_to, limit),
+        contrast=_texts(contrast, limit),
+    )
+
+
+def overlap_warning(sets: Sequence[PromptSet], held_out: EvalSet) -> str | None:
+    """A sentence when held-out prompts were measured on too, so that the figures flatter."""
+    measured = {prompt for found in sets for prompt in found.prompts}
+    shared = [p for p in (*held_out.harmful, *held_out.harmless) if p in measured]
+    if not shared:
+        return None
+    return (
+        f"{len(shared)} of the {len(held_out.harmful) + len(held_out.harmless)} evaluation "
+        f"prompts were also used for measuring, so the figures are not held out "
+        f"(first: {shared[0]!r})."
+    )
+
+
+def _kind(row: LabelledPrompt) -> str:
+    return str(row.get("kind", "")).replace("_", "-").lower()
+
+
+def _texts(rows: Sequence[LabelledPrompt], limit: int) -> tuple[str, ...]:
+    """At most `limit` prompts in file order, every kind, language and category in proportion.
+
+    Even distances in the file itself would fall in step with rows that alternate.
+    """
+    facets = ("kind", "language", "category")
+    order = sorted(range(len(rows)), key=lambda i: [str(rows[i].get(f, "")) for f in facets])
+    return tuple(rows[i].prompt for i in sorted(spread(order, limit)))
+
+
+def _from_file(path: Path, origin: str) -> PromptSet:
+    prompts = resolve_prompts(path)
+    return PromptSet(
+        path.name, origin, hashlib.sha256(path.read_bytes()).hexdigest(), tuple(prompts)
+    )
+
+
+def _from_prompts(prompts: Sequence[str], source: str, origin: str) -> PromptSet:
+    text = json.dumps(list(prompts), ensure_ascii=False)
+    return PromptSet(source, origin, hashlib.sha256(text.encode()).hexdigest(), tuple(prompts))

@@ -1,0 +1,134 @@
+"""One prompt and one direction: where the prompt lies along it, and what steering does to it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from vauban.errors import InputError
+from vauban.interventions import Project
+from vauban.models import forward, generate
+from vauban.prompts import encode_chat
+from vauban.quick.geometry import unit, vector
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Projections of a prompt's last token on a unit direction, residual 0 to L."""
+
+    prompt: str
+    projections: tuple[float, ...]
+    residual_index: int | None
+    """The residual the direction was measured at, where the direction says so."""
+
+    def summary(self) -> str:
+        marked = [
+            f"{value:+.2f}{'*' if index == self.residual_index else ''}"
+            for index, value in enumerate(self.projections)
+        ]
+        return f"{self.prompt!r} along the direction, residual 0 on: {' '.join(marked)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Projections of every token of a text on a unit direction at one residual."""
+
+    tokens: tuple[str, ...]
+    projections: tuple[float, ...]
+    residual_index: int
+
+    def summary(self) -> str:
+        parts = [
+            f"{token!r} {value:+.2f}"
+            for token, value in zip(self.tokens, self.projections, strict=True)
+        ]
+        return f"residual {self.residual_index}: " + ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def probe_prompt(model: Any, tokenizer: Any, prompt: str, direction: Any) -> Probe:
+    """Project the last token of a prompt on a direction, at every residual.
+
+    Args:
+        prompt: a user message; the chat template is applied.
+        direction: a DirectionResult or an array (d,); only its orientation counts.
+
+    Raises:
+        InputError: an empty prompt, or a direction that does not fit the model.
+    """
+    residual = _residual(model, encode_chat(tokenizer, prompt), "last")
+    along = _along(residual[0, :, 0, :], direction)
+    return Probe(prompt, tuple(along), getattr(direction, "residual_index", None))
+
+
+def scan(
+    model: Any, tokenizer: Any, text: str, direction: Any, direction_layer: int | None = None
+) -> Scan:
+    """Project every token of a prompt on a direction at one residual.
+
+    Args:
+        text: a user message; the chat template is applied and its tokens are shown too.
+        direction_layer: the block whose output is looked at; taken from a result object.
+
+    Raises:
+        InputError: a raw array without `direction_layer`, or a layer the model does not have.
+    """
+    if direction_layer is None:
+        direction_layer = getattr(direction, "layer_index", None)
+    if direction_layer is None:
+        raise InputError("a raw direction does not say its layer; pass direction_layer=<block>.")
+    tokens = encode_chat(tokenizer, text)
+    residual = _residual(model, tokens, "all")
+    blocks = residual.shape[1] - 1
+    if not 0 <= direction_layer < blocks:
+        raise InputError(
+            f"direction_layer {direction_layer}: the model has blocks 0 to {blocks - 1}."
+        )
+    # Block i's output is residual i + 1.
+    index = direction_layer + 1
+    along = _along(residual[0, index], direction)
+    shown = tuple(tokenizer.decode([token]) for token in tokens)
+    return Scan(shown, tuple(along), index)
+
+
+def steer_prompt(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    direction: Any,
+    alpha: float = 1.0,
+    max_tokens: int = 100,
+) -> str:
+    """The greedy answer to a prompt while the direction is taken out of the residual stream.
+
+    Args:
+        alpha: h ← h − α d(dᵀh) at every layer and token: 1 takes the direction out, 2 reflects
+            it, 0 changes nothing, a negative value strengthens it.
+    """
+    steering = (Project(vector(direction), alpha),)
+    return generate(model, tokenizer, [prompt], max_tokens=max_tokens, interventions=steering)[0]
+
+
+def _residual(model: Any, tokens: Sequence[int], positions: Any) -> mx.array:
+    """The residuals (1, L+1, P, d) of one token list."""
+    found = forward(model, mx.array([list(tokens)]), positions=positions, logits=False).residual
+    assert found is not None  # positions were asked for
+    return found
+
+
+def _along(residuals: mx.array, direction: Any) -> list[float]:
+    """Projections of (n, d) on the unit direction, in float32."""
+    d = mx.array(unit(direction, "the direction").astype("float32"))
+    if d.size != residuals.shape[-1]:
+        raise InputError(
+            f"the direction has {d.size} components, the model's residual stream "
+            f"{residuals.shape[-1]}."
+        )
+    return np.array(residuals.astype(mx.float32) @ d).tolist()

@@ -1,0 +1,130 @@
+"""Load, measure, abliterate, evaluate: each a call of its room with the sets a model brings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vauban
+from vauban.config import RunConfig, make_config
+from vauban.directions import DirectionResult, measure
+from vauban.edits import EditPlan, plan_cut
+from vauban.evaluation import EvalResult
+from vauban.export import ExportReport
+from vauban.models import model_folder
+from vauban.pipeline.sources import eval_set, prompt_set
+from vauban.prompts import resolve_prompts
+
+
+@dataclass(frozen=True)
+class Abliteration:
+    """What `abliterate` did: the direction, the plan and the export it made of them."""
+
+    direction: DirectionResult
+    plan: EditPlan
+    export: ExportReport
+    output_dir: Path
+
+    def summary(self) -> str:
+        return "\n".join(
+            (self.direction.summary(), self.export.summary(), f"written to {self.output_dir}")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "direction": self.direction.to_dict(),
+            "cut": self.plan.to_dict(),
+            "export": self.export.to_dict(),
+            "output_dir": str(self.output_dir),
+        }
+
+
+def load(path: str | Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder or a Hub id, as `vauban.load`."""
+    return vauban.load(path)
+
+
+def measure_direction(
+    model: Any, tokenizer: Any, harmful: Any = None, harmless: Any = None
+) -> DirectionResult:
+    """Measure with `vauban.measure`'s defaults.
+
+    Args:
+        harmful, harmless: anything `resolve_prompts` takes; None: the sets that the model's
+            folder names in its vauban.json, else the bundled ones.
+    """
+    return measure(
+        model,
+        tokenizer,
+        _prompts(tokenizer, harmful, "harmful"),
+        _prompts(tokenizer, harmless, "harmless"),
+    )
+
+
+def abliterate(
+    model: Any,
+    tokenizer: Any,
+    model_path: str | Path,
+    output_dir: str | Path = "output",
+    alpha: float = 1.0,
+    harmful: Any = None,
+    harmless: Any = None,
+) -> Abliteration:
+    """Measure the direction, cut it from every residual writer, and export the changed model.
+
+    The model in memory is not changed. For figures before and after, use `vauban MODEL` or
+    `evaluate` below.
+
+    Args:
+        model_path: where `model` was loaded from; its files are read again for the export.
+        output_dir: must not exist yet.
+        alpha: share of the direction that is removed.
+
+    Raises:
+        InputError: a set that cannot be used, an existing folder.
+    """
+    direction = measure_direction(model, tokenizer, harmful, harmless)
+    plan = plan_cut(model, direction, alpha=alpha)
+    export = plan.export(model_folder(model_path), output_dir)
+    return Abliteration(direction, plan, export, Path(output_dir))
+
+
+def evaluate(
+    original: Any,
+    modified: Any,
+    tokenizer: Any,
+    prompts: Sequence[str] | None = None,
+    *,
+    max_tokens: int = 100,
+) -> EvalResult:
+    """`vauban.evaluate` with held-out prompts chosen for you.
+
+    Args:
+        modified: a model, an EditPlan or interventions.
+        prompts: harmful prompts; None: at most 64 of the evaluation set that the model's folder
+            names, else of the bundled one. As many harmless ones come from the same set.
+    """
+    held_out = eval_set(_defaults(tokenizer), _folder(tokenizer))
+    return vauban.evaluate(
+        original,
+        modified,
+        tokenizer,
+        held_out.harmful if prompts is None else prompts,
+        max_tokens=max_tokens,
+        harmless=held_out.harmless,
+    )
+
+
+def _prompts(tokenizer: Any, given: Any, label: str) -> list[str]:
+    if given is not None:
+        return resolve_prompts(given, kind=label)
+    return list(prompt_set(_defaults(tokenizer), label, _folder(tokenizer)).prompts)
+
+
+def _defaults(tokenizer: Any) -> RunConfig:
+    return make_config({("model", "path"): _folder(tokenizer) or "model"})
+
+
+def _folder(tokenizer: Any) -> str:
+    """Where the tokenizer was read from, which is the model's folder."""
+    return str(getattr(tokenizer, "name_or_path", "") or "")

@@ -1,0 +1,46 @@
+"""What a run has to tell people, as text and data: tables, samples, the model card."""
+
+from vauban.report.card import model_card, refusal_statement
+from vauban.report.figures import (
+    byte_size,
+    decimal,
+    percent,
+    quantity,
+    rate_with_interval,
+    seconds,
+    shorten,
+)
+from vauban.report.samples import Sample, pick_samples, spread
+from vauban.report.table import (
+    HEADINGS,
+    BehaviourRow,
+    Share,
+    aligned,
+    cells,
+    contrast_line,
+    markdown_table,
+    plain_table,
+)
+
+__all__ = [
+    "HEADINGS",
+    "BehaviourRow",
+    "Sample",
+    "Share",
+    "aligned",
+    "byte_size",
+    "cells",
+    "contrast_line",
+    "decimal",
+    "markdown_table",
+    "model_card",
+    "percent",
+    "pick_samples",
+    "plain_table",
+    "quantity",
+    "rate_with_interval",
+    "refusal_statement",
+    "seconds",
+    "shorten",
+    "spread",
+]

@@ -1,0 +1,156 @@
+"""The model card: a README.md that says what was changed, from which model, and what it did.
+
+Reads only the run document (what run.json holds) and the rows and samples chosen from it, so a
+card can be written again from a run folder. Every figure in it is one of that document.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vauban.report.figures import byte_size, decimal, percent, quantity, shorten
+from vauban.report.samples import Sample
+from vauban.report.table import BehaviourRow, markdown_table
+
+_SAMPLE_WIDTH = 200
+
+_DUAL_USE = """\
+This model was changed to study how a language model represents refusal. With the direction cut it
+answers requests that its authors trained it to decline. Do not put it in front of people as an
+assistant, and do not use it to produce content that harms; keep the license and the use policy
+of the source model, which still apply. Measured rates hold for the prompts named above and for
+nothing else."""
+
+
+def model_card(
+    run: Mapping[str, Any], rows: Sequence[BehaviourRow], samples: Sequence[Sample]
+) -> str:
+    """The card as markdown with the Hub's front matter.
+
+    Args:
+        run: the run document, with the keys of `run.json`.
+        rows: the before/after table.
+        samples: the answers to show, cut short.
+    """
+    parts = [
+        _front_matter(run),
+        f"# {run['name']}\n",
+        _what(run),
+        "## Measured\n",
+        markdown_table(rows) + "\n",
+        _how_measured(run),
+        *_warnings(run),
+        "## Answers before and after\n",
+        _samples(samples),
+        "## How to load it\n",
+        _loading(run),
+        "## Use\n",
+        _DUAL_USE + "\n",
+        "## Files\n",
+        _files(),
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(run: Mapping[str, Any]) -> str:
+    lines = ["---", "library_name: mlx", "tags:", "- mlx", "- vauban", "- interpretability"]
+    # The Hub rejects a base_model that is no repository id, so a local folder is left out.
+    if run["model"]["hub_id"]:
+        lines.append(f"base_model: {run['model']['hub_id']}")
+    return "\n".join([*lines, "---", ""])
+
+
+def _what(run: Mapping[str, Any]) -> str:
+    model, direction, cut = run["model"], run["direction"], run["configuration"]["cut"]
+    export = run["export"]
+    layers = cut["layers"] if isinstance(cut["layers"], str) else f"layers {cut['layers']}"
+    return (
+        f"vauban {run['versions']['vauban']} cut one direction "
+        f"from the weights of `{model['name']}` ({model['model_type']}, {model['n_layers']} "
+        f"layers, width {model['d_model']}, {quantity(model['parameters'])} parameters).\n\n"
+        f"- **Direction**: {direction['method'].replace('_', ' ')} of harmful and harmless "
+        f"prompts at the output of block {direction['layer_index']} (residual "
+        f"{direction['residual_index']}), token position {direction['position']}; raw norm "
+        f"{decimal(direction['norm'])}; class means along it, relative to zero: harmless "
+        f"{decimal(direction['projections']['harmless'])}, harmful "
+        f"{decimal(direction['projections']['harmful'])}.\n"
+        f"- **Cut**: W ← W − α d(dᵀW) with α = {cut['alpha']:g} in {export['modules_edited']} "
+        f"residual writers ({layers}). Largest share of the direction left in an edited writer, "
+        f"read back from the written file: {decimal(export['direction_left'], 2)}.\n"
+        f"- **Weights**: {byte_size(export['bytes'])}; modules that were not edited are "
+        "byte for byte those of the source.\n"
+    )
+
+
+def _how_measured(run: Mapping[str, Any]) -> str:
+    prompts, evaluation = run["prompts"], run["configuration"]["eval"]
+    held_out = prompts["eval"]
+    return (
+        f"Held-out prompts: {held_out['harmful']} harmful and {held_out['harmless']} harmless from "
+        f"`{held_out['source']}`; measured on {prompts['harmful']['count']} prompts of "
+        f"`{prompts['harmful']['source']}` and {prompts['harmless']['count']} of "
+        f"`{prompts['harmless']['source']}`. Greedy answers of at most "
+        f"{evaluation['max_tokens']} tokens; an answer counts as refused by its phrases; brackets "
+        "hold 95% Wilson intervals. Perplexity and KL are averages over the tokens of the "
+        "original's answers to the harmless prompts, in float32.\n"
+    )
+
+
+def _warnings(run: Mapping[str, Any]) -> list[str]:
+    if not run["warnings"]:
+        return []
+    return ["## Warnings\n", "\n".join(f"- {text}" for text in run["warnings"]) + "\n"]
+
+
+def _samples(samples: Sequence[Sample]) -> str:
+    lines = []
+    for sample in samples:
+        lines += [
+            f"> **{_quoted(sample.prompt)}**",
+            ">",
+            f"> before: {_quoted(sample.original)}",
+            ">",
+            f"> after: {_quoted(sample.modified)}",
+            "",
+        ]
+    return "\n".join([*lines, "All answers in full: `answers.jsonl`.\n"])
+
+
+def _quoted(text: str) -> str:
+    """One line of an answer as literal text: a model may write markdown or HTML of its own."""
+    line = shorten(text, _SAMPLE_WIDTH) or "(empty)"
+    for sign in "\\`*_<>[]#|":
+        line = line.replace(sign, "\\" + sign)
+    return line
+
+
+def _loading(run: Mapping[str, Any]) -> str:
+    return (
+        "```python\n"
+        "from mlx_lm import generate, load\n\n"
+        f'model, tokenizer = load("{run["name"]}")\n'
+        'messages = [{"role": "user", "content": "Hello"}]\n'
+        "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)\n"
+        "print(generate(model, tokenizer, prompt=prompt))\n"
+        "```\n"
+    )
+
+
+def _files() -> str:
+    return (
+        "`direction.safetensors` holds the direction at every layer, `edit.safetensors` what was "
+        "removed from each module, `run.json` the configuration, seeds, versions, hashes and every "
+        "figure, `answers.jsonl` every answer in full. Leave that last file out when you share the "
+        "folder: answers to harmful requests may be harmful.\n"
+    )
+
+
+def refusal_statement(before: BehaviourRow, threshold: float) -> str | None:
+    """A plain sentence when the model hardly refuses, so that nobody reads the cut as a success."""
+    share = before.harmful_refused
+    if share is None or share.rate >= threshold:
+        return None
+    return (
+        f"This model does not refuse: before the cut it declined {percent(share.rate)} of "
+        f"{share.n} harmful prompts. What was measured is some other difference between the two "
+        "prompt sets, and cutting it removes that difference, not refusal."
+    )

@@ -1,0 +1,56 @@
+"""Chooses the few before/after answers that a terminal or a model card shows.
+
+The full answers are kept in the output folder; here they are only picked, never changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with the answers of both models."""
+
+    label: str
+    prompt: str
+    original: str
+    modified: str
+
+
+Pair = Mapping[str, Any]
+
+
+def pick_samples(answers: Mapping[str, Sequence[Pair]], count: int = 3) -> list[Sample]:
+    """Spread over the harmful answers, the changed ones first, and the last one harmless.
+
+    Args:
+        answers: those of an `EvalResult`, by label; each with "prompt", "original", "modified",
+            "refused_original" and "refused_modified".
+        count: how many to return at most.
+    """
+    harmful = list(answers.get("harmful", ()))
+    harmless = list(answers.get("harmless", ()))
+    changed = [pair for pair in harmful if pair["refused_original"] != pair["refused_modified"]]
+    wanted = count - 1 if harmless else count
+    chosen = [_sample("harmful", pair) for pair in spread(changed or harmful, wanted)]
+    return chosen + [_sample("harmless", pair) for pair in spread(harmless, count - len(chosen))]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items at even distances, the first one included.
+
+    >>> spread("abcdefgh", 3)
+    ['a', 'c', 'f']
+    """
+    if count <= 0:
+        return []
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _sample(label: str, pair: Pair) -> Sample:
+    return Sample(label, pair["prompt"], pair["original"], pair["modified"])

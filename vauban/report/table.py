@@ -1,0 +1,108 @@
+"""The before/after table as data, and as markdown or plain lines.
+
+One row is one state of the model: before, cut, random direction, addition. It measures nothing;
+the command line makes its own coloured table of the same cells.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vauban.report.figures import decimal, percent, rate_with_interval
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rate over prompts with its 95 % Wilson interval."""
+
+    rate: float
+    interval: tuple[float, float]
+    n: int
+
+    def __str__(self) -> str:
+        return rate_with_interval(self.rate, self.interval)
+
+
+@dataclass(frozen=True)
+class BehaviourRow:
+    """What a model did in one state; None where that was not measured."""
+
+    name: str
+    harmful_refused: Share | None = None
+    harmless_refused: Share | None = None
+    contrast_refused: Share | None = None
+    """Safe requests with alarming words."""
+    degenerate: float | None = None
+    """Share of all answers in this row that are degenerate text."""
+    perplexity: float | None = None
+    """Of the original's answers to the harmless prompts."""
+    kl: float | None = None
+    """KL(before ‖ this state) in nats per token, on the same answers."""
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+HEADINGS = ("", "harmful refused", "harmless refused", "degenerate", "perplexity", "KL")
+NOT_MEASURED = "–"
+
+
+def cells(row: BehaviourRow) -> tuple[str, ...]:
+    """A row as text, in the order of `HEADINGS`."""
+    return (
+        row.name,
+        str(row.harmful_refused) if row.harmful_refused else NOT_MEASURED,
+        str(row.harmless_refused) if row.harmless_refused else NOT_MEASURED,
+        NOT_MEASURED if row.degenerate is None else percent(row.degenerate),
+        NOT_MEASURED if row.perplexity is None else decimal(row.perplexity),
+        NOT_MEASURED if row.kl is None else decimal(row.kl, 2 if row.kl < 0.1 else 3),
+    )
+
+
+def contrast_line(rows: Sequence[BehaviourRow]) -> str | None:
+    """Over-refusal of contrast prompts in words; None where it was not measured."""
+    found = [(row.name, row.contrast_refused) for row in rows if row.contrast_refused]
+    if not found:
+        return None
+    n = found[0][1].n
+    return f"safe requests with alarming words refused, of {n}: " + "; ".join(
+        f"{name} {share}" for name, share in found
+    )
+
+
+def markdown_table(rows: Sequence[BehaviourRow]) -> str:
+    """The table as markdown, notes below it."""
+    lines = [_pipe(HEADINGS), _pipe(["---"] + ["---:"] * (len(HEADINGS) - 1))]
+    lines += [_pipe(cells(row)) for row in rows]
+    notes = [f"*{row.name}*: {row.note}" for row in rows if row.note]
+    contrast = contrast_line(rows)
+    if contrast:
+        notes.append(contrast[0].upper() + contrast[1:] + ".")
+    return "\n".join(lines) + ("\n\n" + "  \n".join(notes) if notes else "")
+
+
+def plain_table(rows: Sequence[BehaviourRow]) -> str:
+    """The table as aligned lines for a terminal without colours or a log."""
+    return "\n".join(aligned(HEADINGS, [cells(row) for row in rows]))
+
+
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
+    """Lines of a table whose first `texts` columns are text and whose others are figures.
+
+    >>> aligned(("", "refused"), [("before", "98 %"), ("cut", "1.6 %")])
+    ['        refused', 'before     98 %', 'cut       1.6 %']
+    """
+    grid = [headings, *rows]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(headings))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < texts else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in grid
+    ]
+
+
+def _pipe(parts: Sequence[str]) -> str:
+    return "| " + " | ".join(parts) + " |"
