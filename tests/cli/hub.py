@@ -78,26 +78,26 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         asked = json.loads(self.rfile.read(length) or b"{}")
-        kind, repository, rest = self._find()
+        repository, rest = self._find()
         if repository is None or rest[:1] != ["paths-info"]:
             return self._missing()
         paths = [asked["paths"]] if isinstance(asked["paths"], str) else asked["paths"]
         found = [repository.entry(path) for path in paths if path in repository.files]
         return self._json(found)
 
-    def _find(self) -> tuple[str, _Repository | None, list[str]]:
-        """(kind, repository, the path's parts behind the repository's name)."""
+    def _find(self) -> tuple[_Repository | None, list[str]]:
+        """(repository, the path's parts behind the repository's name)."""
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if parts[0] == "api":
             parts = parts[1:]
         kind = "datasets" if parts[0] == "datasets" else "models"
         if parts[0] in ("models", "datasets"):
             parts = parts[1:]
-        return kind, self.repositories.get((kind, "/".join(parts[:2]))), parts[2:]
+        return self.repositories.get((kind, "/".join(parts[:2]))), parts[2:]
 
     def _answer(self, *, body: bool) -> None:
         self.requests.append(f"{self.command} {self.path}")
-        _, repository, rest = self._find()
+        repository, rest = self._find()
         if repository is None:
             return self._missing("RepoNotFound")
         if self.path.startswith("/api/"):

@@ -1,6 +1,9 @@
 """The smaller verbs: help, init, validate, doctor, and the single stages one after the other."""
 
+import contextlib
 import json
+import os
+import pty
 import shlex
 import subprocess
 import sys
@@ -72,6 +75,27 @@ def test_doctor_shows_machine_and_writers(capsys, organism_folder):
     layers = {writer["layer"] for writer in found["model"]["writers"]}
     assert layers == set(range(-1, found["model"]["info"]["n_layers"]))
     assert found["model"]["forward"]["ok"]
+
+
+def test_a_terminal_gets_a_panel_and_colours(environment, organism_folder):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vauban", "doctor", str(organism_folder)],
+        env={**environment, "TERM": "xterm-256color", "COLUMNS": "80"},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    said = b""
+    # Reading fails on Linux once the other side is closed: that is the end of the output.
+    with contextlib.suppress(OSError):
+        while piece := os.read(ours, 65536):
+            said += piece
+    _, errors = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0 and errors == b""
+    text = said.decode()
+    assert "╭─" in text and "this machine" in text and "\x1b[" in text and "down_proj" in text
 
 
 def test_measure_cut_evaluate_one_after_the_other(capsys, organism_folder, tmp_path):

@@ -288,6 +288,7 @@ def test_common_prefix_of_nothing() -> None:
         ("<think></think><think>A</think> B", "B"),
         ("A, so B.\n</think>\n\nC", "C"),
         ("A</think>B </think> C", "B </think> C"),
+        ("A</think>Use <channel|> here", "Use <channel|> here"),
         ("See <think>A</think> B", "See <think>A</think> B"),
         ("<think>A</think>Use </longcat_think> here", "Use </longcat_think> here"),
         ("<longcat_think>A</longcat_think>B", "B"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vauban.report import aligned, seconds
+from vauban.report import aligned, json_safe, seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -73,7 +73,13 @@ class Console:
         grid.add_column(overflow="fold")
         for name, text in rows:
             grid.add_row(name, Text(text))
-        panel = Panel(grid, title=title, title_align="left", border_style="dim", expand=False)
+        panel = Panel(
+            grid,
+            title=Text(title or "", "bold not dim"),
+            title_align="left",
+            border_style="dim",
+            expand=False,
+        )
         self.rich.print(panel if title else grid)
 
     def grid(self, headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> None:
@@ -103,7 +109,7 @@ class Console:
     def document(self, value: Any) -> None:
         """The one JSON document of --json, on stdout."""
         if self.as_json:
-            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+            print(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
 
     @contextmanager
     def progress(self) -> Iterator[Report]:

@@ -76,7 +76,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         )
     trunk_path, trunk, embedding_name = _trunk(model, layers)
     prefix = f"{trunk_path}." if trunk_path else ""
-    embedding = trunk[embedding_name]
+    embedding = _by_path(trunk, embedding_name)
     vocabulary, d_model = embedding_size(embedding)
     norm = next((trunk[n] for n in _NORM_NAMES if isinstance(trunk.get(n), nn.Module)), None)
     head = next(
@@ -116,13 +116,22 @@ def _trunk(model: nn.Module, layers: tuple[nn.Module, ...]) -> tuple[str, nn.Mod
     type embeddings are small).
     """
     for path, module in model.named_modules():
-        names = [n for n, child in module.items() if isinstance(child, _EMBEDDINGS)]
         owns = any(
             isinstance(child, list) and any(entry is layers[0] for entry in child)
             for child in module.values()
         )
-        if names and owns:
-            return path, module, max(names, key=lambda n: embedding_size(module[n])[0])
+        if not owns:
+            continue
+        names = [n for n, child in module.items() if isinstance(child, _EMBEDDINGS)]
+        if not names:
+            names = [
+                n
+                for n, child in module.named_modules()
+                if isinstance(child, _EMBEDDINGS)
+                and not any(part.isdigit() for part in n.split("."))
+            ]
+        if names:
+            return path, module, max(names, key=lambda n: embedding_size(_by_path(module, n))[0])
     raise ArchitectureError(
         f"{type(model).__name__}: no module owns both an embedding and the list of blocks"
     )

@@ -27,12 +27,25 @@ Change = Callable[[mx.array], mx.array]
 class Stream:
     """What a tap sees: `residuals[r]` is the input of block r, `residuals[L]` the last output.
 
-    `prefill` tells the interventions whether a prompt is being read or tokens are decoded.
+    `prefill` tells the interventions whether a prompt is being read or tokens are decoded;
+    `extras` counts what each block returned after the stream. A trunk that loops over its blocks
+    more than once leaves its last round.
     """
 
     recording: bool = False
     prefill: bool = True
-    residuals: list[mx.array] = field(default_factory=list)
+    inputs: dict[int, mx.array] = field(default_factory=dict)
+    outputs: dict[int, mx.array] = field(default_factory=dict)
+    arguments: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    extras: dict[int, int] = field(default_factory=dict)
+    rounds: int = 0
+
+    @property
+    def residuals(self) -> list[mx.array]:
+        """Inputs of the blocks in order, then the last output; [] when nothing was recorded."""
+        if not self.outputs:
+            return []
+        return [*(self.inputs[i] for i in sorted(self.inputs)), self.outputs[max(self.outputs)]]
 
 
 def compose(changes: Sequence[Change | None]) -> Change | None:
@@ -128,7 +141,7 @@ def tapped(
             remember(branch.module)
             _output_tap(branch.module, steps, stream, branch.multiplier)
         if blocks and (stream.recording or _touches_blocks(interventions, total)):
-            _tap_blocks(parts.layers, interventions, stream, remember)
+            _tap_blocks(model, parts.layers, interventions, stream, remember)
         yield stream
     finally:
         for module, cls in reversed(changed):
@@ -184,12 +197,14 @@ def _touches_blocks(interventions: Sequence[Intervention], total: int) -> bool:
 
 
 def _tap_blocks(
+    model: nn.Module,
     layers: Sequence[nn.Module],
     interventions: Sequence[Intervention],
     stream: Stream,
     remember: Callable[[nn.Module], None],
 ) -> None:
     total = len(layers)
+    place = stream_place(model)
     last = stream_changes(interventions, "block_input", total, total)
     for index, layer in enumerate(layers):
         remember(layer)
@@ -198,7 +213,6 @@ def _tap_blocks(
 
         def call(
             self: nn.Module,
-            h: Any,
             *args: Any,
             _cls: type = cls,
             _index: int = index,
@@ -207,18 +221,41 @@ def _tap_blocks(
         ) -> Any:
             step = _steps[stream.prefill]
             if step is not None:
-                h = step(h)
+                args = (*args[:place], step(args[place]), *args[place + 1 :])
             if stream.recording:
-                stream.residuals.append(h)
-            out = _cls.__call__(self, h, *args, **kwargs)
-            if _index < total - 1:
-                return out
-            head, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
-            step = last[stream.prefill]
-            if step is not None:
-                head = step(head)
+                stream.arguments[_index] = args
+                stream.inputs[_index] = args[place]
+                stream.rounds += _index == 0
+            out = _cls.__call__(self, *args, **kwargs)
+            head, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, ())
+            if _index == total - 1:
+                step = last[stream.prefill]
+                head = step(head) if step is not None else head
             if stream.recording:
-                stream.residuals.append(head)
-            return head if rest is None else (head, *rest)
+                stream.outputs[_index] = head
+                stream.extras[_index] = len(rest)
+            return (head, *rest) if isinstance(out, tuple) else head
 
         _swap(layer, call=call)
+
+
+def stream_place(model: nn.Module) -> int:
+    """Which positional argument of a block holds the stream; found once by `verify_forward`."""
+    return int(getattr(model, "_vauban_place", 0))
+
+
+def record_reads(
+    norms: Sequence[nn.Module | None], found: dict[int, mx.array], remember: Callable[..., None]
+) -> None:
+    """Note what each of `norms` reads: the stream as a block sees it where it has several."""
+    for index, norm in enumerate(norms):
+        if norm is None:
+            raise ArchitectureError(f"residual {index} has no norm that reads the stream")
+        remember(norm)
+        cls = type(norm)
+
+        def call(self: nn.Module, x: mx.array, _cls: type = cls, _index: int = index) -> mx.array:
+            found[_index] = x
+            return _cls.__call__(self, x)
+
+        _swap(norm, call=call)

@@ -43,6 +43,7 @@ from vauban.report import (
     BehaviourRow,
     Sample,
     Share,
+    json_safe,
     model_card,
     pick_samples,
     plain_table,
@@ -118,7 +119,7 @@ def run(
     check_output(output, force=config.output.force, source=None)
     # What the user named is read before the model, so that a slip costs no loading time.
     named = named_sets(config)
-    held_out = eval_set(config, None) if config.data.eval is not None else None
+    named_eval = eval_set(config, None) if config.data.eval is not None else None
 
     opened = open_model(config.model.path, progress=progress)
     source = opened.folder
@@ -128,7 +129,7 @@ def run(
         opened,
         named.get("harmful") or prompt_set(config, "harmful", source),
         named.get("harmless") or prompt_set(config, "harmless", source),
-        held_out or eval_set(config, source),
+        named_eval or eval_set(config, source),
         config,
     )
     if on_plan:
@@ -251,5 +252,5 @@ def _write_answers(path: Path, evaluation: EvalResult) -> None:
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_safe(document), indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")

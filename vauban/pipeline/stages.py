@@ -97,10 +97,10 @@ def plan_stage(opened: Opened, config: RunConfig, result: DirectionResult) -> Ed
 def changed_model(opened: Opened, plan: EditPlan) -> tuple[Any, Any]:
     """(model, interventions) that stand for the plan before anything is written.
 
-    Mostly the model itself under the plan's run-time form; a plan that has none (a head tied to
-    the embedding for good, restored norms) is applied to a second copy in memory.
+    Mostly the model itself under the plan's run-time form; a plan that has none (restored norms)
+    is applied to a second copy in memory.
     """
-    if _has_run_time_form(plan):
+    if not plan.settings["norm_preserve"]:
         return opened.model, plan.virtual()
     copy, _ = vauban.load(opened.folder)
     return plan.apply(copy), ()
@@ -261,12 +261,12 @@ def _plan(
     *,
     control: bool = False,
 ) -> EditPlan:
-    """The plan of the configuration. A `control` leaves out what has no run-time form."""
+    """The plan of the configuration. A `control` restores no norms, to have a run-time form."""
     settings = config.cut
     layers: str | Sequence[int] = settings.layers
     if layers in ("above_median", "top_k"):
         layers = select_target_layers(result.cosine_scores, str(layers))
-    plan = plan_cut(
+    return plan_cut(
         opened.model,
         direction,
         layers=layers,
@@ -275,18 +275,6 @@ def _plan(
         embedding=settings.embedding,
         norm_preserve=None if control else settings.norm_preserve,
     )
-    if control and not _has_run_time_form(plan):
-        return _plan(opened, _without_embedding(config), result, direction, control=True)
-    return plan
-
-
-def _without_embedding(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"cut": config.cut.model_copy(update={"embedding": False})})
-
-
-def _has_run_time_form(plan: EditPlan) -> bool:
-    """A head tied to the embedding for good and restored norms change more than outputs."""
-    return plan.embedding != "tied" and not plan.settings["norm_preserve"]
 
 
 def _judging(opened: Opened, config: RunConfig) -> dict[str, Any]:

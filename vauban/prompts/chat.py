@@ -185,9 +185,6 @@ def _apply_template(
     switch = _thinking_switch(tokenizer, options.get("chat_template"))
     if switch and not options.keys() & {"enable_thinking", "thinking"}:
         options[switch] = False
-    if not callable(getattr(tokenizer, "_chat_template", None)):
-        # transformers 5 returns a BatchEncoding otherwise; templates in Python reject the word.
-        options["return_dict"] = False
     try:
         return tokenizer.apply_chat_template(messages, tokenize=True, **options)
     except Exception as error:  # templates raise jinja2's errors and, in Python, any other
@@ -251,7 +248,10 @@ def _tell_without_template(tokenizer: Any) -> None:
 
 
 def _flat_ids(encoded: Any) -> list[int]:
-    """One list of ints from whatever a tokenizer returns: list, batch of one, BatchEncoding."""
+    """One list of ints from whatever a tokenizer returns: list, batch of one, BatchEncoding.
+
+    Not avoided with `return_dict=False`: templates in Python reject the word.
+    """
     if hasattr(encoded, "keys"):
         encoded = encoded["input_ids"]
     if len(encoded) and hasattr(encoded[0], "__len__"):

@@ -4,6 +4,7 @@ from vauban.report.card import model_card, refusal_statement
 from vauban.report.figures import (
     byte_size,
     decimal,
+    json_safe,
     percent,
     quantity,
     rate_with_interval,
@@ -32,6 +33,7 @@ __all__ = [
     "cells",
     "contrast_line",
     "decimal",
+    "json_safe",
     "markdown_table",
     "model_card",
     "percent",

@@ -3,7 +3,24 @@
 Takes numbers and text, returns text. It measures nothing and prints nothing.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def json_safe(value: Any) -> Any:
+    """The value with NaN and infinities as None, which JSON has no words for.
+
+    >>> json_safe({"a": [1.0, float("inf")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_safe(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(inner) for inner in value]
+    return value
 
 
 def percent(share: float, digits: int = 1) -> str:

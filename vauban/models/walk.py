@@ -1,0 +1,144 @@
+"""How a model walks its blocks, learnt by rehearsal, so that the explicit loop can walk it too.
+
+The model's own forward is run once with blocks that compute nothing: it embeds, makes its masks
+and says what it would hand to each block (mask, cache, per-layer inputs, shared state). The loop
+then calls the blocks itself, and the model's own norm and head finish. Whatever a family does to
+its embedding, its masks or its logits therefore happens in its own code. Knows modules and arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from vauban.errors import ArchitectureError
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """Stands for the extra value number `item` that call number `call` returns to later calls."""
+
+    call: int
+    item: int
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a block: which block, and what it gets besides the stream.
+
+    `extras` counts the values it returns after the stream (0 for a plain array).
+    """
+
+    block: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    extras: int
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """The stream before the first block, and the calls in their order."""
+
+    start: mx.array
+    calls: tuple[Call, ...]
+
+
+class Unwalkable(ArchitectureError):
+    """The trunk does something between its blocks that the explicit loop would miss."""
+
+
+class _Rehearsed(Exception):
+    """Raised by the last block of a rehearsal: what follows it is not rehearsed."""
+
+
+Stub = Callable[[int, mx.array, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def _stubs(layers: Sequence[nn.Module], call: Stub, place: int) -> Iterator[None]:
+    """Blocks that hand their stream (argument number `place`) to `call` instead of computing."""
+    classes = [(layer, type(layer)) for layer in layers]
+    try:
+        for index, layer in enumerate(layers):
+
+            def stub(self: Any, *args: Any, _index: int = index, **kwargs: Any) -> Any:
+                return call(_index, args[place], args[:place] + args[place + 1 :], kwargs)
+
+            cls = type(layer)
+            layer.__class__ = type(f"Rehearsed{cls.__name__}", (cls,), {"__call__": stub})
+        yield
+    finally:
+        for layer, cls in classes:
+            layer.__class__ = cls
+
+
+def rehearse(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    tokens: mx.array,
+    cache: list[Any],
+    extras: Sequence[int],
+    place: int,
+) -> Walk:
+    """The walk of `tokens`; `extras[i]` says how many values block i returns after the stream.
+
+    `place` is the argument of a block that holds the stream. Raises Unwalkable when the trunk
+    changes the stream between two blocks.
+    """
+    starts: list[mx.array] = []
+    calls: list[Call] = []
+    returned: list[mx.array] = []
+
+    def call(index: int, h: mx.array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if returned and h is not returned[-1]:
+            raise Unwalkable(f"the trunk changes the stream before block {index}")
+        if not starts:
+            starts.append(h)
+        # A new array object, so that a trunk that works on it cannot go unnoticed.
+        returned.append(h + 0)
+        number = len(calls)
+        calls.append(Call(index, args, kwargs, extras[index]))
+        if number == len(layers) - 1:
+            raise _Rehearsed
+        passed = [_Passed(number, item) for item in range(extras[index])]
+        return (returned[-1], *passed) if passed else returned[-1]
+
+    with _stubs(layers, call, place), suppress(_Rehearsed):
+        model(tokens, cache=cache)
+    if [c.block for c in calls] != list(range(len(layers))):
+        raise Unwalkable(f"the trunk calls blocks {[c.block for c in calls]}")
+    return Walk(starts[0], tuple(calls))
+
+
+def arguments(call: Call, results: Sequence[tuple[Any, ...]]) -> tuple[list[Any], dict[str, Any]]:
+    """A call's arguments with the values that earlier calls have really returned."""
+
+    def real(value: Any) -> Any:
+        return results[value.call][value.item] if isinstance(value, _Passed) else value
+
+    return [real(a) for a in call.args], {k: real(v) for k, v in call.kwargs.items()}
+
+
+def finish(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    tokens: mx.array,
+    cache: list[Any],
+    h: mx.array,
+    results: Sequence[tuple[Any, ...]],
+    place: int,
+) -> mx.array:
+    """Logits of the stream `h` behind the last block, by the model's own norm and head."""
+    last = len(layers) - 1
+
+    def call(index: int, x: mx.array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = h if index == last else x
+        return (out, *results[index]) if results[index] else out
+
+    with _stubs(layers, call, place):
+        return model(tokens, cache=cache)
