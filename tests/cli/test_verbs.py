@@ -66,6 +66,26 @@ def test_init_then_validate(capsys, tmp_path, organism_folder):
     assert json.loads(capsys.readouterr().out)["configuration"]["cut"]["alpha"] == 1.0
 
 
+def test_a_configuration_is_run_relative_to_its_file_and_flags_win(
+    capsys, tmp_path, organism_folder
+):
+    study = tmp_path / "study"
+    study.mkdir()
+    sets = organism_folder / "prompts"
+    (study / "safe.jsonl").write_bytes((sets / "harmless.jsonl").read_bytes())
+    (study / "study.toml").write_text(
+        f'[model]\npath = "{organism_folder}"\n[data]\nharmless = "safe.jsonl"\n'
+        "[cut]\nalpha = 0.5\n[eval]\nnum_prompts = 4\nmax_tokens = 8\ncontrols = false\n"
+        '[output]\ndir = "result"\n'
+    )
+    assert main(["study/study.toml", "--alpha", "0.75"]) == 0
+    said = capsys.readouterr().out
+    assert "cut α = 0.75" in said and "128 harmless (safe.jsonl)" in said
+    run = json.loads((study / "result" / "run.json").read_text(encoding="utf-8"))
+    assert run["configuration"]["cut"]["alpha"] == 0.75
+    assert run["export"]["direction_left"] == pytest.approx(0.25, abs=0.02)
+
+
 def test_doctor_shows_machine_and_writers(capsys, organism_folder):
     assert main(["doctor", str(organism_folder)]) == 0
     said = capsys.readouterr().out

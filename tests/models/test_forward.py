@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
 
 import vauban
 from tests.conftest import TINY, random_tokens
@@ -101,20 +102,81 @@ def test_interventions_leave_no_trace(tiny: Any) -> None:
     assert mx.array_equal(model(tokens), before)
 
 
-def test_a_block_that_changes_its_meaning_is_not_trusted(tiny: Any) -> None:
-    """A family with the textbook signature but another trunk goes to the tap, never silently."""
+def retrunked(model: Any, call: Any) -> Any:
+    """The model with another trunk forward, as an unknown family would have it."""
+    trunk = type(model.model)
+    model.model.__class__ = type("Other", (trunk,), {"__call__": call})
+    return model
+
+
+def test_what_a_family_does_around_its_blocks_is_walked(tiny: Any) -> None:
+    """A scaled embedding, a doubled norm: the loop takes them from the model's own code."""
     model = tiny("llama")
     trunk = type(model.model)
 
-    class Scaled(trunk):
-        def __call__(self, *args: Any, **more: Any) -> mx.array:
-            return 3.0 * trunk.__call__(self, *args, **more)
+    def call(self: Any, *args: Any, **more: Any) -> mx.array:
+        return 3.0 * trunk.__call__(self, *args, **more)
 
-    model.model.__class__ = Scaled
+    check = vauban.verify_forward(retrunked(model, call))
+    assert check.path == "manual" and check.max_difference == 0.0
+
+
+def test_a_trunk_that_works_between_its_blocks_goes_to_the_tap(tiny: Any) -> None:
+    """Never silently wrong: what the loop would miss is found, said, and recorded as it is."""
+
+    def call(self: Any, tokens: mx.array, cache: Any = None, *more: Any) -> mx.array:
+        h = self.embed_tokens(tokens)
+        for layer, state in zip(self.layers, cache, strict=True):
+            h = 1.5 * layer(h, "causal", state)
+        return self.norm(h)
+
+    model = retrunked(tiny("llama"), call)
     check = vauban.verify_forward(model)
-    assert check.path == "tap" and "manual differs" in check.note
+    assert check.path == "tap" and "changes the stream" in check.note
     tokens = random_tokens(1, 6)
-    assert mx.allclose(vauban.forward(model, tokens).logits, model(tokens), atol=1e-5)
+    out = vauban.forward(model, tokens, positions="all")
+    assert mx.allclose(out.logits, model(tokens, cache=make_prompt_cache(model)), atol=1e-5)
+    h = model.model.embed_tokens(tokens)
+    for r, layer in enumerate(model.model.layers):
+        assert mx.allclose(out.residual[:, r], h, atol=1e-4)
+        h = 1.5 * layer(h, "causal")
+
+
+def test_the_stream_is_found_where_it_is_not_the_first_argument(tiny: Any) -> None:
+    model = tiny("llama")
+    block = type(model.model.layers[0])
+
+    class Second(block):
+        def __call__(self, first: mx.array, h: mx.array, mask: Any, cache: Any) -> mx.array:
+            return block.__call__(self, h, mask, cache) + 0.1 * first
+
+    for layer in model.model.layers:
+        layer.__class__ = Second
+
+    def call(self: Any, tokens: mx.array, cache: Any = None, *more: Any) -> mx.array:
+        first = h = self.embed_tokens(tokens)
+        for layer, state in zip(self.layers, cache, strict=True):
+            h = layer(first, h, "causal", state)
+        return self.norm(h)
+
+    retrunked(model, call)
+    assert vauban.verify_forward(model).path == "manual"
+    tokens = random_tokens(1, 6)
+    out = vauban.forward(model, tokens, positions="all")
+    assert mx.abs(out.residual[:, 2] - out.residual[:, 0]).max().item() > 1e-2
+
+
+def test_no_path_is_an_error(tiny: Any) -> None:
+    """Blocks that are not called as modules, on a trunk the loop cannot walk either."""
+
+    def call(self: Any, tokens: mx.array, cache: Any = None, *more: Any) -> mx.array:
+        h = self.embed_tokens(tokens)
+        for layer in self.layers:
+            h = h + layer.mlp(layer.post_attention_layernorm(h))
+        return self.norm(h)
+
+    with pytest.raises(vauban.ArchitectureError, match="no forward pass of vauban"):
+        vauban.verify_forward(retrunked(tiny("llama"), call))
 
 
 @pytest.mark.parametrize(

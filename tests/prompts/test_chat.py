@@ -157,6 +157,10 @@ def test_a_template_that_rejects_a_role_is_an_input_error(
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     with pytest.raises(InputError, match=r"the roles system, user: no system role here\. Many"):
         encode_chat(wrap(make_tokenizer("llama2")), turns)
+    named = make_tokenizer("llama2")
+    named.name_or_path = "org/name"
+    with pytest.raises(InputError, match="the chat template of org/name rejects"):
+        encode_chat(wrap(named), turns)
 
 
 @pytest.mark.parametrize(

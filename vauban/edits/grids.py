@@ -75,7 +75,11 @@ def _float_grid(mode: str) -> Grid:
     values = np.array(decoded)[0, :count].astype(np.float64)
     finite = np.flatnonzero(np.isfinite(values))
     # Of two codes for zero the positive one is written.
-    order = [i for i in finite[np.argsort(values[finite], kind="stable")] if not _negative_zero(values, i)]
+    order = [
+        i
+        for i in finite[np.argsort(values[finite], kind="stable")]
+        if not _negative_zero(values, i)
+    ]
     return Grid(values[order], np.array(order, dtype=np.uint8), bits, False)
 
 

@@ -49,17 +49,23 @@ class Update:
 
     @property
     def is_embedding(self) -> bool:
+        """The token embedding, whose matrix may be the head's as well."""
         return self.kind == "embedding"
 
+    @property
+    def writes_rows(self) -> bool:
+        """Token and position tables write their rows; matrices write their outputs."""
+        return self.layer < 0
+
     def weight(self, weight: mx.array) -> mx.array:
-        """The edited matrix in float32; an embedding's rows are the vectors it writes."""
-        if self.is_embedding:
+        """The edited matrix in float32; a table's rows are the vectors it writes."""
+        if self.writes_rows:
             return cut_matrix(weight.T, self.basis, self.alpha, self.mode).T
         return cut_matrix(weight, self.basis, self.alpha, self.mode)
 
     def share_left(self, after: mx.array, before: mx.array) -> float:
         """‖U W'‖/‖U W‖."""
-        if self.is_embedding:
+        if self.writes_rows:
             after, before = after.T, before.T
         return share_left(after, before, self.basis)
 
@@ -243,7 +249,7 @@ def plan_cut(
     writers = residual_writers(model)
     _check_biases(writers, biases)
     updates, notes = [], []
-    for writer in writers[1:]:
+    for writer in writers:
         if writer.layer not in chosen or writer.kind not in kinds:
             continue
         updates.append(
@@ -263,8 +269,10 @@ def plan_cut(
         notes.append("behind a post-norm only alpha 1 is exact; other values are approximate")
     how = _embedding_mode(model, embedding, whole=len(chosen) == parts.n_layers)
     if how != "kept":
-        first = writers[0]
-        updates.insert(0, Update(first.path, -1, "embedding", basis, alpha, norm_preserve, False))
+        tables = [w for w in writers if w.layer < 0]
+        updates = [
+            Update(w.path, -1, w.kind, basis, alpha, norm_preserve, False) for w in tables
+        ] + updates
     if how == "tied":
         notes.append("the head shares the embedding for good: cutting it changes the head as well")
     settings = {

@@ -275,7 +275,7 @@ def write_edit_record(plan: EditPlan, source: Source, folder: Path) -> None:
     arrays, before = {"basis": plan.basis}, {}
     for update in plan.updates:
         weight = module_weight(modules[update.path]).astype(mx.float32)
-        matrix = weight.T if update.is_embedding else weight
+        matrix = weight.T if update.writes_rows else weight
         before[update.path] = float(mx.linalg.norm(update.basis @ matrix))
         arrays[f"basis.{update.path}"] = update.basis
     facts = {**plan.to_dict(), "before": before}

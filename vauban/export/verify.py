@@ -106,16 +106,13 @@ def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -
         if path not in modules:
             raise CheckError(f"{folder}: the edited module {path} is not in the written model")
         weight = module_weight(modules[path]).astype(mx.float32)
-        matrix = weight.T if entry["kind"] == "embedding" else weight
+        matrix = weight.T if entry["layer"] < 0 else weight
         had = facts["before"][path]
         norm = float(mx.linalg.norm(arrays[f"basis.{path}"] @ matrix))
         left[path] = norm / had if had > 0 else 0.0
         expected = max(expected, abs(1.0 - entry["alpha"]))
     edited = set(left)
-    files = {
-        f.name: _sha256(f)
-        for f in sorted(folder.glob("model*.safetensors"))
-    }
+    files = {f.name: _sha256(f) for f in sorted(folder.glob("model*.safetensors"))}
     present = residual_writers(written.model)
     head = {"lm_head"} if facts["embedding"] == "untie" else set()
     return ExportReport(

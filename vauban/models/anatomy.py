@@ -5,6 +5,7 @@ Found by rule from the module tree, not by family name. Knows modules; runs noth
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from vauban.errors import ArchitectureError
 
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 _NORM_NAMES = ("norm", "final_layernorm", "final_norm", "ln_f", "norm_f", "embedding_norm")
+_POSITIONS = re.compile(r"wpe|position|type_embed")
 _POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_mlp_norm")
 
 
@@ -112,8 +114,7 @@ def _by_path(model: nn.Module, path: str) -> Any:
 def _trunk(model: nn.Module, layers: tuple[nn.Module, ...]) -> tuple[str, nn.Module, str]:
     """The module that owns both a text embedding and the blocks.
 
-    Of several embeddings the one with the largest vocabulary is the text embedding (position and
-    type embeddings are small).
+    Of several embeddings, position tables aside, the one with the largest vocabulary is the text's.
     """
     for path, module in model.named_modules():
         owns = any(
@@ -130,11 +131,27 @@ def _trunk(model: nn.Module, layers: tuple[nn.Module, ...]) -> tuple[str, nn.Mod
                 if isinstance(child, _EMBEDDINGS)
                 and not any(part.isdigit() for part in n.split("."))
             ]
+        names = [n for n in names if not _POSITIONS.search(n)] or names
         if names:
             return path, module, max(names, key=lambda n: embedding_size(_by_path(module, n))[0])
     raise ArchitectureError(
         f"{type(model).__name__}: no module owns both an embedding and the list of blocks"
     )
+
+
+def position_tables(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Learned position embeddings of the trunk as wide as the stream, by path."""
+    parts = anatomy(model)
+    inside = {id(m) for layer in parts.layers for _, m in layer.named_modules()}
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, _EMBEDDINGS)
+        and id(module) not in inside
+        and _POSITIONS.search(path)
+        and embedding_size(module)[1] == parts.d_model
+        and module is not parts.embedding
+    ]
 
 
 def post_norms(layer: nn.Module) -> dict[str, str]:

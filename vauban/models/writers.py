@@ -15,7 +15,14 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban.errors import ArchitectureError
-from vauban.models.anatomy import Branch, anatomy, multiplier, post_norms
+from vauban.models.anatomy import (
+    Branch,
+    anatomy,
+    embedding_size,
+    multiplier,
+    position_tables,
+    post_norms,
+)
 
 # Last names of modules that write to the stream, over all of mlx-lm's model files.
 WRITER_NAMES = frozenset(
@@ -130,6 +137,10 @@ def residual_writers(model: nn.Module) -> list[Writer]:
             quantization_of(parts.embedding),
         )
     ]
+    # Learned positions (GPT-2's kind) are added to the stream as well.
+    for path, table in position_tables(model):
+        size = embedding_size(table)
+        writers.append(Writer(path, -1, "other", size, None, False, quantization_of(table)))
     for index, (layer, path) in enumerate(zip(parts.layers, parts.layer_paths, strict=True)):
         gains = {
             branch: norm_gain(layer[name], parts.d_model)
@@ -146,6 +157,8 @@ def residual_writers(model: nn.Module) -> list[Writer]:
                 continue
             kind = _kind(inside, module)
             gain = gains.get("attention" if kind in ("attention", "ssm") else "mlp")
+            if inside == "per_layer_projection" and "post_per_layer_input_norm" in layer:
+                gain = norm_gain(layer["post_per_layer_input_norm"], parts.d_model)
             found.append(
                 Writer(
                     f"{path}.{inside}",
@@ -175,7 +188,9 @@ def branches(model: nn.Module) -> list[Branch]:
     """
     parts = anatomy(model)
     found: dict[tuple[int, str], Branch] = {}
-    for writer in residual_writers(model)[1:]:
+    for writer in residual_writers(model):
+        if writer.layer < 0:
+            continue
         layer, path = parts.layers[writer.layer], parts.layer_paths[writer.layer]
         child, *rest = writer.path[len(path) + 1 :].split(".")
         side = "attention" if writer.kind in ("attention", "ssm") else "mlp"

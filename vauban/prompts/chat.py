@@ -98,7 +98,7 @@ def post_instruction_positions(tokenizer: Any, **template_args: Any) -> tuple[in
     They are counted from the end: (-5, -4, -3, -2, -1) for ChatML. Sentinel messages are
     encoded and the longest common suffix of their token ids is taken; ids and not strings,
     because tokens may merge across the end of the message (Arditi et al. 2024,
-    arXiv 2406.11717, section 2.3). (-1,) for a model without a chat template.
+    arXiv 2406.11717). (-1,) for a model without a chat template.
 
     Raises:
         InputError: the template writes the same tokens whatever the user says.
