@@ -272,18 +272,30 @@ def test_tied_models_are_untied_and_the_head_keeps_its_matrix(tiny: Any) -> None
     assert mx.abs(model.model.embed_tokens.weight @ unit()).max().item() <= 1e-5
 
 
-def test_packed_models_are_planned_and_applied(tiny: Any) -> None:
+@pytest.mark.parametrize("precision", ["float", "8bit", "same"])
+def test_packed_models_are_planned_and_applied(tiny: Any, precision: str) -> None:
+    """Packed writers stay packed, exact along the direction; or 8 bits, or float, as asked."""
     for name in ("qwen3", "qwen3_moe"):
         model = tiny(name)
         nn.quantize(model, group_size=32, bits=4)
         tokens = random_tokens(1, 12)
         plan = vauban.plan_cut(model, unit())
-        assert all(w.quantization for w in vauban.residual_writers(model))
+        before = {w.path: w.quantization for w in vauban.residual_writers(model)}
+        assert all(before.values())
         virtual = vauban.forward(model, tokens, interventions=plan.virtual()).logits
-        plan.apply(model)
-        assert not any(w.quantization for w in vauban.residual_writers(model))
         scale = float(mx.abs(virtual).max())
-        assert mx.abs(vauban.forward(model, tokens).logits - virtual).max().item() <= 2e-3 * scale
+        plan.apply(model, precision)
+        after = {w.path: w.quantization for w in vauban.residual_writers(model)}
+        out = vauban.forward(model, tokens, positions="all")
+        share = mx.abs(out.residual @ unit()) / mx.linalg.norm(out.residual, axis=-1)
+        assert share.max().item() <= 1e-4
+        if precision == "same":
+            assert after == before
+        elif precision == "8bit":
+            assert {q["bits"] for q in after.values()} == {8}
+        else:
+            assert not any(after.values())
+            assert mx.abs(out.logits - virtual).max().item() <= 2e-3 * scale
 
 
 def test_plan_refuses_what_it_cannot_do(tiny: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
@@ -48,4 +50,26 @@ def float_module(module: nn.Module) -> nn.Module:
     twin.weight = weight.astype(dtype)
     if "bias" in module:
         twin.bias = module.bias
+    return twin
+
+
+def repacked_module(
+    module: nn.Module, arrays: dict[str, mx.array], bits: int, group_size: int, mode: str
+) -> nn.Module:
+    """A packed module of the same kind with new arrays; the old one is left as it is."""
+    options: dict[str, Any] = {"group_size": group_size, "bits": bits, "mode": mode}
+    if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+        twin: nn.Module = nn.QuantizedEmbedding(32, 128, **options)
+        rows, columns = arrays["scales"].shape
+        twin.num_embeddings, twin.dims = rows, columns * group_size
+    elif isinstance(module, SwitchLinear | QuantizedSwitchLinear):
+        twin = QuantizedSwitchLinear(128, 32, 1, bias=False, **options)
+    else:
+        twin = nn.QuantizedLinear(128, 32, bias=False, **options)
+    for name in ("weight", "scales", "biases"):
+        if name in arrays:
+            twin[name] = arrays[name]
+    if "bias" in module:
+        twin.bias = module.bias
+    twin.freeze()
     return twin

@@ -15,59 +15,20 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from vauban.edits.directions import as_basis
-from vauban.edits.lowrank import (
-    NORM_MODES,
-    NormMode,
-    cut_matrix,
-    remove_from_bias,
-    share_left,
-    through_gain,
-)
-from vauban.edits.modules import float_module, module_weight
+from vauban.edits.lowrank import NORM_MODES, NormMode, remove_from_bias, through_gain
+from vauban.edits.modules import float_module, module_weight, repacked_module
+from vauban.edits.packed import LIMIT, Packed, Rounding, pack_edited
+from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import ModuleOutputs
 from vauban.models import Writer, anatomy, forward, residual_writers
 
+PRECISIONS = (None, "same", "8bit", "float", "adapter")
 _COMPONENTS = {
     "attention": ("attention", "ssm"),
     "mlp": ("mlp", "expert", "shared_expert", "other"),
 }
 EmbeddingMode = Literal["auto", "untie", "tied"] | bool
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """W <- W - α U^T (U W) of one writer; `basis` (k, out) holds the gain of a post-norm."""
-
-    path: str
-    layer: int
-    kind: str
-    basis: mx.array
-    alpha: float
-    mode: NormMode
-    bias: bool
-
-    @property
-    def is_embedding(self) -> bool:
-        """The token embedding, whose matrix may be the head's as well."""
-        return self.kind == "embedding"
-
-    @property
-    def writes_rows(self) -> bool:
-        """Token and position tables write their rows; matrices write their outputs."""
-        return self.layer < 0
-
-    def weight(self, weight: mx.array) -> mx.array:
-        """The edited matrix in float32; a table's rows are the vectors it writes."""
-        if self.writes_rows:
-            return cut_matrix(weight.T, self.basis, self.alpha, self.mode).T
-        return cut_matrix(weight, self.basis, self.alpha, self.mode)
-
-    def share_left(self, after: mx.array, before: mx.array) -> float:
-        """‖U W'‖/‖U W‖."""
-        if self.writes_rows:
-            after, before = after.T, before.T
-        return share_left(after, before, self.basis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,15 +81,31 @@ class EditPlan:
             ModuleOutputs({u.path: (u.basis, u.alpha) for u in self.updates}, frozenset(shared)),
         )
 
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Edit `model` in place and return it. Packed writers become float modules."""
+    def apply(
+        self,
+        model: nn.Module,
+        precision: str | None = None,
+        *,
+        rounding: Rounding = "two-sided",
+    ) -> nn.Module:
+        """Edit `model` in place and return it.
+
+        Packed writers stay packed, direction-exact (`precision` None or "same"); "8bit" packs
+        edited modules with 8 bits, "float" unpacks them.
+        """
         modules = dict(model.named_modules())
         if self.embedding == "untie":
             _untie(model, modules)
         for update in self.updates:
             module = modules[update.path]
-            edited = float_module(module)
-            edited.weight = update.weight(edited.weight).astype(edited.weight.dtype)
+            stored = store(module, update, precision, rounding)
+            if isinstance(stored, Packed):
+                edited = repacked_module(
+                    module, stored.arrays, stored.bits, stored.group_size, stored.mode
+                )
+            else:
+                edited = float_module(module)
+                edited.weight = stored
             if update.bias and "bias" in edited:
                 edited.bias = remove_from_bias(edited.bias, update.basis, update.alpha).astype(
                     edited.bias.dtype
@@ -206,6 +183,32 @@ class EditPlan:
             ],
             "notes": list(self.notes),
         }
+
+
+def store(
+    module: nn.Module, update: Update, precision: str | None, rounding: Rounding = "two-sided"
+) -> Packed | mx.array:
+    """The edited matrix in the form it is kept in.
+
+    A packed module keeps its format (None, "same") as long as no more than `LIMIT` of the
+    direction is left in it; then 8 bits, then the float type are taken, by name in the report.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected None or one of {PRECISIONS[1:]}")
+    packed = "scales" in module
+    widths: list[int | None] = []
+    if precision == "8bit":
+        widths = [8]
+    elif packed and precision != "float":
+        widths = [None, 8]
+    for bits in widths:
+        found = pack_edited(module, update, bits=bits, rounding=rounding)
+        if found.left <= abs(1.0 - update.alpha) + LIMIT:
+            return found
+    dtype = module.weight.dtype
+    if packed:
+        dtype = module.scales.dtype if module.get("biases") is not None else mx.bfloat16
+    return update.weight(module_weight(module)).astype(dtype)
 
 
 def plan_cut(

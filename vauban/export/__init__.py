@@ -5,21 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
-from vauban.edits import EditPlan
+from vauban.edits import EditPlan, Rounding
 from vauban.errors import InputError
 from vauban.export.checkpoint import (
+    draft_plan,
+    draft_weights,
     open_source,
-    plan_entries,
-    weight_entries,
     write_edit_record,
     write_folder,
 )
 from vauban.export.staging import check_output, staged
 from vauban.export.verify import ExportReport, verify_export
+from vauban.models import model_folder
 
 __all__ = [
     "ExportReport",
@@ -46,35 +46,35 @@ def export_model(
     here get their entry in the configuration.
     """
     source = open_source(model_path)
-    entries, config = weight_entries(source, weights)
+    draft = draft_weights(source, weights)
     with staged(output_dir, force=force, source=source.folder) as folder:
-        write_folder(source, entries, config, folder)
+        write_folder(source, draft, folder)
     return Path(output_dir)
 
 
 def write_plan(
-    plan: EditPlan, model_path: str | Path, folder: Path, precision: str | None = None
+    plan: EditPlan,
+    model_path: str | Path,
+    folder: Path,
+    precision: str | None = None,
+    *,
+    rounding: Rounding = "two-sided",
 ) -> ExportReport:
     """Write the edited checkpoint into an existing folder, read it back, report.
 
-    `precision`: "float" stores edited modules in the model's float type; "same" (the default for
-    float models) keeps the storage format, which packed models do not offer yet; None chooses.
+    `precision` "same" (None): edited modules keep their storage format; packed ones are rounded
+    direction-exactly, and where more than 0.1 % of the direction would be left the next wider
+    format is taken, by name in the report. "8bit" packs edited modules with 8 bits, "float"
+    stores them in the model's float type.
     """
+    chosen = precision or "same"
+    if chosen not in ("same", "8bit", "float"):
+        raise InputError(f"precision is {precision!r}; expected 'same', '8bit' or 'float'")
     source = open_source(model_path)
-    packed = any("scales" in module for _, module in source.model.named_modules())
-    chosen = precision or ("float" if packed else "same")
-    if chosen not in ("same", "float"):
-        raise InputError(f"precision is {chosen!r}; expected 'same' or 'float'")
-    if chosen == "same" and packed:
-        raise InputError(
-            "precision 'same' would round the direction back into packed weights; use 'float', "
-            "which stores the edited modules unpacked"
-        )
-    entries, config = plan_entries(source, plan)
-    write_folder(source, entries, config, folder)
-    write_edit_record(plan, source, folder)
-    report = verify_export(folder, source=source.folder)
-    return dataclasses.replace(report, precision=chosen).check()
+    draft = draft_plan(source, plan, chosen, rounding)
+    write_folder(source, draft, folder)
+    write_edit_record(plan, source, draft, chosen, folder)
+    return verify_export(folder, source=source.folder).check()
 
 
 def export_plan(
@@ -85,8 +85,6 @@ def export_plan(
     force: bool = False,
 ) -> ExportReport:
     """`write_plan` into a new folder that appears complete or not at all."""
-    from vauban.models import model_folder
-
     with staged(output_dir, force=force, source=model_folder(model_path)) as folder:
-        report: Any = write_plan(plan, model_path, folder, precision)
+        report = write_plan(plan, model_path, folder, precision)
     return dataclasses.replace(report, folder=str(output_dir))

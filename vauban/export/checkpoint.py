@@ -18,12 +18,13 @@ import mlx.nn as nn
 
 from vauban import __version__
 from vauban._arrays import flat_parameters
-from vauban.edits import EditPlan, Update
+from vauban.edits import EditPlan, Packed, Rounding, Update, store
 from vauban.edits.lowrank import remove_from_bias
 from vauban.edits.modules import module_weight
 from vauban.errors import InputError, ModelError
 from vauban.export.tensors import (
     Entry,
+    Late,
     Stored,
     computed,
     copied,
@@ -83,102 +84,106 @@ def untouched_entry(source: Source, name: str) -> Entry:
     return computed(name, tuple(value.shape), value.dtype, lambda: value)
 
 
-def plan_entries(source: Source, plan: EditPlan) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """All tensors of the edited checkpoint by name, and its configuration."""
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A checkpoint about to be written: tensors by name, edited modules by path.
+
+    `outcomes` fills while the edited modules are computed: how each was stored, and what the
+    rounding did. The configuration follows from it.
+    """
+
+    entries: dict[str, Entry]
+    late: dict[str, Late]
+    outcomes: dict[str, dict[str, Any]]
+    untied_from: str | None = None
+
+
+def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: Rounding) -> Draft:
+    """The edited checkpoint of `source`, nothing computed yet."""
     modules = dict(source.model.named_modules())
-    entries = {name: untouched_entry(source, name) for name in source.parameters}
-    turned_float = []
+    draft = Draft(
+        {name: untouched_entry(source, name) for name in source.parameters},
+        {},
+        {},
+        plan.updates[0].path if plan.embedding == "untie" else None,
+    )
     for update in plan.updates:
         if update.path not in modules:
             raise InputError(
                 f"{source.folder} has no module {update.path}; this plan was made for another model"
             )
         module = modules[update.path]
-        if plan.embedding == "untie" and update.is_embedding:
-            for part in ("weight", "scales", "biases"):
-                if part in module:
-                    old = entries[f"{update.path}.{part}"]
-                    entries[f"lm_head.{part}"] = Entry(
-                        f"lm_head.{part}", old.dtype, old.shape, old.chunks
-                    )
-        if "scales" in module:
-            turned_float.append(update.path)
-        for entry in _edited(module, update):
-            entries[entry.name] = entry
-        if "scales" in module:
-            for part in ("scales", "biases"):
-                entries.pop(f"{update.path}.{part}", None)
-    config = edited_config(source, turned_float, untied=plan.embedding == "untie")
-    if plan.embedding == "untie":
-        _copy_packing(config, plan.updates[0].path, source)
-    return entries, config
-
-
-def _edited(module: nn.Module, update: Update) -> list[Entry]:
-    packed = "scales" in module
-    dtype = module.weight.dtype
-    if packed:
-        dtype = module.scales.dtype if module.get("biases") is not None else mx.bfloat16
-    shape = list(module.weight.shape)
-    if packed:
-        shape[-1] = shape[-1] * 32 // module.bits
-    if not packed and not mx.issubdtype(dtype, mx.floating):
-        raise InputError(
-            f"{update.path}.weight is {dtype}; only float and packed weights can be cut"
-        )
-    found = [
-        computed(
-            f"{update.path}.weight",
-            tuple(shape),
-            dtype,
-            lambda: update.weight(module_weight(module)).astype(dtype),
-        )
-    ]
-    if update.bias and "bias" in module:
-        bias = module.bias
-        found.append(
-            computed(
-                f"{update.path}.bias",
-                tuple(bias.shape),
-                bias.dtype,
-                lambda: remove_from_bias(bias, update.basis, update.alpha).astype(bias.dtype),
+        packed = "scales" in module
+        if not packed and not mx.issubdtype(module.weight.dtype, mx.floating):
+            raise InputError(
+                f"{update.path}.weight is {module.weight.dtype}; only floats and packed can be cut"
             )
-        )
-    return found
+        for part in ("weight", "scales", "biases"):
+            old = draft.entries.pop(f"{update.path}.{part}", None)
+            if old is not None and update.path == draft.untied_from:
+                # The head keeps the matrix, in its own packing.
+                head = f"lm_head.{part}"
+                draft.entries[head] = Entry(head, old.dtype, old.shape, old.chunks)
+        make = partial(_edited, module, update, precision, rounding, draft.outcomes)
+        draft.late[update.path] = Late(update.path, make)
+        if update.bias and "bias" in module:
+            name, bias = f"{update.path}.bias", module.bias
+            draft.entries[name] = computed(
+                name, tuple(bias.shape), bias.dtype, partial(_edited_bias, bias, update)
+            )
+    return draft
 
 
-def _itself(value: mx.array) -> mx.array:
-    return value
+def _edited(
+    module: nn.Module,
+    update: Update,
+    precision: str | None,
+    rounding: Rounding,
+    outcomes: dict[str, dict[str, Any]],
+) -> dict[str, mx.array]:
+    """The arrays of one edited module; notes how it was stored."""
+    stored = store(module, update, precision, rounding)
+    if isinstance(stored, Packed):
+        outcomes[update.path] = stored.to_dict()
+        return stored.arrays
+    outcomes[update.path] = {"mode": "float", "was_packed": "scales" in module}
+    return {"weight": stored}
 
 
-def edited_config(source: Source, turned_float: list[str], *, untied: bool) -> dict[str, Any]:
-    """The source's config.json with the modules that became float, and the tie undone."""
+def _edited_bias(bias: mx.array, update: Update) -> mx.array:
+    return remove_from_bias(bias, update.basis, update.alpha).astype(bias.dtype)
+
+
+def edited_config(source: Source, draft: Draft) -> dict[str, Any]:
+    """The source's config.json with the formats of the edited modules, and the tie undone."""
     config = json.loads(json.dumps(source.config))
     packing = config.get("quantization") or source.loaded_config.get("quantization")
-    if packing is not None:
-        packing = json.loads(json.dumps(packing))
-        for path in turned_float:
+    own = packing.get(draft.untied_from) if packing else None
+    for path, outcome in draft.outcomes.items():
+        if outcome["mode"] != "float":
+            facts = {k: outcome[k] for k in ("group_size", "bits", "mode")}
+            if packing is None:
+                # No module was packed: only those with an entry of their own will be.
+                packing = {**facts}
+            default = {k: packing.get(k, "affine") for k in ("group_size", "bits", "mode")}
+            if facts != default or path in packing:
+                packing[path] = facts
+        elif outcome["was_packed"] and packing is not None:
             packing[path] = False
-        config["quantization"] = packing
-        config["quantization_config"] = packing
-    if untied:
+    if packing is not None and draft.untied_from and isinstance(own, dict):
+        # The new head is packed as the embedding was, also where that had an entry of its own.
+        packing["lm_head"] = own
+    if packing is not None:
+        config["quantization"] = config["quantization_config"] = packing
+    if draft.untied_from:
         config["tie_word_embeddings"] = False
         if isinstance(config.get("text_config"), dict):
             config["text_config"]["tie_word_embeddings"] = False
     return config
 
 
-def _copy_packing(config: dict[str, Any], embedding: str, source: Source) -> None:
-    """The new head is packed as the embedding was, also where that had an entry of its own."""
-    own = (source.config.get("quantization") or {}).get(embedding)
-    if isinstance(own, dict):
-        config["quantization"]["lm_head"] = own
-
-
-def weight_entries(
-    source: Source, weights: Mapping[str, mx.array]
-) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """Tensors and configuration for a flat dictionary of all weights, as `cut` returns it."""
+def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
+    """A flat dictionary of all weights, as `cut` returns it."""
     packed = {n.removesuffix(".scales") for n in source.parameters if n.endswith(".scales")}
     turned_float = sorted(p for p in packed if f"{p}.scales" not in weights)
     dropped = {f"{p}.{part}" for p in turned_float for part in ("scales", "biases")}
@@ -199,57 +204,60 @@ def weight_entries(
             expected[-1] = expected[-1] * 32 // modules[path].bits
         if list(value.shape) != expected:
             raise InputError(f"{name} has shape {value.shape}; expected {tuple(expected)}")
-        entries[name] = computed(name, tuple(value.shape), value.dtype, partial(_itself, value))
-    return entries, edited_config(source, turned_float, untied=False)
+        entries[name] = computed(name, tuple(value.shape), value.dtype, partial(mx.array, value))
+    outcomes = {path: {"mode": "float", "was_packed": True} for path in turned_float}
+    return Draft(entries, {}, outcomes)
 
 
-def write_folder(
-    source: Source, entries: dict[str, Entry], config: dict[str, Any], folder: Path
-) -> dict[str, str]:
-    """Write shards, index, config and the source's side files into `folder`: {file: sha256}."""
-    shards = _shards(source, entries)
+def write_folder(source: Source, draft: Draft, folder: Path) -> None:
+    """Write shards, index, config and the source's side files into `folder`."""
     metadata = {"format": "mlx", "vauban": __version__}
-    hashes, index = {}, {}
+    shards = _shards(source, draft)
     for file, members in shards.items():
-        hashes[file] = write_safetensors(folder / file, members, metadata)
-        index.update({entry.name: file for entry in members})
+        write_safetensors(folder / file, members, metadata)
     if len(shards) > 1 or (source.folder / "model.safetensors.index.json").is_file():
-        total = sum(entry.nbytes for entry in entries.values())
-        facts = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
+        written = stored_tensors(folder)
+        total = sum(t.end - t.start for t in written.values())
+        index = {name: t.file.name for name, t in sorted(written.items())}
+        facts = {"metadata": {"total_size": total}, "weight_map": index}
         (folder / "model.safetensors.index.json").write_text(json.dumps(facts, indent=2) + "\n")
+    config = edited_config(source, draft)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     _copy_side_files(source.folder, folder)
-    return hashes
 
 
-def _shards(source: Source, entries: dict[str, Entry]) -> dict[str, list[Entry]]:
+def _shards(source: Source, draft: Draft) -> dict[str, list[Entry | Late]]:
     """Which tensor goes to which file: as in the source, or by size where the layout differs."""
+    left: dict[str, Entry | Late] = {**draft.entries, **draft.late}
     if source.same_layout:
-        shards: dict[str, list[Entry]] = {}
-        last = ""
+        shards: dict[str, list[Entry | Late]] = {}
         for name, stored in source.stored.items():
-            last = stored.file.name
-            if name in entries:
-                shards.setdefault(last, []).append(entries[name])
+            members = shards.setdefault(stored.file.name, [])
+            item = left.pop(name, None) or left.pop(name.rpartition(".")[0], None)
+            if item is not None:
+                members.append(item)
             elif name not in source.parameters:
                 # Tensors that mlx-lm drops on loading stay in the file as they are.
-                shards.setdefault(last, []).append(copied(name, stored))
-        new = [entry for name, entry in entries.items() if name not in source.stored]
-        if new:
-            shards.setdefault(last, []).extend(new)
+                members.append(copied(name, stored))
+        shards[max(shards)].extend(left.values())
         return shards
-    groups: list[list[Entry]] = [[]]
+    groups: list[list[Entry | Late]] = [[]]
     size = 0
-    for entry in entries.values():
-        if groups[-1] and size + entry.nbytes > _SHARD:
+    for item in left.values():
+        grows = item.nbytes if isinstance(item, Entry) else _nbytes(source, item)
+        if groups[-1] and size + grows > _SHARD:
             groups.append([])
             size = 0
-        groups[-1].append(entry)
-        size += entry.nbytes
+        groups[-1].append(item)
+        size += grows
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     n = len(groups)
     return {f"model-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+def _nbytes(source: Source, late: Late) -> int:
+    return int(source.parameters[f"{late.path}.weight"].nbytes)
 
 
 def _copy_side_files(source: Path, folder: Path) -> None:
@@ -266,7 +274,9 @@ def _copy_side_files(source: Path, folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def write_edit_record(plan: EditPlan, source: Source, folder: Path) -> None:
+def write_edit_record(
+    plan: EditPlan, source: Source, draft: Draft, precision: str, folder: Path
+) -> None:
     """`edit.safetensors`: each writer's removed basis, how much of it there was, the settings.
 
     `verify_export` reads it to say what is left without the plan or the source.
@@ -278,6 +288,11 @@ def write_edit_record(plan: EditPlan, source: Source, folder: Path) -> None:
         matrix = weight.T if update.writes_rows else weight
         before[update.path] = float(mx.linalg.norm(update.basis @ matrix))
         arrays[f"basis.{update.path}"] = update.basis
-    facts = {**plan.to_dict(), "before": before}
+    facts = {
+        **plan.to_dict(),
+        "before": before,
+        "precision": precision,
+        "stored": draft.outcomes,
+    }
     metadata = {"format": "vauban.edit/1", "plan": json.dumps(facts, sort_keys=True)}
     mx.save_safetensors(str(folder / EDIT_FILE), arrays, metadata)

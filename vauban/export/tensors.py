@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -63,6 +64,34 @@ class Entry:
     @property
     def nbytes(self) -> int:
         return _size(self.dtype) * int(np.prod(self.shape, dtype=np.int64))
+
+    def expected(self) -> list[Fact]:
+        """What it will add to the header."""
+        return [(self.name, self.dtype, self.shape)]
+
+
+@dataclass(frozen=True, eq=False)
+class Late:
+    """The tensors of one module, computed together when they are written, and then dropped."""
+
+    path: str
+    make: Callable[[], dict[str, mx.array]]
+
+    def expected(self) -> list[Fact]:
+        """At most a packed matrix; the room kept for the header is enough for any."""
+        parts = ("weight", "scales", "biases")
+        return [(f"{self.path}.{part}", "BF16", (10**9,) * 3) for part in parts]
+
+    def entries(self) -> Iterator[Entry]:
+        """Entries of what has been made."""
+        for part, value in self.make().items():
+            yield computed(
+                f"{self.path}.{part}", tuple(value.shape), value.dtype, partial(_itself, value)
+            )
+
+
+def _itself(value: mx.array) -> mx.array:
+    return value
 
 
 def _size(dtype: str) -> int:
@@ -123,35 +152,52 @@ def to_bytes(value: mx.array) -> bytes:
     return np.ascontiguousarray(np.array(value)).tobytes()
 
 
-def write_safetensors(path: Path, entries: list[Entry], metadata: dict[str, str]) -> str:
-    """Write entries one after the other and return the file's SHA-256."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    offset = 0
-    for entry in entries:
-        header[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [offset, offset + entry.nbytes],
-        }
-        offset += entry.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+def write_safetensors(path: Path, items: Sequence[Entry | Late], metadata: dict[str, str]) -> None:
+    """Write tensors one after the other; room for the header is kept and filled at the end.
+
+    What a `Late` holds (shapes, even which format) is known only when it has been computed.
+    """
+    expected = [f for item in items for f in item.expected()]
+    room = len(_header(expected, metadata)) + 96 * len(expected)
     # Readers map the data; keep it aligned to 8 bytes as the reference writer does.
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    room += -room % 8
+    facts: list[Fact] = []
     with path.open("wb") as stream:
-
-        def put(piece: bytes) -> None:
-            stream.write(piece)
-            digest.update(piece)
-
-        put(struct.pack("<Q", len(text)) + text)
-        for entry in entries:
-            written = 0
-            for piece in entry.chunks():
-                put(piece)
-                written += len(piece)
-            if written != entry.nbytes:
-                raise InputError(f"{entry.name} came to {written} bytes; expected {entry.nbytes}")
+        stream.write(struct.pack("<Q", room) + b" " * room)
+        for item in items:
+            for entry in item.entries() if isinstance(item, Late) else (item,):
+                written = 0
+                for piece in entry.chunks():
+                    stream.write(piece)
+                    written += len(piece)
+                if written != entry.nbytes:
+                    raise InputError(
+                        f"{entry.name} came to {written} bytes; expected {entry.nbytes}"
+                    )
+                facts.append((entry.name, entry.dtype, entry.shape))
+        text = _header(facts, metadata)
+        if len(text) > room:
+            raise InputError(f"{path.name}: the header outgrew its room ({len(text)} > {room})")
+        stream.seek(8)
+        stream.write(text + b" " * (room - len(text)))
         stream.flush()
         os.fsync(stream.fileno())
-    return digest.hexdigest()
+
+
+Fact = tuple[str, str, tuple[int, ...]]
+
+
+def _header(facts: Sequence[Fact], metadata: dict[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": metadata}
+    offset = 0
+    for name, dtype, shape in facts:
+        end = offset + _size(dtype) * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

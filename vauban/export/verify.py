@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from vauban._arrays import load_arrays
 from vauban.edits.modules import module_weight
 from vauban.errors import CheckError, InputError
 from vauban.export.checkpoint import EDIT_FILE, Source, open_source
+from vauban.export.tensors import sha256
 from vauban.models import residual_writers
 
 # bfloat16 storage alone leaves 2 to 5e-3 of a direction; float16 and float32 far less.
@@ -25,6 +25,7 @@ class ExportReport:
     """What stands in an exported folder.
 
     direction_left      largest ‖U W'‖/‖U W‖ over the edited modules, read from the file
+    stored              per edited module its format and, where packed, what the rounding did
     modules_edited      residual writers the plan edited; `modules_present` all there are
     untouched_identical whether every other tensor has the source's bytes; None without a source
     """
@@ -37,6 +38,7 @@ class ExportReport:
     writers: dict[str, float]
     expected_left: float
     precision: str
+    stored: dict[str, dict[str, Any]]
     files: dict[str, str]
     bytes: int
 
@@ -67,10 +69,20 @@ class ExportReport:
         parts = [
             f"direction left {self.direction_left:.2e}",
             f"{self.modules_edited} of {self.modules_present} writers edited",
+            self._storage(),
             same[self.untouched_identical],
             f"{self.bytes / 1e6:.1f} MB",
         ]
         return "; ".join(p for p in parts if p)
+
+    def _storage(self) -> str:
+        """How the edited modules are stored, as a count per format."""
+        counts: dict[str, int] = {}
+        for facts in self.stored.values():
+            packed = facts["mode"] != "float"
+            name = f"{facts['bits']}-bit {facts['mode']}" if packed else "float"
+            counts[name] = counts.get(name, 0) + 1
+        return "stored as " + ", ".join(f"{n} {name}" for name, n in counts.items())
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -81,6 +93,7 @@ class ExportReport:
             "untouched_identical": self.untouched_identical,
             "precision": self.precision,
             "writers": dict(self.writers),
+            "stored": {path: dict(facts) for path, facts in self.stored.items()},
             "files": dict(self.files),
             "bytes": self.bytes,
         }
@@ -112,7 +125,7 @@ def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -
         left[path] = norm / had if had > 0 else 0.0
         expected = max(expected, abs(1.0 - entry["alpha"]))
     edited = set(left)
-    files = {f.name: _sha256(f) for f in sorted(folder.glob("model*.safetensors"))}
+    files = {f.name: sha256(f) for f in sorted(folder.glob("model*.safetensors"))}
     present = residual_writers(written.model)
     head = {"lm_head"} if facts["embedding"] == "untie" else set()
     return ExportReport(
@@ -125,15 +138,11 @@ def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -
         ),
         writers=left,
         expected_left=expected,
-        precision=facts.get("precision", "same"),
+        precision=facts["precision"],
+        stored=facts["stored"],
         files=files,
         bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
     )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _identical(source: Source, written: Source, edited: set[str]) -> bool:
