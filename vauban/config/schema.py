@@ -210,12 +210,12 @@ class OutputSection(Section):
         Text, Setting("a folder", "--output-dir", "-o", metavar="DIR", place="folder")
     ] = Field(default="output", description="The folder that is written; it must not exist yet.")
     precision: Annotated[
-        Literal["same", "float"] | None,
-        Setting('"same" or "float"', "--precision", metavar="P", example='"float"'),
+        Literal["same", "8bit", "float"],
+        Setting('"same", "8bit" or "float"', "--precision", metavar="P"),
     ] = Field(
-        default=None,
-        description="How edited modules are stored; not set: as in the source model, and in float "
-        "where that is quantized.",
+        default="same",
+        description="How edited modules are stored: in the source's own format, where that is "
+        "packed rounded so that the direction stays out; packed with 8 bits; or in float.",
     )
     force: Annotated[bool, Setting("true or false", "--force")] = Field(
         default=False, description="Replace the output folder if it exists."
