@@ -29,7 +29,11 @@ _EXPORTS = {
     "vauban.directions": (
         "Direction DirectionResult fit_mean_difference measure select_target_layers"
     ),
-    "vauban.edits": "EditPlan cut cut_biprojected cut_subspace plan_cut sparsify_direction",
+    "vauban.edits": (
+        "EditPlan NullSpace PreservationKeys Preserve SparseDirectionSurgeon "
+        "SparseProjectionResult SparseSurgeryPlan collect_preservation_keys cut cut_biprojected "
+        "cut_subspace null_space plan_cut quantize_direction_exact sparsify_direction"
+    ),
     "vauban.evaluation": (
         "DEFAULT_REFUSAL_PHRASES EvalResult evaluate is_refusal kl_divergence perplexity "
         "wilson_interval"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
+import types
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,9 @@ def build(name: str, seed: int = 0) -> nn.Module:
     >>> build("llama").args.hidden_size
     64
     """
+    if module_of(name) == "olmo":
+        # Its file asks for a package that only its tokenizer needs.
+        sys.modules.setdefault("hf_olmo", types.ModuleType("hf_olmo"))
     module = importlib.import_module(f"mlx_lm.models.{module_of(name)}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(configuration(name)))

@@ -15,7 +15,15 @@ import numpy as np
 
 from vauban.errors import InputError
 from vauban.interventions import Intervention
-from vauban.models import batches, can_share, forward, prefix_cache, repeated, shared_prefix
+from vauban.models import (
+    batches,
+    can_pad,
+    can_share,
+    forward,
+    prefix_cache,
+    repeated,
+    shared_prefix,
+)
 from vauban.prompts import encode_chat
 
 Progress = Callable[[str, int, int], None]
@@ -77,7 +85,8 @@ def stream_activations(
         skip = shared_prefix(tokens, keep=-min(wanted))
     prefix = prefix_cache(model, tokens[0][:skip], interventions)
     done = 0
-    for batch in batches(tokens, skip=skip, batch_size=batch_size):
+    even = len({len(t) for t in tokens}) > 1 and not can_pad(model)
+    for batch in batches(tokens, skip=skip, batch_size=batch_size, equal_lengths=even):
         out = forward(
             model,
             batch.tokens,

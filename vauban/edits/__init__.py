@@ -3,21 +3,40 @@
 from vauban.edits.directions import biproject, sparsify_direction
 from vauban.edits.exact import quantize_direction_exact
 from vauban.edits.flat import cut, cut_biprojected, cut_subspace
+from vauban.edits.null_space import NullSpace, null_space
 from vauban.edits.packed import Packed, Rounding, pack_edited
 from vauban.edits.plan import EditPlan, Leakage, has_untie_switch, plan_cut, store
+from vauban.edits.preservation import (
+    PreservationKeys,
+    Preserve,
+    collect_preservation_keys,
+)
+from vauban.edits.sparse import (
+    SparseDirectionSurgeon,
+    SparseProjectionResult,
+    SparseSurgeryPlan,
+)
 from vauban.edits.update import Update
 
 __all__ = [
     "EditPlan",
     "Leakage",
+    "NullSpace",
     "Packed",
+    "PreservationKeys",
+    "Preserve",
     "Rounding",
+    "SparseDirectionSurgeon",
+    "SparseProjectionResult",
+    "SparseSurgeryPlan",
     "Update",
     "biproject",
+    "collect_preservation_keys",
     "cut",
     "cut_biprojected",
     "cut_subspace",
     "has_untie_switch",
+    "null_space",
     "pack_edited",
     "plan_cut",
     "quantize_direction_exact",

@@ -80,6 +80,25 @@ def quantize_direction_exact(
     return mx.array(pack(grid.codes[codes], bits))
 
 
+def round_plainly(
+    target: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    *,
+    group_size: int,
+    bits: int,
+    mode: str = "affine",
+) -> mx.array:
+    """Packed weight of `target` on the given grid, every code the nearest one."""
+    grid = grid_of(mode, bits)
+    step = np.repeat(scale_values(scales, mode), group_size, axis=-1)
+    offset = np.zeros_like(step)
+    if biases is not None:
+        offset = np.repeat(np.array(biases.astype(mx.float32)), group_size, axis=-1)
+    wanted = _codes_wanted(np.array(target.astype(mx.float32)), step, offset)
+    return mx.array(pack(grid.codes[grid.round(wanted).astype(np.uint8)], bits))
+
+
 def _check(
     t: np.ndarray, u: np.ndarray, s: np.ndarray, b: np.ndarray, group: int, axis: str
 ) -> None:

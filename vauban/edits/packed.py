@@ -12,7 +12,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from vauban.edits.exact import quantize_direction_exact
+from vauban.edits.exact import quantize_direction_exact, round_plainly
 from vauban.edits.modules import unpack
 from vauban.edits.update import Update
 from vauban.errors import InputError
@@ -76,17 +76,21 @@ def pack_edited(
     if own:
         scales, biases = _better_grid(module, target, scales, biases, group, chosen)
     removed = update.removed(before)
-    weight = quantize_direction_exact(
-        target,
-        update.basis,
-        scales,
-        biases,
-        group_size=group,
-        bits=chosen,
-        mode=mode,
-        removed=removed if rounding == "two-sided" and not update.writes_rows else None,
-        axis="input" if update.writes_rows else "output",
-    )
+    if update.complete:
+        weight = quantize_direction_exact(
+            target,
+            update.basis,
+            scales,
+            biases,
+            group_size=group,
+            bits=chosen,
+            mode=mode,
+            removed=removed if rounding == "two-sided" and not update.writes_rows else None,
+            axis="input" if update.writes_rows else "output",
+        )
+    else:
+        # A sparse or protected cut leaves part of the direction on purpose: round plainly.
+        weight = round_plainly(target, scales, biases, group_size=group, bits=chosen, mode=mode)
     arrays = {"weight": weight, "scales": scales}
     if biases is not None:
         arrays["biases"] = biases

@@ -5,7 +5,7 @@ Planning reads shapes and gains, no weights. Knows models through `vauban.models
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,11 @@ from vauban.edits.directions import as_basis
 from vauban.edits.lowrank import NORM_MODES, NormMode, remove_from_bias, through_gain
 from vauban.edits.modules import float_module, module_weight, repacked_module
 from vauban.edits.packed import LIMIT, Packed, Rounding, pack_edited
+from vauban.edits.preservation import PreservationKeys, Preserve
+from vauban.edits.sparse import keep_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
-from vauban.interventions import ModuleOutputs
+from vauban.interventions import Intervention, ModuleOutputs, ModuleWeights
 from vauban.models import Writer, anatomy, forward, residual_writers
 
 PRECISIONS = (None, "same", "8bit", "float", "adapter")
@@ -36,15 +38,14 @@ class Leakage:
     """What is left: per writer ‖U W'‖/‖U W‖, and at most |d.h|/‖h‖ in the stream."""
 
     writers: Mapping[str, float]
-    stream: float | None
+    stream: float
 
     @property
     def worst(self) -> float:
         return max(self.writers.values(), default=0.0)
 
     def summary(self) -> str:
-        stream = "" if self.stream is None else f", stream {self.stream:.1e}"
-        return f"direction left: at most {self.worst:.1e} per writer{stream}"
+        return f"direction left: at most {self.worst:.1e} per writer, stream {self.stream:.1e}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"writers": dict(self.writers), "worst": self.worst, "stream": self.stream}
@@ -66,20 +67,29 @@ class EditPlan:
     notes: tuple[str, ...]
     _model: Any = None
 
-    def virtual(self) -> tuple[ModuleOutputs, ...]:
+    def virtual(self) -> tuple[Intervention, ...]:
         """The same change at run time: give it to `generate`, `forward` or `evaluate`.
 
-        Raises InputError for a norm mode, whose factors act on the inputs.
+        A plain cut is made at the writers' outputs and costs no memory. Norm modes, sparse rows
+        and protected inputs act inside the matrix: those writers run with their edited float
+        matrix, computed once.
         """
-        if any(u.mode for u in self.updates):
-            raise InputError(
-                f"norm_preserve={self.settings['norm_preserve']!r} has no run-time form yet; "
-                "evaluate the exported folder, or plan without it"
-            )
-        shared = {u.path for u in self.updates if u.is_embedding and self.embedding == "tied"}
-        return (
-            ModuleOutputs({u.path: (u.basis, u.alpha) for u in self.updates}, frozenset(shared)),
+        tied = frozenset(
+            u.path for u in self.updates if u.is_embedding and self.embedding == "tied"
         )
+        outputs = {u.path: (u.basis, u.alpha) for u in self.updates if u.acts_on_outputs}
+        inside = [u for u in self.updates if not u.acts_on_outputs]
+        found: list[Intervention] = [ModuleOutputs(outputs, tied)] if outputs else []
+        if inside:
+            modules = dict(self._model.named_modules())
+            edited = {u.path: u.weight(module_weight(modules[u.path])) for u in inside}
+            biases = {
+                u.path: remove_from_bias(modules[u.path].bias, u.basis, u.alpha)
+                for u in inside
+                if u.bias and "bias" in modules[u.path]
+            }
+            found.append(ModuleWeights(edited, biases, tied))
+        return tuple(found)
 
     def apply(
         self,
@@ -122,7 +132,7 @@ class EditPlan:
         """Share of the direction left per writer, and in the stream on a fixed probe text.
 
         Analytic: each edited matrix is computed in float32, measured and dropped. The stream is
-        read under the run-time cut at every residual; where no run-time form exists it is None.
+        read under the run-time cut at every residual.
         """
         model = model if model is not None else self._model
         modules = dict(model.named_modules())
@@ -130,8 +140,7 @@ class EditPlan:
         for update in self.updates:
             before = module_weight(modules[update.path])
             writers[update.path] = update.share_left(update.weight(before), before)
-        runnable = not any(u.mode for u in self.updates)
-        return Leakage(writers, self.stream_leak(model) if runnable else None)
+        return Leakage(writers, self.stream_leak(model))
 
     def stream_leak(self, model: nn.Module | None = None) -> float:
         """Largest |D h|/‖h‖ over all residuals and tokens of a probe under the run-time cut."""
@@ -178,7 +187,13 @@ class EditPlan:
             "embedding": self.embedding,
             "directions": int(self.basis.shape[0]),
             "writers": [
-                {"path": u.path, "layer": u.layer, "kind": u.kind, "alpha": u.alpha}
+                {
+                    "path": u.path,
+                    "layer": u.layer,
+                    "kind": u.kind,
+                    "alpha": u.alpha,
+                    "complete": u.complete,
+                }
                 for u in self.updates
             ],
             "notes": list(self.notes),
@@ -203,7 +218,7 @@ def store(
         widths = [None, 8]
     for bits in widths:
         found = pack_edited(module, update, bits=bits, rounding=rounding)
-        if found.left <= abs(1.0 - update.alpha) + LIMIT:
+        if not update.complete or found.left <= abs(1.0 - update.alpha) + LIMIT:
             return found
     dtype = module.weight.dtype
     if packed:
@@ -221,7 +236,9 @@ def plan_cut(
     norm_preserve: NormMode = None,
     components: Iterable[str] = ("attention", "mlp"),
     embedding: EmbeddingMode = "auto",
-    biases: bool = True,
+    biases: bool | None = None,
+    preserve: Preserve | PreservationKeys | None = None,
+    sparse: float | None = None,
 ) -> EditPlan:
     """Plan W <- W - α u (u^T W) for every residual writer of the chosen blocks.
 
@@ -231,6 +248,9 @@ def plan_cut(
     `embedding` "auto": cut it when untied; untie where the mlx-lm class has a switch, so that the
     head keeps its matrix; else cut the shared matrix and say so. False keeps it, "untie" and
     "tied" ask for one of the two, True means "auto". Negative α strengthens the direction.
+    `preserve` restricts every change to the null space of the given keys
+    (`collect_preservation_keys`); tables and biases are then left alone. `sparse` cuts only that
+    share of each matrix's rows, those that carry most of the direction.
 
     Raises InputError for a direction of the wrong size, an unknown option or a block out of
     range; ArchitectureError for a block without a writer.
@@ -250,7 +270,12 @@ def plan_cut(
             f"norm_preserve is {norm_preserve!r}; expected None or one of {NORM_MODES}"
         )
     writers = residual_writers(model)
-    _check_biases(writers, biases)
+    if preserve is not None:
+        embedding, biases = _with_preserve(embedding, biases, norm_preserve)
+        preserve = Preserve(preserve) if isinstance(preserve, PreservationKeys) else preserve
+    elif biases is False:
+        _check_biases(writers)
+    mask = None if sparse is None else _row_mask(sparse)
     updates, notes = [], []
     for writer in writers:
         if writer.layer not in chosen or writer.kind not in kinds:
@@ -263,7 +288,9 @@ def plan_cut(
                 through_gain(basis, writer.gain),
                 alpha * (layer_weights or {}).get(writer.layer, 1.0),
                 norm_preserve,
-                writer.bias,
+                writer.bias and biases is not False,
+                None if mask is None else mask(through_gain(basis, writer.gain)),
+                None if preserve is None else preserve.protection(writer.path),
             )
         )
     if not updates:
@@ -284,7 +311,11 @@ def plan_cut(
         "layer_weights": dict(layer_weights or {}),
         "norm_preserve": norm_preserve,
         "components": list(components),
-        "biases": biases,
+        "biases": biases is not False,
+        "preserve": None
+        if preserve is None
+        else {**preserve.keys.to_dict(), "mode": preserve.mode},
+        "sparse": sparse,
     }
     return EditPlan(tuple(updates), basis, how, parts.head_path, settings, tuple(notes), model)
 
@@ -310,9 +341,27 @@ def _kinds(components: Iterable[str]) -> set[str]:
     return {kind for name in names for kind in _COMPONENTS[name]}
 
 
-def _check_biases(writers: list[Writer], biases: bool) -> None:
+def _with_preserve(
+    embedding: EmbeddingMode, biases: bool | None, norm_preserve: NormMode
+) -> tuple[EmbeddingMode, bool]:
+    """A table has no inputs to protect and a bias none either: both are left as they are."""
+    for name, given in (("embedding", embedding), ("biases", biases)):
+        if given not in ("auto", None, False):
+            raise InputError(f"preserve leaves the {name} alone; drop {name}={given!r}")
+    if norm_preserve is not None:
+        raise InputError("rescaling norms would undo what preserve guarantees; give one of them")
+    return False, False
+
+
+def _row_mask(share: float) -> Callable[[mx.array], mx.array]:
+    if not 0.0 < share <= 1.0:
+        raise InputError(f"sparse is {share}; expected 0 < share <= 1")
+    return lambda basis: keep_rows(basis, max(1, int(share * basis.shape[1])))
+
+
+def _check_biases(writers: list[Writer]) -> None:
     with_bias = [w.path for w in writers if w.bias]
-    if with_bias and not biases:
+    if with_bias:
         raise InputError(
             f"{with_bias[0]} has a bias that writes the direction too; biases=False would leave it"
         )

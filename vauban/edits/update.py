@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import mlx.core as mx
 
 from vauban.edits.lowrank import NormMode, cut_matrix, share_left
+from vauban.edits.null_space import NullSpace, least_squares_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Protection:
+    """What one matrix must keep doing: a null space, or one per expert (None: never routed to).
+
+    mode "project" takes P r of the removed row r; "least_squares" the row inside the null space
+    that removes the direction best from `targets`, inputs that carry it (m, in), per expert too.
+    """
+
+    spaces: tuple[NullSpace | None, ...]
+    mode: Literal["project", "least_squares"] = "project"
+    targets: tuple[mx.array | None, ...] = ()
+
+    def taken(self, removed: mx.array) -> mx.array:
+        """(k, in) or (E, k, in): the part of the removed rows that may be taken out."""
+        if removed.ndim == 2:
+            return self._one(removed, 0)
+        return mx.stack([self._one(removed[e], e) for e in range(removed.shape[0])])
+
+    def _one(self, removed: mx.array, index: int) -> mx.array:
+        space = self.spaces[index]
+        if space is None:
+            return removed
+        target = self.targets[index] if self.targets else None
+        if self.mode == "least_squares" and target is not None:
+            return least_squares_rows(removed, space, target)
+        return space.project(removed)
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """W <- W - α U^T (U W) of one writer; `basis` (k, out) holds the gain of a post-norm."""
+    """W <- W - α L R with L = U^T (k columns) and R = U W, for one writer.
+
+    `basis` U (k, out) holds the gain of a post-norm. `rows` (out, 1) restricts L to some rows
+    (sparse surgery), `protection` restricts R to the null space of preserved inputs.
+    """
 
     path: str
     layer: int
@@ -20,6 +54,8 @@ class Update:
     alpha: float
     mode: NormMode
     bias: bool
+    rows: mx.array | None = None
+    protection: Protection | None = None
 
     @property
     def is_embedding(self) -> bool:
@@ -31,19 +67,37 @@ class Update:
         """Token and position tables write their rows; matrices write their outputs."""
         return self.layer < 0
 
+    @property
+    def acts_on_outputs(self) -> bool:
+        """Whether the same change can be made to the module's output, without its weights."""
+        return self.mode is None and self.rows is None and self.protection is None
+
     def weight(self, weight: mx.array) -> mx.array:
         """The edited matrix in float32; a table's rows are the vectors it writes."""
         if self.writes_rows:
             return cut_matrix(weight.T, self.basis, self.alpha, self.mode).T
-        return cut_matrix(weight, self.basis, self.alpha, self.mode)
+        if self.rows is None and self.protection is None:
+            return cut_matrix(weight, self.basis, self.alpha, self.mode)
+        left = self.basis.T if self.rows is None else self.rows * self.basis.T
+        return weight.astype(mx.float32) - self.alpha * (left @ self.taken(weight))
 
     def removed(self, weight: mx.array) -> mx.array:
-        """U W (..., k, in) in float32, the rows that the cut takes out."""
+        """R = U W (..., k, in) in float32, the rows that a full cut takes out."""
         w = weight.astype(mx.float32)
         return self.basis @ (w.T if self.writes_rows else w)
+
+    def taken(self, weight: mx.array) -> mx.array:
+        """What is taken out of R: all of it, or what the protection lets through."""
+        removed = self.removed(weight)
+        return removed if self.protection is None else self.protection.taken(removed)
 
     def share_left(self, after: mx.array, before: mx.array) -> float:
         """‖U W'‖/‖U W‖."""
         if self.writes_rows:
             after, before = after.T, before.T
         return share_left(after, before, self.basis)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a cut at α 1 is meant to leave nothing."""
+        return self.rows is None and self.protection is None and self.mode != "row"

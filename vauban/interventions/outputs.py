@@ -42,3 +42,22 @@ class ModuleOutputs:
             return (x - alpha * (x @ basis.T) @ basis).astype(y.dtype)
 
         return cut
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleWeights:
+    """Modules that run with another matrix (and bias): for changes that no output change expresses.
+
+    `weights` by module path, float, shaped like the module's unpacked matrix; `tied` names
+    embeddings whose matrix is the head as well.
+    """
+
+    weights: Mapping[str, mx.array]
+    biases: Mapping[str, mx.array]
+    tied: frozenset[str] = frozenset()
+
+    def change(
+        self, site: str, layer: int, n_layers: int, prefill: bool
+    ) -> Callable[[mx.array], mx.array] | None:
+        """Nothing happens at stream sites; the change belongs to the modules."""
+        return None

@@ -1,14 +1,17 @@
 """Everything that sees a model: loading, its anatomy, writers, the forward pass, generation."""
 
 from vauban.models.anatomy import Anatomy, anatomy
-from vauban.models.batching import batches, can_share, prefix_cache, repeated, shared_prefix
-from vauban.models.forward import (
-    ForwardCheck,
-    ForwardOutput,
-    family_of,
-    forward,
-    verify_forward,
+from vauban.models.batching import (
+    batches,
+    can_pad,
+    can_share,
+    prefix_cache,
+    repeated,
+    row_checks,
+    shared_prefix,
 )
+from vauban.models.families import family_of
+from vauban.models.forward import ForwardOutput, forward
 from vauban.models.generate import decode, eos_ids, generate, generate_tokens
 from vauban.models.loading import (
     DeviceInfo,
@@ -21,6 +24,7 @@ from vauban.models.loading import (
     organism_path,
 )
 from vauban.models.taps import Stream, tapped
+from vauban.models.verify import ForwardCheck, verify_forward
 from vauban.models.writers import WRITER_NAMES, Writer, branches, norm_gain, residual_writers
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "anatomy",
     "batches",
     "branches",
+    "can_pad",
     "can_share",
     "check_safetensors",
     "decode",
@@ -52,6 +57,7 @@ __all__ = [
     "prefix_cache",
     "repeated",
     "residual_writers",
+    "row_checks",
     "shared_prefix",
     "tapped",
     "verify_forward",

@@ -14,7 +14,15 @@ import mlx.nn as nn
 from vauban.errors import ArchitectureError
 
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
-_NORM_NAMES = ("norm", "final_layernorm", "final_norm", "ln_f", "norm_f", "embedding_norm")
+_NORM_NAMES = (
+    "norm",
+    "final_layernorm",
+    "final_norm",
+    "ln_f",
+    "norm_f",
+    "embedding_norm",
+    "output_norm",
+)
 _POSITIONS = re.compile(r"wpe|position|type_embed")
 _POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_mlp_norm")
 
@@ -55,9 +63,8 @@ class Branch:
 
 def embedding_size(embedding: nn.Module) -> tuple[int, int]:
     """(vocabulary, d) of a plain or packed embedding."""
-    if isinstance(embedding, nn.QuantizedEmbedding):
-        return int(embedding.weight.shape[0]), int(embedding.dims)
-    return int(embedding.weight.shape[0]), int(embedding.weight.shape[1])
+    rows, columns = embedding.weight.shape
+    return int(rows), int(columns * 32 // embedding.bits if "scales" in embedding else columns)
 
 
 def anatomy(model: nn.Module) -> Anatomy:
@@ -76,7 +83,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         raise ArchitectureError(
             f"{type(model).__name__}: blocks {missing[:3]} are in `layers` but not in the tree"
         )
-    trunk_path, trunk, embedding_name = _trunk(model, layers)
+    trunk_path, trunk, embedding_name = _trunk(model, layers, paths[id(layers[0])])
     prefix = f"{trunk_path}." if trunk_path else ""
     embedding = _by_path(trunk, embedding_name)
     vocabulary, d_model = embedding_size(embedding)
@@ -111,26 +118,35 @@ def _by_path(model: nn.Module, path: str) -> Any:
     return node
 
 
-def _trunk(model: nn.Module, layers: tuple[nn.Module, ...]) -> tuple[str, nn.Module, str]:
-    """The module that owns both a text embedding and the blocks.
+def is_embedding(module: nn.Module) -> bool:
+    """A table of rows by token: mlx's own classes, and others that can be a tied head."""
+    return isinstance(module, _EMBEDDINGS) or (
+        hasattr(type(module), "as_linear") and "weight" in module
+    )
 
-    Of several embeddings, position tables aside, the one with the largest vocabulary is the text's.
+
+def _trunk(
+    model: nn.Module, layers: tuple[nn.Module, ...], layer_path: str
+) -> tuple[str, nn.Module, str]:
+    """The innermost module that holds both the blocks and a text embedding.
+
+    Of several embeddings, position tables aside, the one with the largest vocabulary is the text's;
+    its own children come before what lies deeper.
     """
-    for path, module in model.named_modules():
-        owns = any(
-            isinstance(child, list) and any(entry is layers[0] for entry in child)
-            for child in module.values()
-        )
-        if not owns:
+    inside = {id(m) for layer in layers for _, m in layer.named_modules()}
+    parts = layer_path.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        path = ".".join(parts[:depth])
+        module = _by_path(model, path) if path else model
+        if not isinstance(module, nn.Module):
             continue
-        names = [n for n, child in module.items() if isinstance(child, _EMBEDDINGS)]
-        if not names:
-            names = [
-                n
-                for n, child in module.named_modules()
-                if isinstance(child, _EMBEDDINGS)
-                and not any(part.isdigit() for part in n.split("."))
-            ]
+        below = [
+            name
+            for name, child in module.named_modules()
+            if name and is_embedding(child) and id(child) not in inside
+        ]
+        own = [n for n in module if n in below]
+        names = own or [n for n in below if not any(p.isdigit() for p in n.split("."))]
         names = [n for n in names if not _POSITIONS.search(n)] or names
         if names:
             return path, module, max(names, key=lambda n: embedding_size(_by_path(module, n))[0])
@@ -146,7 +162,7 @@ def position_tables(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, _EMBEDDINGS)
+        if is_embedding(module)
         and id(module) not in inside
         and _POSITIONS.search(path)
         and embedding_size(module)[1] == parts.d_model
@@ -155,7 +171,7 @@ def position_tables(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def post_norms(layer: nn.Module) -> dict[str, str]:
-    """Which norm of a block stands between a term and the stream: {"attention": name, "mlp": name}.
+    """Which norm of a block stands last between a term and the stream, by "attention" and "mlp".
 
     `post_attention_layernorm` is a trap: in Llama it precedes the MLP, in Gemma 2/3, OLMo 2/3 and
     EXAONE 4 it follows the attention. It follows exactly where the MLP has a post-norm too and the

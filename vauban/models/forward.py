@@ -7,10 +7,9 @@ not cover. Which one is used is decided once per model by `verify_forward`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -20,8 +19,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban.errors import ArchitectureError, InputError
 from vauban.interventions import Intervention
 from vauban.models.anatomy import Anatomy, anatomy
-from vauban.models.taps import Stream, record_reads, stream_changes, stream_place, tapped
-from vauban.models.walk import arguments, finish, rehearse
+from vauban.models.caches import described
+from vauban.models.families import family_of
+from vauban.models.paths import by_hand, by_tap, reading, several_streams
+from vauban.models.verify import verify_forward
 
 Positions = Literal["last", "all"] | tuple[int, ...] | None
 
@@ -36,32 +37,6 @@ class ForwardOutput:
 
     logits: mx.array | None
     residual: mx.array | None
-
-
-@dataclass(frozen=True)
-class ForwardCheck:
-    """Result of `verify_forward`: largest |difference| of logits, relative to the largest logit."""
-
-    ok: bool
-    max_difference: float
-    path: Literal["manual", "tap"]
-    family: str
-    tokens: int
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def summary(self) -> str:
-        return (
-            f"{self.family}: {self.path} forward, largest difference {self.max_difference:.1e} "
-            f"over {self.tokens} tokens{f' ({self.note})' if self.note else ''}"
-        )
-
-
-def family_of(model: nn.Module) -> str:
-    """The name of the mlx-lm model file that defines this model."""
-    return type(model).__module__.rsplit(".", 1)[-1]
 
 
 def forward(
@@ -98,13 +73,12 @@ def forward(
     counts = _check_lengths(lengths, rows, width)
     index = _position_index(positions, counts, width)
     check = verify_forward(model)
-    if cache is None:
-        cache = make_prompt_cache(model)
-    run = _manual if check.path == "manual" else _tap
+    cache = _check_cache(model, cache, rows)
+    run = by_hand if check.path == "manual" else by_tap
     last = mx.array([n - 1 for n in counts])
-    several = _several_streams(model)
+    several = several_streams(model)
     with ExitStack() as stack:
-        reads = stack.enter_context(_reading(model, parts)) if several else {}
+        reads = stack.enter_context(reading(model, parts)) if several else {}
         out, residuals = run(
             model, parts, tokens, cache, interventions, index is not None, logits, last
         )
@@ -118,28 +92,6 @@ def forward(
     gather = index[:, :, None]
     kept = [mx.take_along_axis(_rows(h, rows), gather, axis=1) for h in residuals]
     return ForwardOutput(out, mx.stack(kept, axis=1))
-
-
-# Families whose blocks carry one array that is not yet what their norm reads.
-_READ_BY_NORM = ("kimi_k3",)
-
-
-def _several_streams(model: nn.Module) -> bool:
-    return bool(getattr(model, "_vauban_several", False)) or family_of(model) in _READ_BY_NORM
-
-
-@contextmanager
-def _reading(model: nn.Module, parts: Anatomy) -> Iterator[dict[int, mx.array]]:
-    """What each block's first norm and the final norm read, by residual index."""
-    norms = [layer.get("input_layernorm") for layer in parts.layers]
-    found: dict[int, mx.array] = {}
-    changed: list[tuple[nn.Module, type]] = []
-    try:
-        record_reads([*norms, parts.norm], found, lambda m: changed.append((m, type(m))))
-        yield found
-    finally:
-        for module, cls in reversed(changed):
-            module.__class__ = cls
 
 
 def _gather_streams(h: mx.array, rows: int, index: mx.array) -> mx.array:
@@ -181,6 +133,34 @@ def _check_lengths(lengths: Sequence[int] | None, rows: int, width: int) -> list
     return counts
 
 
+def _check_cache(model: nn.Module, cache: list[Any] | None, rows: int) -> list[Any]:
+    """`cache`, or a fresh one; it must be of this model's kinds and hold as many rows."""
+    fresh = make_prompt_cache(model)
+    if cache is None:
+        return fresh
+    given, expected = described(cache), described(fresh)
+    if len(given) != len(expected):
+        raise InputError(
+            f"the cache has {len(given)} entries, {family_of(model)} needs {len(expected)}; "
+            "was it made for another model?"
+        )
+    for i, (a, b) in enumerate(zip(given, expected, strict=True)):
+        # mlx-lm's batched kinds stand for the plain ones.
+        if a != b and a[0] != f"Batch{b[0]}":
+            raise InputError(
+                f"cache {i} is a {a[0]}, {family_of(model)} needs a {b[0]}; "
+                "was it made for another model?"
+            )
+    held = {
+        int(keys.shape[0])
+        for keys in (getattr(state, "keys", None) for state in cache)
+        if isinstance(keys, mx.array)
+    }
+    if held - {rows}:
+        raise InputError(f"the cache holds {max(held)} rows, the tokens have {rows}")
+    return cache
+
+
 def _position_index(positions: Positions, counts: list[int], width: int) -> mx.array | None:
     """(B, P) column of each wanted position, None when no residual is wanted."""
     if positions is None:
@@ -201,190 +181,3 @@ def _position_index(positions: Positions, counts: list[int], width: int) -> mx.a
             f"{min(counts)} tokens"
         )
     return mx.array(counts)[:, None] + mx.array(offsets)[None]
-
-
-def _pick(h: mx.array, logits: bool | Literal["last"], last: mx.array) -> mx.array:
-    if logits != "last":
-        return h
-    if h.ndim != 3:
-        raise ArchitectureError(f"the stream has shape {h.shape}; ask for all logits")
-    return mx.take_along_axis(h, last[:, None, None], axis=1)
-
-
-def _tap(
-    model: nn.Module,
-    parts: Anatomy,
-    tokens: mx.array,
-    cache: list[Any],
-    interventions: Sequence[Intervention],
-    record: bool,
-    logits: bool | Literal["last"],
-    last: mx.array,
-    stream: Stream | None = None,
-) -> tuple[mx.array | None, list[mx.array]]:
-    """The model's own forward, its blocks recording."""
-    stream = stream or Stream(recording=record)
-    with tapped(model, interventions, stream=stream):
-        out = model(tokens, cache=cache)
-    if record and len(stream.residuals) != parts.n_layers + 1:
-        raise ArchitectureError(
-            f"{family_of(model)} does not run its {parts.n_layers} blocks as modules "
-            f"({len(stream.inputs)} were seen); its stream cannot be recorded"
-        )
-    return (_pick(out, logits, last) if logits else None), stream.residuals
-
-
-def _manual(
-    model: nn.Module,
-    parts: Anatomy,
-    tokens: mx.array,
-    cache: list[Any],
-    interventions: Sequence[Intervention],
-    record: bool,
-    logits: bool | Literal["last"],
-    last: mx.array,
-) -> tuple[mx.array | None, list[mx.array]]:
-    """The explicit loop: embed, blocks, norm, head. No hook sees the stream but this function."""
-    n = parts.n_layers
-    extras, place = model._vauban_extras, stream_place(model)
-    residuals: list[mx.array] = []
-
-    def pass_by(h: mx.array, residual: int) -> mx.array:
-        step = stream_changes(interventions, "block_input", residual, n)[True]
-        h = step(h) if step else h
-        if record:
-            residuals.append(h)
-        return h
-
-    with tapped(model, interventions, blocks=False):
-        walk = rehearse(model, parts.layers, tokens, cache, extras, place)
-        h, results = walk.start, []
-        for call in walk.calls:
-            args, kwargs = arguments(call, results)
-            args.insert(place, pass_by(h, call.block))
-            out = parts.layers[call.block](*args, **kwargs)
-            h, *rest = out if isinstance(out, tuple) else (out,)
-            results.append(tuple(rest))
-        h = pass_by(h, n)
-        if not logits and not _several_streams(model):
-            return None, residuals
-        h = _pick(h, logits, last)
-        return finish(model, parts.layers, tokens, cache, h, results, place), residuals
-
-
-def window_of(cache: Sequence[Any]) -> int:
-    """The longest sliding window or chunk among the caches, 0 without one."""
-    sizes = [0]
-    for state in cache:
-        for inner in getattr(state, "caches", (state,)):
-            for name in ("max_size", "chunk_size", "window_size"):
-                size = getattr(inner, name, None)
-                if isinstance(size, int):
-                    sizes.append(size)
-    return max(sizes)
-
-
-# Past this many tokens the check would cost more than it tells; it then says so.
-_LONGEST_CHECK = 2100
-
-
-def verify_forward(model: nn.Module) -> ForwardCheck:
-    """Compare vauban's forward with `model(tokens)`, once per loaded model.
-
-    The prompt is longer than any sliding window up to 2048 tokens. Logits must agree to 1e-4 of
-    the largest one (2e-2 in half precision), and the explicit loop's residuals with those that
-    the tap records. On agreement the explicit loop is used, else the tap, which is compared in
-    the same way. Raises ArchitectureError when neither agrees or the model puts out NaN.
-    """
-    known = getattr(model, "_vauban_check", None)
-    if known is not None:
-        return known
-    parts = anatomy(model)
-    window = window_of(make_prompt_cache(model))
-    width = 48 if window + 9 > _LONGEST_CHECK else max(48, window + 9)
-    notes = [] if width > window else [f"its window of {window} is longer than the check"]
-    learned = getattr(getattr(model, "args", None), "n_positions", None)
-    if isinstance(learned, int):
-        # Learned positions end: past them GPT-2's kind reads beyond its table.
-        width = min(width, learned)
-    # A fixed walk through the vocabulary: every run checks the same tokens.
-    tokens = (mx.arange(width)[None] * 7919 + 13) % min(parts.vocabulary, 50_000)
-    reference = model(tokens, cache=make_prompt_cache(model)).astype(mx.float32)
-    scale = float(mx.abs(reference).max())
-    if not scale < float("inf"):
-        raise ArchitectureError(
-            f"{family_of(model)} puts out NaN or inf on plain tokens; its weights are broken"
-        )
-    half = _is_half(parts)
-    tolerance = 2e-2 if half else 1e-4
-    last = mx.array([width - 1])
-    stream = Stream(recording=True)
-    tried: list[str] = []
-
-    def attempt(path: Literal["manual", "tap"], run: Any, against: list[mx.array]) -> Any:
-        """(check, residuals) when `run` agrees with the reference, else None and a note."""
-        try:
-            got, residuals = run(
-                model, parts, tokens, make_prompt_cache(model), (), True, True, last
-            )
-            difference = float(mx.abs(got.astype(mx.float32) - reference).max())
-            worst = max(
-                (
-                    float(mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max())
-                    / max(float(mx.abs(b.astype(mx.float32)).max()), 1e-6)
-                    for a, b in zip(residuals, against, strict=bool(against))
-                ),
-                default=0.0,
-            )
-        except (TypeError, ValueError, AttributeError, KeyError, ArchitectureError) as error:
-            # A family that this path cannot walk; the note says why, the other path is tried.
-            tried.append(f"{path}: {str(error).splitlines()[0]}")
-            return None
-        if difference > tolerance * max(scale, 1e-6) or worst > tolerance:
-            tried.append(f"{path}: logits differ by {difference:.1e}, residuals by {worst:.1e}")
-            return None
-        return ForwardCheck(True, difference, path, family_of(model), width), residuals
-
-    by_tap = attempt("tap", partial(_tap, stream=stream), [])
-    place = _find_place(stream, parts.n_layers)
-    if place:
-        # The stream is not the blocks' first argument: what was recorded was something else.
-        object.__setattr__(model, "_vauban_place", place)
-        stream, tried = Stream(recording=True), []
-        by_tap = attempt("tap", partial(_tap, stream=stream), [])
-    elif place is None and stream.rounds == 1:
-        notes.append("the trunk changes the stream between blocks; residuals are what blocks read")
-    if stream.rounds > 1:
-        notes.append(f"{stream.rounds} rounds over the blocks; residuals are the last round's")
-    extras = [stream.extras.get(i, 0) for i in range(parts.n_layers)]
-    object.__setattr__(model, "_vauban_extras", extras)
-    by_hand = attempt("manual", _manual, by_tap[1] if by_tap else [])
-    if by_hand is None and by_tap is None:
-        raise ArchitectureError(
-            f"no forward pass of vauban agrees with {family_of(model)}'s own: {'; '.join(tried)}"
-        )
-    if by_hand is None:
-        notes.append(f"{tried[-1]}, so the tap is used")
-    several = any(h.ndim == 4 for h in (by_hand or by_tap)[1])
-    object.__setattr__(model, "_vauban_several", several)
-    check = replace((by_hand or by_tap)[0], note="; ".join(notes))
-    object.__setattr__(model, "_vauban_check", check)
-    return check
-
-
-def _find_place(stream: Stream, n_layers: int) -> int | None:
-    """The argument of every block that is the output of the block before; None when there is none.
-
-    Most blocks take the stream first; talkie's take the embedding first and the stream second.
-    """
-    places = None
-    for i in range(1, n_layers):
-        if i not in stream.arguments or i - 1 not in stream.outputs:
-            return None
-        same = {p for p, a in enumerate(stream.arguments[i]) if a is stream.outputs[i - 1]}
-        places = same if places is None else places & same
-    return min(places) if places else (0 if n_layers == 1 else None)
-
-
-def _is_half(parts: Anatomy) -> bool:
-    return any(p.dtype in (mx.float16, mx.bfloat16) for p in parts.embedding.parameters().values())

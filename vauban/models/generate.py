@@ -26,8 +26,9 @@ from vauban.models.batching import (
     repeated,
     shared_prefix,
 )
-from vauban.models.forward import verify_forward
+from vauban.models.caches import keep_rows
 from vauban.models.taps import Stream, tapped
+from vauban.models.verify import verify_forward
 from vauban.prompts import encode_chat
 
 Progress = Callable[[str, int, int], None]
@@ -175,23 +176,12 @@ def _decode_batch(
             if not keep or step == max_tokens - 1:
                 break
             if len(keep) < len(alive):
+                of = len(alive)
                 alive = [alive[k] for k in keep]
-                _filter(cache, keep)
+                keep_rows(cache, mx.array(keep), of)
                 chosen = chosen[mx.array(keep)]
             logits = model(chosen[:, None], cache=cache)[:, -1]
     return answers
-
-
-def _filter(value: Any, keep: list[int]) -> None:
-    """Drop the finished rows of every cache, whatever its kind."""
-    rows = mx.array(keep)
-    for state in value:
-        if hasattr(state, "filter"):
-            state.filter(rows)
-        elif hasattr(state, "keys"):
-            state.keys, state.values = state.keys[rows], state.values[rows]
-        else:
-            raise InputError(f"{type(state).__name__} cannot drop rows; use batch_size=1")
 
 
 def _sampler(temperature: float, seed: int) -> Callable[[mx.array, Sequence[int], int], mx.array]:

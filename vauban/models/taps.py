@@ -18,6 +18,8 @@ import mlx.nn as nn
 from vauban.errors import ArchitectureError, InputError
 from vauban.interventions import Intervention, ModuleOutputs
 from vauban.models.anatomy import anatomy
+from vauban.models.substitute import substitute_weights
+from vauban.models.walk import Place, put, take
 from vauban.models.writers import branches
 
 Change = Callable[[mx.array], mx.array]
@@ -36,7 +38,7 @@ class Stream:
     prefill: bool = True
     inputs: dict[int, mx.array] = field(default_factory=dict)
     outputs: dict[int, mx.array] = field(default_factory=dict)
-    arguments: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    arguments: dict[int, dict[int | str, Any]] = field(default_factory=dict)
     extras: dict[int, int] = field(default_factory=dict)
     rounds: int = 0
 
@@ -135,12 +137,19 @@ def tapped(
         changed.append((module, type(module)))
 
     try:
+        substitute_weights(model, interventions, remember)
         _tap_modules(model, interventions, stream, remember)
         sites = _branch_changes(model, interventions, total)
         for branch, steps in sites:
             remember(branch.module)
             _output_tap(branch.module, steps, stream, branch.multiplier)
-        if blocks and (stream.recording or _touches_blocks(interventions, total)):
+        touched = _touches_blocks(interventions, total)
+        if blocks and touched and not getattr(model, "_vauban_blocks_run", True):
+            raise ArchitectureError(
+                f"{type(model).__module__} never calls its blocks as modules, so the stream cannot "
+                "be changed while it generates; use a run-time cut (EditPlan.virtual())"
+            )
+        if blocks and (stream.recording or touched):
             _tap_blocks(model, parts.layers, interventions, stream, remember)
         yield stream
     finally:
@@ -221,10 +230,13 @@ def _tap_blocks(
         ) -> Any:
             step = _steps[stream.prefill]
             if step is not None:
-                args = (*args[:place], step(args[place]), *args[place + 1 :])
+                h, args, kwargs = take(args, kwargs, place)
+                args, kwargs = put(args, kwargs, place, step(h))
             if stream.recording:
-                stream.arguments[_index] = args
-                stream.inputs[_index] = args[place]
+                seen: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+                stream.arguments[_index] = seen
+                if place in seen:
+                    stream.inputs[_index] = seen[place]
                 stream.rounds += _index == 0
             out = _cls.__call__(self, *args, **kwargs)
             head, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, ())
@@ -239,9 +251,9 @@ def _tap_blocks(
         _swap(layer, call=call)
 
 
-def stream_place(model: nn.Module) -> int:
-    """Which positional argument of a block holds the stream; found once by `verify_forward`."""
-    return int(getattr(model, "_vauban_place", 0))
+def stream_place(model: nn.Module) -> Place:
+    """Which argument of a block holds the stream; found once by `verify_forward`."""
+    return getattr(model, "_vauban_place", 0)
 
 
 def record_reads(

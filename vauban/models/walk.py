@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import ArchitectureError
+from vauban.models.caches import copied
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,34 @@ class _Rehearsed(Exception):
     """Raised by the last block of a rehearsal: what follows it is not rehearsed."""
 
 
+# Which argument of a block holds the stream: its number, or its name where it is passed by name.
+Place = int | str
 Stub = Callable[[int, mx.array, tuple[Any, ...], dict[str, Any]], Any]
 
 
+def put(args: Sequence[Any], kwargs: dict[str, Any], place: Place, h: Any) -> tuple[Any, Any]:
+    """A call's arguments with `h` inserted where the stream belongs."""
+    if isinstance(place, str):
+        return tuple(args), {**kwargs, place: h}
+    return (*args[:place], h, *args[place:]), kwargs
+
+
+def take(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> tuple[Any, Any, Any]:
+    """The stream, and a call's arguments without it."""
+    if isinstance(place, str):
+        return kwargs[place], args, {k: v for k, v in kwargs.items() if k != place}
+    return args[place], args[:place] + args[place + 1 :], kwargs
+
+
 @contextmanager
-def _stubs(layers: Sequence[nn.Module], call: Stub, place: int) -> Iterator[None]:
-    """Blocks that hand their stream (argument number `place`) to `call` instead of computing."""
+def _stubs(layers: Sequence[nn.Module], call: Stub, place: Place) -> Iterator[None]:
+    """Blocks that hand their stream (the argument at `place`) to `call` instead of computing."""
     classes = [(layer, type(layer)) for layer in layers]
     try:
         for index, layer in enumerate(layers):
 
             def stub(self: Any, *args: Any, _index: int = index, **kwargs: Any) -> Any:
-                return call(_index, args[place], args[:place] + args[place + 1 :], kwargs)
+                return call(_index, *take(args, kwargs, place))
 
             cls = type(layer)
             layer.__class__ = type(f"Rehearsed{cls.__name__}", (cls,), {"__call__": stub})
@@ -83,7 +100,7 @@ def rehearse(
     tokens: mx.array,
     cache: list[Any],
     extras: Sequence[int],
-    place: int,
+    place: Place,
 ) -> Walk:
     """The walk of `tokens`; `extras[i]` says how many values block i returns after the stream.
 
@@ -115,13 +132,16 @@ def rehearse(
     return Walk(starts[0], tuple(calls))
 
 
-def arguments(call: Call, results: Sequence[tuple[Any, ...]]) -> tuple[list[Any], dict[str, Any]]:
-    """A call's arguments with the values that earlier calls have really returned."""
+def arguments(
+    call: Call, results: Sequence[tuple[Any, ...]], h: mx.array, place: Place
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments: the stream `h`, and the values that earlier calls really returned."""
 
     def real(value: Any) -> Any:
         return results[value.call][value.item] if isinstance(value, _Passed) else value
 
-    return [real(a) for a in call.args], {k: real(v) for k, v in call.kwargs.items()}
+    args = [real(a) for a in call.args]
+    return put(args, {k: real(v) for k, v in call.kwargs.items()}, place, h)
 
 
 def finish(
@@ -131,9 +151,13 @@ def finish(
     cache: list[Any],
     h: mx.array,
     results: Sequence[tuple[Any, ...]],
-    place: int,
+    place: Place,
 ) -> mx.array:
-    """Logits of the stream `h` behind the last block, by the model's own norm and head."""
+    """Logits of the stream `h` behind the last block, by the model's own norm and head.
+
+    The trunk runs once more over blocks that do nothing, so it gets copies of the caches: what it
+    keeps there itself (LongCat's n-gram context) must not be written twice.
+    """
     last = len(layers) - 1
 
     def call(index: int, x: mx.array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -141,4 +165,4 @@ def finish(
         return (out, *results[index]) if results[index] else out
 
     with _stubs(layers, call, place):
-        return model(tokens, cache=cache)
+        return model(tokens, cache=copied(cache))

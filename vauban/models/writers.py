@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban.errors import ArchitectureError
+from vauban.models import families
 from vauban.models.anatomy import (
     Branch,
     anatomy,
@@ -50,8 +51,9 @@ WRITER_NAMES = frozenset(
         "post_expert_proj",
     }
 )
-_ATTENTION = re.compile(r"attn|attention|self_attention|temporal_block")
-_SSM = re.compile(r"mamba|ssm|linear_attn|conv|delta|recurrent|rwkv")
+_ATTENTION = re.compile(r"attn|attention|temporal_block")
+_SSM = re.compile(r"mamba|ssm|linear_attn|conv|delta|recurrent|timemixing")
+_CHANNELS = re.compile(r"channelmixing")
 _LINEAR = (nn.Linear, nn.QuantizedLinear)
 _SWITCH = (SwitchLinear, QuantizedSwitchLinear)
 
@@ -77,13 +79,17 @@ class Writer:
 
 
 def quantization_of(module: nn.Module) -> dict[str, Any] | None:
-    """{"bits", "group_size", "mode"} of a packed module, None of a float one."""
+    """{"bits", "group_size", "mode"} of a packed module, None of a float one.
+
+    `mode` is mlx's, or "ternary" and "hadamard" for packings that mlx cannot unpack as they are.
+    """
+    own = families.OWN_PACKING.get(type(module).__name__)
     if "scales" not in module:
-        return None
+        return None if own is None else {"bits": 2, "group_size": 4, "mode": own}
     return {
         "bits": int(module.bits),
         "group_size": int(module.group_size),
-        "mode": getattr(module, "mode", "affine"),
+        "mode": own or getattr(module, "mode", "affine"),
     }
 
 
@@ -91,23 +97,49 @@ def unpacked_shape(module: nn.Module) -> tuple[int, ...]:
     """The shape of the matrix that a plain or packed module stands for."""
     shape = [int(n) for n in module.weight.shape]
     packed = quantization_of(module)
+    if packed and packed["mode"] == "ternary":
+        return int(module.out_features), int(module.in_features)
     if packed:
         shape[-1] = shape[-1] * 32 // packed["bits"]
     return tuple(shape)
 
 
-def _kind(inside: str, module: nn.Module) -> str:
-    """`inside` is the path below the block."""
-    if "shared" in inside:
+def is_matrix(path: str, module: nn.Module) -> bool:
+    """Whether a module is one matrix that vauban can read.
+
+    Raises ArchitectureError for a module that holds a matrix in a form that it cannot read, so
+    that no writer is passed over in silence.
+    """
+    if isinstance(module, _LINEAR + _SWITCH) or type(module).__name__ in families.OWN_PACKING:
+        return True
+    if "lora_a" in module:
+        raise ArchitectureError(f"{path} carries an adapter; fuse it first (mlx_lm fuse)")
+    weight = module.get("weight")
+    if isinstance(weight, mx.array) and weight.ndim > 1 and not module.children():
+        raise ArchitectureError(
+            f"{path} is a {type(module).__name__}; vauban does not know how its matrix is stored"
+        )
+    return False
+
+
+def _kind(inside: str, module: nn.Module, layer: nn.Module) -> str:
+    """`inside` is the path below the block; the classes on the way tell what a "mixer" is."""
+    if "share" in inside:
         return "shared_expert"
     if isinstance(module, _SWITCH) or "experts" in inside:
         return "expert"
-    parts = inside.split(".")[:-1]
-    if any(_SSM.search(part) for part in parts):
+    node: Any = layer
+    names = []
+    for part in inside.split(".")[:-1]:
+        node = node[int(part)] if part.isdigit() else node[part]
+        names += [part.lower(), type(node).__name__.lower()]
+    if any(_CHANNELS.search(name) for name in names):
+        return "mlp"
+    if any(_SSM.search(name) for name in names):
         return "ssm"
-    if any(_ATTENTION.search(part) for part in parts) or parts == []:
-        return "attention" if parts or inside in ("o_proj", "out_proj", "attn_out") else "mlp"
-    return "mlp"
+    if any(_ATTENTION.search(name) for name in names):
+        return "attention"
+    return "attention" if inside in ("o_proj", "out_proj", "attn_out") else "mlp"
 
 
 def norm_gain(norm: nn.Module, size: int) -> mx.array:
@@ -119,60 +151,71 @@ def norm_gain(norm: nn.Module, size: int) -> mx.array:
     return norm(mx.ones((1, size))).reshape(-1).astype(mx.float32)
 
 
+def _gain(layer: nn.Module, kind: str, inside: str, size: int) -> mx.array | None:
+    """The product of the gains of all norms between a writer and the stream, None without one."""
+    if inside == "per_layer_projection":
+        names = ["post_per_layer_input_norm"]
+    elif kind in ("attention", "ssm"):
+        names = [post_norms(layer).get("attention", "")]
+    else:
+        last = post_norms(layer).get("mlp", "")
+        # Gemma 4 norms its dense and its routed half before it norms their sum.
+        names = [f"{last}_{2 if kind == 'expert' else 1}", last]
+    gains = [norm_gain(layer[n], size) for n in names if isinstance(layer.get(n), nn.Module)]
+    if not gains:
+        return None
+    return gains[0] * gains[1] if len(gains) == 2 else gains[0]
+
+
+def _before_blocks(model: nn.Module) -> list[Writer]:
+    """What builds the stream: the embedding, learned positions (GPT-2's kind), n-gram tables."""
+    parts = anatomy(model)
+    size = (parts.vocabulary, parts.d_model)
+    packed = quantization_of(parts.embedding)
+    writers = [Writer(parts.embedding_path, -1, "embedding", size, None, False, packed)]
+    for path, table in position_tables(model):
+        packed = quantization_of(table)
+        writers.append(Writer(path, -1, "other", embedding_size(table), None, False, packed))
+    more = families.BEFORE_BLOCKS.get(families.family_of(model))
+    for path, module in model.named_modules():
+        if more and more in path and is_matrix(path, module):
+            writers.append(_writer(path, -1, "other", module, None))
+    return writers
+
+
+def _writer(path: str, layer: int, kind: str, module: nn.Module, gain: mx.array | None) -> Writer:
+    return Writer(
+        path, layer, kind, unpacked_shape(module), gain, "bias" in module, quantization_of(module)
+    )
+
+
 def residual_writers(model: nn.Module) -> list[Writer]:
     """All residual writers of `model`: the embedding first, then block by block.
 
-    Raises ArchitectureError for a block without any writer, because a cut there would silently
-    leave the direction in.
+    Raises ArchitectureError for a block without any writer, unless its family is known to have
+    such blocks, and for a writer stored in a form that vauban cannot read: a cut there would
+    silently leave the direction in.
     """
     parts = anatomy(model)
-    writers = [
-        Writer(
-            parts.embedding_path,
-            -1,
-            "embedding",
-            (parts.vocabulary, parts.d_model),
-            None,
-            False,
-            quantization_of(parts.embedding),
-        )
-    ]
-    # Learned positions (GPT-2's kind) are added to the stream as well.
-    for path, table in position_tables(model):
-        size = embedding_size(table)
-        writers.append(Writer(path, -1, "other", size, None, False, quantization_of(table)))
+    family = families.family_of(model)
+    names = WRITER_NAMES | families.MORE_WRITERS.get(family, frozenset())
+    excluded = families.NOT_WRITERS.get(family, frozenset())
+    writers = _before_blocks(model)
     for index, (layer, path) in enumerate(zip(parts.layers, parts.layer_paths, strict=True)):
-        gains = {
-            branch: norm_gain(layer[name], parts.d_model)
-            for branch, name in post_norms(layer).items()
-        }
         found = []
         for inside, module in layer.named_modules():
-            if inside.split(".")[-1] not in WRITER_NAMES or not isinstance(
-                module, _LINEAR + _SWITCH
-            ):
+            if inside.split(".")[-1] not in names or inside in excluded:
                 continue
-            shape = unpacked_shape(module)
-            if shape[-2] != parts.d_model:
+            if not is_matrix(f"{path}.{inside}", module):
                 continue
-            kind = _kind(inside, module)
-            gain = gains.get("attention" if kind in ("attention", "ssm") else "mlp")
-            if inside == "per_layer_projection" and "post_per_layer_input_norm" in layer:
-                gain = norm_gain(layer["post_per_layer_input_norm"], parts.d_model)
-            found.append(
-                Writer(
-                    f"{path}.{inside}",
-                    index,
-                    kind,
-                    shape,
-                    gain,
-                    "bias" in module,
-                    quantization_of(module),
-                )
-            )
-        if not found:
+            if unpacked_shape(module)[-2] != parts.d_model:
+                continue
+            kind = _kind(inside, module, layer)
+            gain = _gain(layer, kind, inside, parts.d_model)
+            found.append(_writer(f"{path}.{inside}", index, kind, module, gain))
+        if not found and not families.no_operation(family, layer):
             raise ArchitectureError(
-                f"block {index} of {type(model).__name__} has no residual writer that vauban knows "
+                f"block {index} of {family} has no residual writer that vauban knows "
                 f"(children: {', '.join(sorted(layer.children()))}); a cut would leave it untouched"
             )
         # named_modules walks depth first from the end; the stream's own order reads better.

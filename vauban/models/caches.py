@@ -1,0 +1,78 @@
+"""Copies of mlx-lm's prompt caches with other rows: repeated over a batch, or with rows dropped.
+
+One rule for every kind of cache: an array that a cache holds has one entry per row on its first
+axis. Knows caches; runs no model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+Rows = Callable[[mx.array], mx.array]
+
+
+def _mapped(value: Any, change: Rows) -> Any:
+    """A copy of a cache, or of what one holds, with every array changed."""
+    if isinstance(value, mx.array):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(v, change) for v in value)
+    if isinstance(value, dict):
+        return {k: _mapped(v, change) for k, v in value.items()}
+    if not hasattr(value, "__dict__"):
+        return value
+    twin = copy.copy(value)
+    if isinstance(value, KVCache) and value.keys is not None and value.values is not None:
+        # It grows in steps of 256 positions; what lies past its offset need not be copied.
+        twin.keys = value.keys[..., : value.offset, :]
+        twin.values = value.values[..., : value.offset, :]
+    for name, held in vars(twin).items():
+        setattr(twin, name, _mapped(held, change))
+    return twin
+
+
+def copied(cache: Sequence[Any]) -> list[Any]:
+    """Caches that can be written without a trace in `cache`; their arrays are shared until then."""
+    # A slice is a new array object: mlx writes into an object, not into what it shares.
+    return [_mapped(state, lambda a: a[...]) for state in cache]
+
+
+def repeated(cache: Sequence[Any], rows: int) -> list[Any]:
+    """The caches of one prompt, once per row of a batch; `cache` stays as it is."""
+
+    def change(a: mx.array) -> mx.array:
+        return mx.repeat(a, rows, axis=0) if a.ndim and a.shape[0] == 1 else a[...]
+
+    return [_mapped(state, change) for state in cache]
+
+
+def keep_rows(cache: list[Any], rows: mx.array, of: int) -> None:
+    """Drop the other rows of caches that hold `of` rows, in place."""
+
+    def change(a: mx.array) -> mx.array:
+        return a[rows] if a.ndim and a.shape[0] == of else a
+
+    for place, state in enumerate(cache):
+        if hasattr(state, "left_padding") and hasattr(state, "filter"):
+            # mlx-lm's batched caches drop padding along with rows.
+            state.filter(rows)
+        else:
+            cache[place] = _mapped(state, change)
+
+
+def described(cache: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The kinds of caches, to tell one model's from another's."""
+
+    def kind(state: Any) -> tuple[Any, ...]:
+        inner = getattr(state, "caches", None)
+        if isinstance(inner, list | tuple):
+            return (type(state).__name__, *(kind(c) for c in inner))
+        slots = getattr(state, "cache", None)
+        return (type(state).__name__, len(slots) if isinstance(slots, list) else 0)
+
+    return [kind(state) for state in cache]

@@ -1,0 +1,154 @@
+"""The two ways to walk a model: the explicit loop over its blocks, and the tap in its own forward.
+
+Both return the logits and the stream at every residual, and give the same numbers; `verify` decides
+between them. Knows modules, caches and interventions; checks no input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_reduce
+
+from vauban.errors import ArchitectureError
+from vauban.interventions import Intervention
+from vauban.models.anatomy import Anatomy
+from vauban.models.families import LOOPS, READ_BY_NORM, Visit, family_of
+from vauban.models.taps import Stream, record_reads, stream_changes, stream_place, tapped
+from vauban.models.walk import arguments, finish, rehearse
+
+# Weights that one evaluation may read: macOS ends a GPU command that runs for several seconds.
+_BYTES_AT_ONCE = 4 * 2**30
+
+
+def several_streams(model: nn.Module) -> bool:
+    """Whether the blocks hand on something else than what their norms read."""
+    return bool(getattr(model, "_vauban_several", False)) or family_of(model) in READ_BY_NORM
+
+
+@contextmanager
+def reading(model: nn.Module, parts: Anatomy) -> Iterator[dict[int, mx.array]]:
+    """What each block's first norm and the final norm read, by residual index."""
+    norms = [layer.get("input_layernorm") for layer in parts.layers]
+    found: dict[int, mx.array] = {}
+    changed: list[tuple[nn.Module, type]] = []
+    try:
+        record_reads([*norms, parts.norm], found, lambda m: changed.append((m, type(m))))
+        yield found
+    finally:
+        for module, cls in reversed(changed):
+            module.__class__ = cls
+
+
+def pick(h: mx.array, logits: bool | Literal["last"], last: mx.array) -> mx.array:
+    if logits != "last":
+        return h
+    if h.ndim != 3:
+        raise ArchitectureError(f"the stream has shape {h.shape}; ask for all logits")
+    return mx.take_along_axis(h, last[:, None, None], axis=1)
+
+
+def by_tap(
+    model: nn.Module,
+    parts: Anatomy,
+    tokens: mx.array,
+    cache: list[Any],
+    interventions: Sequence[Intervention],
+    record: bool,
+    logits: bool | Literal["last"],
+    last: mx.array,
+    stream: Stream | None = None,
+) -> tuple[mx.array | None, list[mx.array]]:
+    """The model's own forward, its blocks recording."""
+    stream = stream or Stream(recording=record)
+    with tapped(model, interventions, stream=stream):
+        out = model(tokens, cache=cache)
+    if record and len(stream.residuals) != parts.n_layers + 1:
+        raise ArchitectureError(
+            f"{family_of(model)} does not run its {parts.n_layers} blocks as modules "
+            f"({len(stream.inputs)} were seen); its stream cannot be recorded"
+        )
+    return (pick(out, logits, last) if logits else None), stream.residuals
+
+
+def by_hand(
+    model: nn.Module,
+    parts: Anatomy,
+    tokens: mx.array,
+    cache: list[Any],
+    interventions: Sequence[Intervention],
+    record: bool,
+    logits: bool | Literal["last"],
+    last: mx.array,
+) -> tuple[mx.array | None, list[mx.array]]:
+    """The explicit loop: embed, blocks, norm, head. No hook sees the stream but this function."""
+    n = parts.n_layers
+    kept: dict[int, mx.array] = {}
+    stride = evaluation_stride(model, parts)
+
+    def visit(h: mx.array, residual: int) -> mx.array:
+        step = stream_changes(interventions, "block_input", residual, n)[True]
+        h = step(h) if step else h
+        if record:
+            kept[residual] = h
+        if stride and residual % stride == 0:
+            mx.eval(h)
+        return h
+
+    loop = LOOPS.get(family_of(model))
+    with tapped(model, interventions, blocks=False):
+        if loop is not None:
+            h = pick(loop(model, tokens, cache, visit), logits, last)
+            out = _head(model, parts, h) if logits else None
+        else:
+            out = _walked(model, parts, tokens, cache, logits, last, visit)
+    return out, [kept[residual] for residual in sorted(kept)]
+
+
+def _walked(
+    model: nn.Module,
+    parts: Anatomy,
+    tokens: mx.array,
+    cache: list[Any],
+    logits: bool | Literal["last"],
+    last: mx.array,
+    visit: Visit,
+) -> mx.array | None:
+    """The loop of every family without one of its own."""
+    place = stream_place(model)
+    walk = rehearse(model, parts.layers, tokens, cache, model._vauban_extras, place)
+    h = walk.start
+    results: list[tuple[Any, ...]] = []
+    for call in walk.calls:
+        args, kwargs = arguments(call, results, visit(h, call.block), place)
+        out = parts.layers[call.block](*args, **kwargs)
+        h, *rest = out if isinstance(out, tuple) else (out,)
+        results.append(tuple(rest))
+    h = visit(h, parts.n_layers)
+    if several_streams(model):
+        # The norms must run to say what they read, and a position is no axis of several streams.
+        return pick(finish(model, parts.layers, tokens, cache, h, results, place), logits, last)
+    if not logits:
+        return None
+    return finish(model, parts.layers, tokens, cache, pick(h, logits, last), results, place)
+
+
+def _head(model: nn.Module, parts: Anatomy, h: mx.array) -> mx.array:
+    if parts.head_path is None:
+        return parts.embedding.as_linear(h)
+    return dict(model.named_modules())[parts.head_path](h)
+
+
+def evaluation_stride(model: nn.Module, parts: Anatomy) -> int:
+    """Evaluate the stream every so many blocks; 0 for models small enough for one evaluation."""
+    known = getattr(model, "_vauban_stride", None)
+    if known is None:
+        size = tree_reduce(lambda total, p: total + p.nbytes, model.parameters(), 0)
+        groups = -(-size // _BYTES_AT_ONCE)
+        known = max(1, parts.n_layers // groups) if groups > 1 else 0
+        object.__setattr__(model, "_vauban_stride", known)
+    return known
