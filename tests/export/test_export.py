@@ -316,3 +316,95 @@ def test_killed_at_any_moment_there_is_no_folder_or_a_complete_one(tmp_path: Pat
     # The next export clears what the killed ones left beside it.
     vauban.plan_cut(load_plain(source), mx.ones(64)).export(source, work / "out")
     assert [p.name for p in work.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("llama", 0), ("llama", 4), ("qwen3_moe", 0), ("qwen3_moe", 4), ("gemma", 0)]
+)
+def test_an_adapter_is_the_same_cut(tmp_path: Path, name: str, bits: int) -> None:
+    """Rank 1 per writer, experts and embedding included, opened by mlx-lm's own loader."""
+    source = save_checkpoint(tmp_path / "source", name, bits=bits, dtype=mx.float32)
+    model, _ = vauban.load(source)
+    plan = vauban.plan_cut(model, unit())
+    report = plan.export(source, tmp_path / "out", precision="adapter")
+    assert report.ok and report.precision == "adapter" and report.direction_left <= 1e-5
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "adapter_config.json",
+        "adapters.safetensors",
+    ]
+    adapted, _ = mlx_lm.load(str(source), adapter_path=str(tmp_path / "out"))
+    tokens = random_tokens(1, 13)
+    virtual = vauban.forward(model, tokens, interventions=plan.virtual()).logits
+    scale = float(mx.abs(virtual).max())
+    assert float(mx.abs(adapted(tokens) - virtual).max()) <= 2e-3 * scale
+    uncut = float(mx.abs(model(tokens) - virtual).max())
+    assert uncut > 0.02 * scale
+
+
+def test_what_an_adapter_cannot_hold_is_refused(tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "source", "llama_bias")
+    model = load_plain(source)
+    tied = save_checkpoint(tmp_path / "tied", "qwen3")
+    for plan, path, message in (
+        (vauban.plan_cut(model, unit()), source, "has a bias"),
+        (vauban.plan_cut(model, unit(), norm_preserve="column"), source, "low-rank"),
+        (vauban.plan_cut(load_plain(tied), unit()), tied, "tied head"),
+    ):
+        with pytest.raises(vauban.InputError, match=message):
+            plan.export(path, tmp_path / "out", precision="adapter")
+        assert not (tmp_path / "out").exists()
+    plan = vauban.plan_cut(load_plain(tied), unit(), embedding="tied")
+    assert plan.export(tied, tmp_path / "out", precision="adapter").ok
+    with pytest.raises(vauban.InputError, match="precision"):
+        plan.export(tied, tmp_path / "other", precision="2bit")
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_packed_export_keeps_its_format_and_loses_the_direction(
+    tmp_path: Path, bits: int
+) -> None:
+    """Same bits, same size, direction gone; 8 bits and float where asked."""
+    source = save_checkpoint(tmp_path / "source", "llama", bits=bits)
+    model, _ = vauban.load(source)
+    plan = vauban.plan_cut(model, unit())
+    same = plan.export(source, tmp_path / "same")
+    assert same.direction_left <= 1e-3
+    assert {f["bits"] for f in same.stored.values()} == {bits}
+    sizes = [
+        sum(f.stat().st_size for f in folder.glob("*.safetensors") if f.name != "edit.safetensors")
+        for folder in (source, tmp_path / "same")
+    ]
+    assert abs(sizes[1] - sizes[0]) <= 1e-3 * sizes[0]
+    wide = plan.export(source, tmp_path / "wide", precision="8bit")
+    assert wide.direction_left <= 1e-3 and {f["bits"] for f in wide.stored.values()} == {8}
+    assert load_plain(tmp_path / "wide").model.layers[1].mlp.down_proj.bits == 8
+    assert load_plain(tmp_path / "wide").model.layers[1].mlp.up_proj.bits == bits
+    loose = plan.export(source, tmp_path / "float", precision="float")
+    assert all(f["mode"] == "float" for f in loose.stored.values())
+    # Packing naively instead would leave most of a weak direction in the matrix.
+    module = model.model.layers[1].mlp.down_proj
+    before = matrix_of(module)
+    target = before - unit()[:, None] * (unit() @ before)
+    naive = mx.quantize(target, group_size=32, bits=bits)
+    left = unit() @ mx.dequantize(*naive, group_size=32, bits=bits)
+    assert float(mx.linalg.norm(left) / mx.linalg.norm(unit() @ before)) > 100 * same.direction_left
+
+
+def test_an_untied_head_keeps_the_packing_of_the_embedding(tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "source", "qwen3", bits=4)
+    model, _ = vauban.load(source)
+    report = vauban.plan_cut(model, unit()).export(source, tmp_path / "out")
+    written = load_plain(tmp_path / "out")
+    assert report.ok and written.lm_head.bits == 4
+    assert mx.array_equal(written.lm_head.weight, model.model.embed_tokens.weight)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+
+
+def test_a_partial_cut_is_not_taken_for_a_failed_one(tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "source", "llama")
+    model = load_plain(source)
+    report = vauban.plan_cut(model, unit(), sparse=0.1).export(source, tmp_path / "out")
+    assert report.ok and report.expected_left is None and report.direction_left > 0.3
+    half = vauban.plan_cut(model, unit(), alpha=0.5).export(source, tmp_path / "half")
+    assert half.ok and abs(half.direction_left - 0.5) < 0.02

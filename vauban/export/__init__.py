@@ -9,8 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from vauban.edits import EditPlan, Rounding
+from vauban.edits.plan import PRECISIONS
 from vauban.errors import InputError
+from vauban.export.adapter import write_adapter
 from vauban.export.checkpoint import (
+    Source,
     draft_plan,
     draft_weights,
     open_source,
@@ -18,8 +21,9 @@ from vauban.export.checkpoint import (
     write_folder,
 )
 from vauban.export.staging import check_output, staged
+from vauban.export.tensors import sha256
 from vauban.export.verify import ExportReport, verify_export
-from vauban.models import model_folder
+from vauban.models import model_folder, residual_writers
 
 __all__ = [
     "ExportReport",
@@ -65,16 +69,40 @@ def write_plan(
     `precision` "same" (None): edited modules keep their storage format; packed ones are rounded
     direction-exactly, and where more than 0.1 % of the direction would be left the next wider
     format is taken, by name in the report. "8bit" packs edited modules with 8 bits, "float"
-    stores them in the model's float type.
+    stores them in the model's float type. "adapter" writes an mlx-lm LoRA folder of rank k per
+    writer instead of a checkpoint, exact on any stored weights.
     """
     chosen = precision or "same"
-    if chosen not in ("same", "8bit", "float"):
-        raise InputError(f"precision is {precision!r}; expected 'same', '8bit' or 'float'")
+    if chosen not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of {PRECISIONS[1:]}")
     source = open_source(model_path)
+    if chosen == "adapter":
+        return _write_adapter(plan, source, folder)
     draft = draft_plan(source, plan, chosen, rounding)
     write_folder(source, draft, folder)
     write_edit_record(plan, source, draft, chosen, folder)
     return verify_export(folder, source=source.folder).check()
+
+
+def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport:
+    left = write_adapter(plan, source, folder)
+    files = {f.name: sha256(f) for f in sorted(folder.iterdir())}
+    report = ExportReport(
+        folder=str(folder),
+        direction_left=max(left.values()),
+        modules_edited=len(left),
+        modules_present=len(residual_writers(source.model)),
+        untouched_identical=None,
+        writers=left,
+        expected_left=max(abs(1.0 - u.alpha) for u in plan.updates)
+        if all(u.complete for u in plan.updates)
+        else None,
+        precision="adapter",
+        stored={u.path: {"mode": "adapter", "rank": u.basis.shape[0]} for u in plan.updates},
+        files=files,
+        bytes=sum(f.stat().st_size for f in folder.iterdir()),
+    )
+    return report.check()
 
 
 def export_plan(

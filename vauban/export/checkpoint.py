@@ -33,6 +33,7 @@ from vauban.export.tensors import (
     write_safetensors,
 )
 from vauban.models import model_folder
+from vauban.models.writers import unpacked_shape
 
 _SHARD = 5 << 30
 _KEPT = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".jsonl", ".py")
@@ -125,13 +126,24 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
                 head = f"lm_head.{part}"
                 draft.entries[head] = Entry(head, old.dtype, old.shape, old.chunks)
         make = partial(_edited, module, update, precision, rounding, draft.outcomes)
-        draft.late[update.path] = Late(update.path, make)
+        draft.late[update.path] = Late(update.path, make, _likely(module, precision))
         if update.bias and "bias" in module:
             name, bias = f"{update.path}.bias", module.bias
             draft.entries[name] = computed(
                 name, tuple(bias.shape), bias.dtype, partial(_edited_bias, bias, update)
             )
     return draft
+
+
+def _likely(
+    module: nn.Module, precision: str | None
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """The arrays an edited module will most likely have: its own, or one float matrix."""
+    if "scales" in module and precision != "float":
+        parts = [part for part in ("weight", "scales", "biases") if module.get(part) is not None]
+        return tuple((p, stored_dtype(module[p].dtype), tuple(module[p].shape)) for p in parts)
+    shape = unpacked_shape(module)
+    return (("weight", "BF16", shape),)
 
 
 def _edited(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,11 +77,11 @@ class Late:
 
     path: str
     make: Callable[[], dict[str, mx.array]]
+    likely: tuple[tuple[str, str, tuple[int, ...]], ...]
 
     def expected(self) -> list[Fact]:
-        """At most a packed matrix; the room kept for the header is enough for any."""
-        parts = ("weight", "scales", "biases")
-        return [(f"{self.path}.{part}", "BF16", (10**9,) * 3) for part in parts]
+        """What it will most likely add to the header: (part, dtype, shape)."""
+        return [(f"{self.path}.{part}", dtype, shape) for part, dtype, shape in self.likely]
 
     def entries(self) -> Iterator[Entry]:
         """Entries of what has been made."""
@@ -153,12 +154,13 @@ def to_bytes(value: mx.array) -> bytes:
 
 
 def write_safetensors(path: Path, items: Sequence[Entry | Late], metadata: dict[str, str]) -> None:
-    """Write tensors one after the other; room for the header is kept and filled at the end.
+    """Write tensors one after the other; the header is filled in at the end.
 
-    What a `Late` holds (shapes, even which format) is known only when it has been computed.
+    What a `Late` holds (shapes, even which format) is known only when it has been computed. Room
+    is kept for the header as it is expected; should it outgrow that, the data are moved once.
     """
     expected = [f for item in items for f in item.expected()]
-    room = len(_header(expected, metadata)) + 96 * len(expected)
+    room = len(_header(expected, metadata))
     # Readers map the data; keep it aligned to 8 bytes as the reference writer does.
     room += -room % 8
     facts: list[Fact] = []
@@ -175,13 +177,24 @@ def write_safetensors(path: Path, items: Sequence[Entry | Late], metadata: dict[
                         f"{entry.name} came to {written} bytes; expected {entry.nbytes}"
                     )
                 facts.append((entry.name, entry.dtype, entry.shape))
-        text = _header(facts, metadata)
-        if len(text) > room:
-            raise InputError(f"{path.name}: the header outgrew its room ({len(text)} > {room})")
-        stream.seek(8)
-        stream.write(text + b" " * (room - len(text)))
+    text = _header(facts, metadata)
+    if len(text) > room:
+        _make_room(path, room, len(text) + -len(text) % 8)
+        room = len(text) + -len(text) % 8
+    with path.open("r+b") as stream:
+        stream.write(struct.pack("<Q", room) + text + b" " * (room - len(text)))
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _make_room(path: Path, old: int, new: int) -> None:
+    """Move the data behind a header of `old` bytes so that one of `new` bytes fits."""
+    moved = path.with_name(path.name + ".moved")
+    with path.open("rb") as source, moved.open("wb") as target:
+        source.seek(8 + old)
+        target.write(b" " * (8 + new))
+        shutil.copyfileobj(source, target, _CHUNK)
+    moved.replace(path)
 
 
 Fact = tuple[str, str, tuple[int, ...]]

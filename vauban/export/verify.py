@@ -78,8 +78,7 @@ class ExportReport:
         """How the edited modules are stored, as a count per format."""
         counts: dict[str, int] = {}
         for facts in self.stored.values():
-            packed = facts["mode"] != "float"
-            name = f"{facts['bits']}-bit {facts['mode']}" if packed else "float"
+            name = f"{facts['bits']}-bit {facts['mode']}" if "bits" in facts else facts["mode"]
             counts[name] = counts.get(name, 0) + 1
         return "stored as " + ", ".join(f"{n} {name}" for name, n in counts.items())
 
