@@ -24,6 +24,11 @@ from vauban.errors import InputError
 _HEAVY = 8.0
 _DOUBLINGS = 8
 _NEWTON = 8
+# A root is near when this many of the largest single steps would close it.
+_NEAR = 2.0
+_BISECTIONS = 16
+# Steps next in size that are looked at for one that is legal.
+_WINDOW = 8
 
 
 def quantize_direction_exact(
@@ -59,25 +64,48 @@ def quantize_direction_exact(
     >>> (mx.linalg.norm(left) / mx.linalg.norm(u @ w)).item() < 1e-3
     True
     """
+    options: dict[str, Any] = {"group_size": group_size, "bits": bits, "mode": mode}
+    t = np.array(target.astype(mx.float32))
+    w = None if removed is None else np.atleast_2d(np.array(removed.astype(mx.float32)))
+    if t.ndim == 2:
+        found = round_matrix(
+            t, directions, scales, biases, removed=w, rounds=rounds, axis=axis, **options
+        )
+        return mx.array(found)
+    parts = [
+        round_matrix(
+            t[e], directions, scales[e], None if biases is None else biases[e],
+            removed=w[e] if w is not None and w.ndim == 3 else w, rounds=rounds, axis=axis,
+            **options,
+        )
+        for e in range(t.shape[0])
+    ]  # fmt: skip
+    return mx.array(np.stack(parts))
+
+
+def round_matrix(
+    target: np.ndarray,
+    directions: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    *,
+    group_size: int,
+    bits: int,
+    mode: str = "affine",
+    removed: np.ndarray | None = None,
+    rounds: int = 3,
+    axis: str = "output",
+) -> np.ndarray:
+    """As `quantize_direction_exact`, for one float32 matrix that is read and never copied."""
     grid = grid_of(mode, bits)
     if mode in FLOAT_MODES and group_size != FLOAT_MODES[mode][1]:
         raise InputError(f"{mode} has groups of {FLOAT_MODES[mode][1]}, not {group_size}")
-    t = np.array(target.astype(mx.float32))
     u = np.atleast_2d(np.array(directions.astype(mx.float32)))
     s = scale_values(scales, mode)
     b = np.zeros_like(s) if biases is None else np.array(biases.astype(mx.float32))
-    _check(t, u, s, b, group_size, axis)
-    w = None if removed is None else np.atleast_2d(np.array(removed.astype(mx.float32)))
-    if t.ndim == 3:
-        parts = [
-            _matrix(t[e], u, s[e], b[e], None if w is None else w[e] if w.ndim == 3 else w, grid,
-                    group_size, rounds, axis)
-            for e in range(t.shape[0])
-        ]  # fmt: skip
-        codes = np.stack(parts)
-    else:
-        codes = _matrix(t, u, s, b, w, grid, group_size, rounds, axis)
-    return mx.array(pack(grid.codes[codes], bits))
+    _check(target, u, s, b, group_size, axis)
+    codes = _matrix(target, u, s, b, removed, grid, group_size, rounds, axis)
+    return pack(grid.codes[codes], bits)
 
 
 def round_plainly(
@@ -190,14 +218,19 @@ def _round_block(
         index[:, heavy] = fixed
         value = grid.value(fixed).astype(np.float64) * step[:, heavy]
         const = const + u[:, heavy].astype(np.float64) @ value.T
-    free = ~heavy
+    free = ~heavy if heavy.any() else slice(None)
     xf, sf, uf = x[:, free], np.ascontiguousarray(step[:, free]), np.ascontiguousarray(u[:, free])
     if len(u) == 1:
-        c = _root(xf, uf[0] * _inverse(sf), uf[0] * sf, const[0], grid)
-        q = grid.round(xf + c[:, None] * (uf[0] * _inverse(sf)))
+        ratio = uf[0] * _inverse(sf)
+        c = _root(xf, ratio, uf[0] * sf, const[0], grid)
+        q = c[:, None].astype(np.float32) * ratio
+        q = grid.round(np.add(q, xf, out=q), out=q)
     else:
         q = _joint_root(xf, sf, uf, const, grid)
-    left = const + uf.astype(np.float64) @ (grid.value(q).astype(np.float64) * sf).T
+    value, uf64 = grid.value(q).astype(np.float64), uf.astype(np.float64)
+    left = const + ((uf64 * sf) @ value.T if len(sf) == 1 else uf64 @ (value * sf).T)
+    if grid.uniform and len(u) == len(sf) == 1:
+        q = _mend_one(q, uf64[0] * sf[0], left[0], grid, picks=24)
     q = _mend(q, sf, uf, left, grid, picks=24 * len(u))
     index[:, free] = q
     return index.astype(np.uint8), left
@@ -210,7 +243,9 @@ def _root(
     """c (p,) with f(c) = Σ_i weight_i · grid(x_i + c ratio_i) + const = 0, f non-decreasing.
 
     A bracket from the expected slope Σ weight·ratio, then regula falsi; the undershooting end is
-    returned. f is a staircase whose steps are those of single codes.
+    returned. f is a staircase whose steps are those of single codes. Codes that lie on the grid
+    already make it flat around 0 and steep beyond, where regula falsi creeps along one end: the
+    few problems that are still many steps away are bisected.
     """
     p = x.shape[0]
     buffer = np.empty(x.shape, dtype=np.float32)
@@ -219,13 +254,15 @@ def _root(
     slope = (weight2 * ratio2).sum(1)
     slope = np.where(slope > 0, slope, 1.0)
 
-    def f(c: np.ndarray) -> np.ndarray:
-        np.multiply(c[:, None].astype(np.float32), ratio2, out=buffer)
-        np.add(buffer, x, out=buffer)
-        value = grid.value(grid.round(buffer, out=buffer))
+    def f(c: np.ndarray, some: Any = slice(None)) -> np.ndarray:
+        own = slice(None) if shared else some
+        out = buffer[: len(c)]
+        np.multiply(c[:, None].astype(np.float32), ratio2[own], out=out)
+        np.add(out, x[some], out=out)
+        value = grid.value(grid.round(out, out=out))
         if shared:
-            return value @ weight2[0] + const
-        return np.einsum("pm,pm->p", value, weight2) + const
+            return value @ weight2[0] + const[some]
+        return np.einsum("pm,pm->p", value, weight2[own]) + const[some]
 
     here = np.zeros(p) if start is None else start.astype(np.float64)
     value = f(here)
@@ -251,6 +288,17 @@ def _root(
         under = value <= 0
         low, f_low = np.where(under, middle, low), np.where(under, value, f_low)
         high, f_high = np.where(under, high, middle), np.where(under, f_high, value)
+    near = _NEAR * np.diff(grid.values).max() * np.abs(weight2).max(1)
+    far = np.flatnonzero(f_low < -near)
+    for _ in range(_BISECTIONS):
+        if not far.size:
+            break
+        middle = (low[far] + high[far]) / 2
+        value = f(middle, far)
+        under = value <= 0
+        low[far[under]], f_low[far[under]] = middle[under], value[under]
+        high[far[~under]] = middle[~under]
+        far = far[f_low[far] < -(near if shared else near[far])]
     return low
 
 
@@ -284,6 +332,40 @@ def _joint_root(
     return best
 
 
+def _mend_one(
+    q: np.ndarray, pull: np.ndarray, left: np.ndarray, grid: Grid, picks: int
+) -> np.ndarray:
+    """`_mend` for one direction on an even grid with the same steps `pull` (m,) in all problems.
+
+    What one step changes depends on the row alone, so the best is found in one sorted list. left
+    (p,) is updated in place.
+    """
+    size = np.abs(pull)
+    order = np.argsort(size)
+    ranked = size[order]
+    enough = 1e-4 * np.median(size[size > 0]) if size.any() else np.inf
+    rows = np.flatnonzero(np.abs(left) > enough)
+    for _ in range(picks):
+        if not rows.size:
+            break
+        off = np.abs(left[rows])
+        at = np.searchsorted(ranked, off)[:, None] + np.arange(-_WINDOW, _WINDOW)
+        column = order[np.clip(at, 0, len(order) - 1)]
+        move = -np.sign(left[rows])[:, None] * np.sign(pull[column])
+        there = q[rows[:, None], column] + move
+        after = np.abs(off[:, None] - size[column])
+        after[(there < 0) | (there > grid.top)] = np.inf
+        best = after.argmin(1)[:, None]
+        better = np.take_along_axis(after, best, 1)[:, 0] < off
+        rows, best = rows[better], best[better]
+        i = np.take_along_axis(column[better], best, 1)[:, 0]
+        step = np.take_along_axis(move[better], best, 1)[:, 0]
+        q[rows, i] += step.astype(q.dtype)
+        left[rows] += step * pull[i]
+        rows = rows[np.abs(left[rows]) > enough]
+    return q
+
+
 def _mend(
     q: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid, picks: int
 ) -> np.ndarray:
@@ -293,7 +375,7 @@ def _mend(
     """
     square = (u.astype(np.float64) ** 2).sum(0).astype(np.float32)
     s = np.broadcast_to(step, q.shape)
-    enough = 1e-4 * np.median(np.abs(s)) * np.sqrt(np.median(square[square > 0]))
+    enough = 1e-4 * np.median(np.abs(step)) * np.sqrt(np.median(square[square > 0]))
     rows = np.flatnonzero(np.abs(left).max(0) > enough)
     for _ in range(picks):
         if not rows.size:

@@ -1,18 +1,21 @@
 """Store an edited matrix in a packed format again, exactly along its direction.
 
 Chooses the grid of every group (the stored one, or a fresh one where that rounds clearly better),
-rounds direction-exactly, reads back what came of it, and says so. Knows modules, no model.
+rounds direction-exactly, reads back what came of it, and says so. Matrices are unpacked in blocks
+and experts one by one, so that memory stays near one float32 matrix. Knows modules, no model.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
-from vauban.edits.exact import quantize_direction_exact, round_plainly
+from vauban.edits.exact import round_matrix, round_plainly
 from vauban.edits.modules import unpack
 from vauban.edits.update import Update
 from vauban.errors import InputError
@@ -21,6 +24,8 @@ from vauban.errors import InputError
 _CLEARLY = 0.5
 # What may be left of a direction, as read back in float32, before a wider format is used.
 LIMIT = 1e-3
+# Elements of a matrix that are unpacked at a time.
+_BLOCK = 1 << 22
 Rounding = Literal["two-sided", "fast"]
 
 
@@ -30,6 +35,7 @@ class Packed:
 
     left    ‖U Ŵ‖/‖U W‖, the share of the direction in the stored matrix
     error   ‖Ŵ - T‖/‖T‖ against the exactly cut matrix T
+    had     ‖U W‖ before the cut
     leak    ‖(Ŵ - T) w‖/‖U W‖ for unit inputs w along what was removed: what it was replaced with
     """
 
@@ -40,11 +46,37 @@ class Packed:
     left: float
     error: float
     leak: float
+    had: float
 
     def to_dict(self) -> dict[str, Any]:
         facts = asdict(self)
         facts.pop("arrays")
         return facts
+
+
+@dataclass(frozen=True)
+class _Format:
+    bits: int
+    group: int
+    mode: str
+
+
+@dataclass
+class _Sums:
+    """Squared norms over all blocks and experts."""
+
+    left: float = 0.0
+    had: float = 0.0
+    error: float = 0.0
+    target: float = 0.0
+    leak: float = 0.0
+    leak_had: float = 0.0
+
+    def add(self, update: Update, read: mx.array, wanted: mx.array) -> None:
+        """Take in a part as it was stored, and as it should be."""
+        self.left += float((update.removed(read) ** 2).sum())
+        self.error += float(((read - wanted) ** 2).sum())
+        self.target += float((wanted**2).sum())
 
 
 def pack_edited(
@@ -56,100 +88,226 @@ def pack_edited(
 ) -> Packed:
     """The edited matrix of a packed `module` in its own format, or affine with other `bits`.
 
-    Raises InputError for a format MLX does not pack, or an unpacked module without `bits`.
+    Raises InputError for an unpacked module without `bits`.
     """
     packed = "scales" in module
     if not packed and bits is None:
         raise InputError(f"{update.path} is not packed; name the bits to pack it with")
-    group, mode = (
-        (module.group_size, getattr(module, "mode", "affine")) if packed else (64, "affine")
-    )
     own = packed and bits in (None, module.bits)
-    chosen = module.bits if own else int(bits or 8)
-    if not own:
-        group, mode = (group if mode == "affine" else 64), "affine"
-    before = _float32(module)
-    target = update.weight(before)
-    fresh = mx.quantize(target.astype(_scale_dtype(module)), group, chosen, mode=mode)
-    scales: mx.array = fresh[1]
-    biases: mx.array | None = fresh[2] if len(fresh) > 2 else None
-    if own:
-        scales, biases = _better_grid(module, target, scales, biases, group, chosen)
-    removed = update.removed(before)
-    if update.complete:
-        weight = quantize_direction_exact(
-            target,
-            update.basis,
-            scales,
-            biases,
-            group_size=group,
-            bits=chosen,
-            mode=mode,
-            removed=removed if rounding == "two-sided" and not update.writes_rows else None,
-            axis="input" if update.writes_rows else "output",
-        )
+    mode = getattr(module, "mode", "affine") if own else "affine"
+    affine = packed and getattr(module, "mode", "affine") == "affine"
+    form = _Format(
+        module.bits if own else int(bits or 8), module.group_size if own or affine else 64, mode
+    )
+    sums = _Sums()
+    if module.weight.ndim == 3:
+        parts = [
+            _matrix(_Stored(module, e), _one(update, e), form, own, rounding, sums)
+            for e in range(module.weight.shape[0])
+        ]
+        arrays = {name: mx.stack([p[name] for p in parts]) for name in parts[0]}
+    elif update.writes_rows and update.acts_on_outputs:
+        arrays = _table(_Stored(module), update, form, own, sums)
     else:
-        # A sparse or protected cut leaves part of the direction on purpose: round plainly.
-        weight = round_plainly(target, scales, biases, group_size=group, bits=chosen, mode=mode)
-    arrays = {"weight": weight, "scales": scales}
-    if biases is not None:
-        arrays["biases"] = biases
-    after = unpack(weight, scales, biases, group, chosen, mode)
-    had = mx.linalg.norm(removed)
-    difference = after - target
-    inputs = difference.T if update.writes_rows else difference
-    leak = mx.linalg.norm(inputs @ mx.swapaxes(removed, -1, -2)) / mx.maximum(had * had, 1e-30)
+        arrays = _matrix(_Stored(module), update, form, own, rounding, sums)
+    mx.eval(arrays)
     return Packed(
         arrays,
-        chosen,
-        group,
-        mode,
-        left=update.share_left(after, before),
-        error=float(mx.linalg.norm(difference) / mx.maximum(mx.linalg.norm(target), 1e-30)),
-        leak=float(leak),
+        form.bits,
+        form.group,
+        form.mode,
+        left=float(np.sqrt(sums.left / max(sums.had, 1e-30))),
+        error=float(np.sqrt(sums.error / max(sums.target, 1e-30))),
+        leak=float(np.sqrt(sums.leak) / max(sums.leak_had, 1e-30)),
+        had=float(np.sqrt(sums.had)),
     )
 
 
-def _float32(module: nn.Module) -> mx.array:
-    if "scales" not in module:
-        return module.weight.astype(mx.float32)
-    return unpack(
-        module.weight, module.scales, module.get("biases"), module.group_size, module.bits,
-        getattr(module, "mode", "affine"),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Stored:
+    """One matrix of a module, unpacked part by part."""
+
+    module: nn.Module
+    expert: int | None = None
+
+    def array(self, name: str) -> mx.array | None:
+        value = self.module.get(name)
+        return value if value is None or self.expert is None else value[self.expert]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        weight = self.array("weight")
+        assert weight is not None
+        rows, columns = weight.shape
+        return rows, columns * 32 // self.module.bits if "scales" in self.module else columns
+
+    def part(self, rows: slice, columns: slice) -> mx.array:
+        """(rows, columns) in float32; column bounds are multiples of 32 and of the group."""
+        weight = self.array("weight")
+        assert weight is not None
+        if "scales" not in self.module:
+            return weight[rows, columns].astype(mx.float32)
+        m = self.module
+        words = slice(columns.start * m.bits // 32, columns.stop * m.bits // 32)
+        groups = slice(columns.start // m.group_size, columns.stop // m.group_size)
+        scales, biases = self.array("scales"), self.array("biases")
+        assert scales is not None
+        return unpack(
+            weight[rows, words], scales[rows, groups],
+            None if biases is None else biases[rows, groups], m.group_size, m.bits,
+            getattr(m, "mode", "affine"),
+        )  # fmt: skip
+
+    def grid(self, rows: slice, groups: slice) -> tuple[mx.array, mx.array | None]:
+        """The stored scales and offsets of a part."""
+        scales, biases = self.array("scales"), self.array("biases")
+        assert scales is not None
+        return scales[rows, groups], None if biases is None else biases[rows, groups]
+
+    @property
+    def scale_dtype(self) -> mx.Dtype:
+        """The float type that new scales are stored in: that of the old ones."""
+        if "scales" not in self.module:
+            return self.module.weight.dtype
+        kept = self.module.scales.dtype
+        return mx.bfloat16 if kept == mx.uint8 else kept
 
 
-def _scale_dtype(module: nn.Module) -> mx.Dtype:
-    """The float type that new scales are stored in: that of the old ones."""
-    if "scales" in module and module.scales.dtype != mx.uint8:
-        return module.scales.dtype
-    return mx.bfloat16 if "scales" in module else module.weight.dtype
+def _parts(shape: tuple[int, int], by_rows: bool, unit: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of a matrix: of whole rows for tables, of whole columns for matrices."""
+    rows, columns = shape
+    if by_rows:
+        step = max(1, _BLOCK // columns)
+        for start in range(0, rows, step):
+            yield slice(start, min(rows, start + step)), slice(0, columns)
+        return
+    step = max(unit, _BLOCK // rows // unit * unit)
+    for start in range(0, columns, step):
+        yield slice(0, rows), slice(start, min(columns, start + step))
 
 
-def _better_grid(
-    module: nn.Module,
-    target: mx.array,
-    scales: mx.array,
-    biases: mx.array | None,
-    group: int,
-    bits: int,
+def _table(
+    stored: _Stored, update: Update, form: _Format, own: bool, sums: _Sums
+) -> dict[str, mx.array]:
+    """Pack a table whose rows are cut and rounded on their own, block by block."""
+    found: dict[str, list[mx.array]] = {"weight": [], "scales": [], "biases": []}
+    for rows, columns in _parts(stored.shape, True, 1):
+        before = stored.part(rows, columns)
+        target = update.weight(before)
+        sums.had += float((update.removed(before) ** 2).sum())
+        grid = _grid(stored, target, form, own, rows, columns)
+        packed = mx.array(_rounded(np.array(target), update, grid, form, None))
+        # Its inputs are single rows, so there is no leak to speak of.
+        sums.add(update, _read(packed, *grid, form), target)
+        for name, value in zip(found, (packed, *grid), strict=True):
+            if value is not None:
+                found[name].append(value)
+    return {name: mx.concatenate(parts, 0) for name, parts in found.items() if parts}
+
+
+def _matrix(
+    stored: _Stored, update: Update, form: _Format, own: bool, rounding: Rounding, sums: _Sums
+) -> dict[str, mx.array]:
+    """Pack a matrix: a plain cut is made by blocks of columns, any other on the whole."""
+    shape = stored.shape
+    unit = int(np.lcm.reduce([32, form.group, getattr(stored.module, "group_size", 1)]))
+    parts = [(slice(0, shape[0]), slice(0, shape[1]))]
+    if update.acts_on_outputs:
+        parts = list(_parts(shape, False, unit))
+    target = np.empty(shape, np.float32)
+    grids, removed = [], []
+    for rows, columns in parts:
+        before = stored.part(rows, columns)
+        after = update.weight(before)
+        gone = update.removed(before)
+        sums.had += float((gone**2).sum())
+        grids.append(_grid(stored, after, form, own, rows, columns))
+        removed.append(np.array(gone))
+        target[rows, columns] = np.array(after)
+    scales = mx.concatenate([g[0] for g in grids], 1)
+    biases = [g[1] for g in grids if g[1] is not None]
+    grid = (scales, mx.concatenate(biases, 1) if biases else None)
+    gone_rows = np.concatenate(removed, axis=1)
+    two_sided = rounding == "two-sided" and not update.writes_rows
+    packed = mx.array(_rounded(target, update, grid, form, gone_rows if two_sided else None))
+    along = None if update.writes_rows else mx.array(gone_rows)
+    leak = np.zeros((shape[0], len(gone_rows)))
+    for rows, columns in parts:
+        groups = slice(columns.start // form.group, columns.stop // form.group)
+        words = slice(columns.start * form.bits // 32, columns.stop * form.bits // 32)
+        offsets = None if grid[1] is None else grid[1][rows, groups]
+        read = _read(packed[rows, words], scales[rows, groups], offsets, form)
+        wanted = mx.array(target[rows, columns])
+        sums.add(update, read, wanted)
+        if along is not None:
+            leak[rows] += np.array((read - wanted) @ along[:, columns].T)
+    if along is not None:
+        sums.leak += float((leak**2).sum())
+        sums.leak_had += float((along * along).sum())
+    found = {"weight": packed, "scales": scales}
+    if grid[1] is not None:
+        found["biases"] = grid[1]
+    return found
+
+
+def _one(update: Update, expert: int) -> Update:
+    """The update of one expert's matrix: its own protection."""
+    p = update.protection
+    if p is None:
+        return update
+    own = replace(p, spaces=(p.spaces[expert],), targets=(p.targets[expert],) if p.targets else ())
+    return replace(update, protection=own)
+
+
+def _rounded(
+    target: np.ndarray,
+    update: Update,
+    grid: tuple[mx.array, mx.array | None],
+    form: _Format,
+    removed: np.ndarray | None,
+) -> np.ndarray:
+    if update.complete:
+        return round_matrix(
+            target, update.basis, *grid, group_size=form.group, bits=form.bits, mode=form.mode,
+            removed=removed, axis="input" if update.writes_rows else "output",
+        )  # fmt: skip
+    # A sparse or protected cut leaves part of the direction on purpose: round plainly.
+    plain = round_plainly(
+        mx.array(target), *grid, group_size=form.group, bits=form.bits, mode=form.mode
+    )
+    return np.array(plain)
+
+
+def _read(weight: mx.array, scales: mx.array, biases: mx.array | None, form: _Format) -> mx.array:
+    return unpack(weight, scales, biases, form.group, form.bits, form.mode)
+
+
+def _grid(
+    stored: _Stored, target: mx.array, form: _Format, own: bool, rows: slice, columns: slice
 ) -> tuple[mx.array, mx.array | None]:
     """The stored grid of each group, or the fresh one where it rounds the target clearly better.
 
     A cut can shrink a row's range so much that its stored grid is far too wide. The float modes
     have relative grids and keep theirs.
     """
+    groups = slice(columns.start // form.group, columns.stop // form.group)
+    if own and form.mode != "affine":
+        return stored.grid(rows, groups)
+    fresh = mx.quantize(target.astype(stored.scale_dtype), form.group, form.bits, mode=form.mode)
+    scales: mx.array = fresh[1]
+    biases: mx.array = fresh[2]
+    if not own:
+        return scales, biases
+    kept_scales, kept_biases = stored.grid(rows, groups)
+    assert kept_biases is not None
 
     def error(s: mx.array, b: mx.array) -> mx.array:
-        grouped = target.reshape(*s.shape, group)
+        grouped = target.reshape(*s.shape, form.group)
         step = s.astype(mx.float32)[..., None]
         safe = mx.where(step == 0, 1.0, step)
         offset = b.astype(mx.float32)[..., None]
-        code = mx.clip(mx.round((grouped - offset) / safe), 0, 2**bits - 1)
+        code = mx.clip(mx.round((grouped - offset) / safe), 0, 2**form.bits - 1)
         return ((grouped - (code * step + offset)) ** 2).sum(axis=-1)
 
-    if biases is None:
-        return module.scales, None
-    stored = module.scales, module.biases
-    new = error(scales, biases) < _CLEARLY * error(*stored)
-    return mx.where(new, scales, stored[0]), mx.where(new, biases, stored[1])
+    new = error(scales, biases) < _CLEARLY * error(kept_scales, kept_biases)
+    return mx.where(new, scales, kept_scales), mx.where(new, biases, kept_biases)

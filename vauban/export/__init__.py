@@ -80,7 +80,7 @@ def write_plan(
         return _write_adapter(plan, source, folder)
     draft = draft_plan(source, plan, chosen, rounding)
     write_folder(source, draft, folder)
-    write_edit_record(plan, source, draft, chosen, folder)
+    write_edit_record(plan, draft, chosen, folder)
     return verify_export(folder, source=source.folder).check()
 
 

@@ -158,7 +158,8 @@ def _edited(
     if isinstance(stored, Packed):
         outcomes[update.path] = stored.to_dict()
         return stored.arrays
-    outcomes[update.path] = {"mode": "float", "was_packed": "scales" in module}
+    had = float(mx.linalg.norm(update.removed(module_weight(module))))
+    outcomes[update.path] = {"mode": "float", "was_packed": "scales" in module, "had": had}
     return {"weight": stored}
 
 
@@ -286,20 +287,13 @@ def _copy_side_files(source: Path, folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def write_edit_record(
-    plan: EditPlan, source: Source, draft: Draft, precision: str, folder: Path
-) -> None:
+def write_edit_record(plan: EditPlan, draft: Draft, precision: str, folder: Path) -> None:
     """`edit.safetensors`: each writer's removed basis, how much of it there was, the settings.
 
     `verify_export` reads it to say what is left without the plan or the source.
     """
-    modules = dict(source.model.named_modules())
-    arrays, before = {"basis": plan.basis}, {}
-    for update in plan.updates:
-        weight = module_weight(modules[update.path]).astype(mx.float32)
-        matrix = weight.T if update.writes_rows else weight
-        before[update.path] = float(mx.linalg.norm(update.basis @ matrix))
-        arrays[f"basis.{update.path}"] = update.basis
+    arrays = {"basis": plan.basis, **{f"basis.{u.path}": u.basis for u in plan.updates}}
+    before = {path: facts["had"] for path, facts in draft.outcomes.items()}
     facts = {
         **plan.to_dict(),
         "before": before,
