@@ -5,7 +5,7 @@ from vauban.edits.exact import quantize_direction_exact
 from vauban.edits.flat import cut, cut_biprojected, cut_subspace
 from vauban.edits.null_space import NullSpace, null_space
 from vauban.edits.packed import Packed, Rounding, pack_edited
-from vauban.edits.plan import EditPlan, Leakage, has_untie_switch, plan_cut, store
+from vauban.edits.plan import EditPlan, Leakage, has_untie_switch, plan_cut, store_packed
 from vauban.edits.preservation import (
     PreservationKeys,
     Preserve,
@@ -41,5 +41,5 @@ __all__ = [
     "plan_cut",
     "quantize_direction_exact",
     "sparsify_direction",
-    "store",
+    "store_packed",
 ]

@@ -7,7 +7,6 @@ and experts one by one, so that memory stays near one float32 matrix. Knows modu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from vauban.edits.blocks import Stored, blocks, matrices
 from vauban.edits.exact import round_matrix, round_plainly
 from vauban.edits.modules import unpack
 from vauban.edits.update import Update
@@ -24,8 +24,6 @@ from vauban.errors import InputError
 _CLEARLY = 0.5
 # What may be left of a direction, as read back in float32, before a wider format is used.
 LIMIT = 1e-3
-# Elements of a matrix that are unpacked at a time.
-_BLOCK = 1 << 22
 Rounding = Literal["two-sided", "fast"]
 
 
@@ -102,14 +100,14 @@ def pack_edited(
     sums = _Sums()
     if module.weight.ndim == 3:
         parts = [
-            _matrix(_Stored(module, e), _one(update, e), form, own, rounding, sums)
-            for e in range(module.weight.shape[0])
+            _matrix(stored, _one(update, e), form, own, rounding, sums)
+            for e, stored in enumerate(matrices(module))
         ]
         arrays = {name: mx.stack([p[name] for p in parts]) for name in parts[0]}
     elif update.writes_rows and update.acts_on_outputs:
-        arrays = _table(_Stored(module), update, form, own, sums)
+        arrays = _table(Stored(module), update, form, own, sums)
     else:
-        arrays = _matrix(_Stored(module), update, form, own, rounding, sums)
+        arrays = _matrix(Stored(module), update, form, own, rounding, sums)
     mx.eval(arrays)
     return Packed(
         arrays,
@@ -123,75 +121,12 @@ def pack_edited(
     )
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """One matrix of a module, unpacked part by part."""
-
-    module: nn.Module
-    expert: int | None = None
-
-    def array(self, name: str) -> mx.array | None:
-        value = self.module.get(name)
-        return value if value is None or self.expert is None else value[self.expert]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        weight = self.array("weight")
-        assert weight is not None
-        rows, columns = weight.shape
-        return rows, columns * 32 // self.module.bits if "scales" in self.module else columns
-
-    def part(self, rows: slice, columns: slice) -> mx.array:
-        """(rows, columns) in float32; column bounds are multiples of 32 and of the group."""
-        weight = self.array("weight")
-        assert weight is not None
-        if "scales" not in self.module:
-            return weight[rows, columns].astype(mx.float32)
-        m = self.module
-        words = slice(columns.start * m.bits // 32, columns.stop * m.bits // 32)
-        groups = slice(columns.start // m.group_size, columns.stop // m.group_size)
-        scales, biases = self.array("scales"), self.array("biases")
-        assert scales is not None
-        return unpack(
-            weight[rows, words], scales[rows, groups],
-            None if biases is None else biases[rows, groups], m.group_size, m.bits,
-            getattr(m, "mode", "affine"),
-        )  # fmt: skip
-
-    def grid(self, rows: slice, groups: slice) -> tuple[mx.array, mx.array | None]:
-        """The stored scales and offsets of a part."""
-        scales, biases = self.array("scales"), self.array("biases")
-        assert scales is not None
-        return scales[rows, groups], None if biases is None else biases[rows, groups]
-
-    @property
-    def scale_dtype(self) -> mx.Dtype:
-        """The float type that new scales are stored in: that of the old ones."""
-        if "scales" not in self.module:
-            return self.module.weight.dtype
-        kept = self.module.scales.dtype
-        return mx.bfloat16 if kept == mx.uint8 else kept
-
-
-def _parts(shape: tuple[int, int], by_rows: bool, unit: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of a matrix: of whole rows for tables, of whole columns for matrices."""
-    rows, columns = shape
-    if by_rows:
-        step = max(1, _BLOCK // columns)
-        for start in range(0, rows, step):
-            yield slice(start, min(rows, start + step)), slice(0, columns)
-        return
-    step = max(unit, _BLOCK // rows // unit * unit)
-    for start in range(0, columns, step):
-        yield slice(0, rows), slice(start, min(columns, start + step))
-
-
 def _table(
-    stored: _Stored, update: Update, form: _Format, own: bool, sums: _Sums
+    stored: Stored, update: Update, form: _Format, own: bool, sums: _Sums
 ) -> dict[str, mx.array]:
     """Pack a table whose rows are cut and rounded on their own, block by block."""
     found: dict[str, list[mx.array]] = {"weight": [], "scales": [], "biases": []}
-    for rows, columns in _parts(stored.shape, True, 1):
+    for rows, columns in blocks(stored.shape, True, 1):
         before = stored.part(rows, columns)
         target = update.weight(before)
         sums.had += float((update.removed(before) ** 2).sum())
@@ -206,14 +141,14 @@ def _table(
 
 
 def _matrix(
-    stored: _Stored, update: Update, form: _Format, own: bool, rounding: Rounding, sums: _Sums
+    stored: Stored, update: Update, form: _Format, own: bool, rounding: Rounding, sums: _Sums
 ) -> dict[str, mx.array]:
     """Pack a matrix: a plain cut is made by blocks of columns, any other on the whole."""
     shape = stored.shape
     unit = int(np.lcm.reduce([32, form.group, getattr(stored.module, "group_size", 1)]))
     parts = [(slice(0, shape[0]), slice(0, shape[1]))]
     if update.acts_on_outputs:
-        parts = list(_parts(shape, False, unit))
+        parts = list(blocks(shape, False, unit))
     target = np.empty(shape, np.float32)
     grids, removed = [], []
     for rows, columns in parts:
@@ -283,7 +218,7 @@ def _read(weight: mx.array, scales: mx.array, biases: mx.array | None, form: _Fo
 
 
 def _grid(
-    stored: _Stored, target: mx.array, form: _Format, own: bool, rows: slice, columns: slice
+    stored: Stored, target: mx.array, form: _Format, own: bool, rows: slice, columns: slice
 ) -> tuple[mx.array, mx.array | None]:
     """The stored grid of each group, or the fresh one where it rounds the target clearly better.
 

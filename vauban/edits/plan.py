@@ -20,10 +20,12 @@ from vauban.edits.modules import float_module, module_weight, repacked_module
 from vauban.edits.packed import LIMIT, Packed, Rounding, pack_edited
 from vauban.edits.preservation import PreservationKeys, Preserve
 from vauban.edits.sparse import keep_rows
+from vauban.edits.streamed import edited_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Intervention, ModuleOutputs, ModuleWeights
 from vauban.models import Writer, anatomy, forward, residual_writers
+from vauban.models.writers import unpacked_shape
 
 PRECISIONS = (None, "same", "8bit", "float", "adapter")
 _COMPONENTS = {
@@ -108,14 +110,16 @@ class EditPlan:
             _untie(model, modules)
         for update in self.updates:
             module = modules[update.path]
-            stored = store(module, update, precision, rounding)
-            if isinstance(stored, Packed):
+            stored = store_packed(module, update, precision, rounding)
+            if stored is not None:
                 edited = repacked_module(
                     module, stored.arrays, stored.bits, stored.group_size, stored.mode
                 )
             else:
+                rows = mx.concatenate(list(edited_rows(module, update)))
+                shape = unpacked_shape(module)
                 edited = float_module(module)
-                edited.weight = stored
+                edited.weight = rows.reshape(shape)
             if update.bias and "bias" in edited:
                 edited.bias = remove_from_bias(edited.bias, update.basis, update.alpha).astype(
                     edited.bias.dtype
@@ -200,10 +204,10 @@ class EditPlan:
         }
 
 
-def store(
+def store_packed(
     module: nn.Module, update: Update, precision: str | None, rounding: Rounding = "two-sided"
-) -> Packed | mx.array:
-    """The edited matrix in the form it is kept in.
+) -> Packed | None:
+    """The edited matrix packed, or None where it is to be stored as floats.
 
     A packed module keeps its format (None, "same") as long as no more than `LIMIT` of the
     direction is left in it; then 8 bits, then the float type are taken, by name in the report.
@@ -220,10 +224,7 @@ def store(
         found = pack_edited(module, update, bits=bits, rounding=rounding)
         if not update.complete or found.left <= abs(1.0 - update.alpha) + LIMIT:
             return found
-    dtype = module.weight.dtype
-    if packed:
-        dtype = module.scales.dtype if module.get("biases") is not None else mx.bfloat16
-    return update.weight(module_weight(module)).astype(dtype)
+    return None
 
 
 def plan_cut(

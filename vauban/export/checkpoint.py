@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import mlx.nn as nn
 
 from vauban import __version__
 from vauban._arrays import flat_parameters
-from vauban.edits import EditPlan, Packed, Rounding, Update, store
+from vauban.edits import EditPlan, Rounding, Update, store_packed
+from vauban.edits.blocks import direction_norm
 from vauban.edits.lowrank import remove_from_bias
-from vauban.edits.modules import module_weight
+from vauban.edits.streamed import edited_rows, float_dtype
 from vauban.errors import InputError, ModelError
 from vauban.export.tensors import (
     Entry,
@@ -30,6 +31,7 @@ from vauban.export.tensors import (
     copied,
     stored_dtype,
     stored_tensors,
+    to_bytes,
     write_safetensors,
 )
 from vauban.models import model_folder
@@ -52,7 +54,7 @@ class Source:
     config: dict[str, Any]
     loaded_config: dict[str, Any]
 
-    @property
+    @cached_property
     def same_layout(self) -> bool:
         """Whether the file holds the parameters under the same names, shapes and types."""
         return all(
@@ -61,6 +63,13 @@ class Source:
             and self.stored[name].dtype == stored_dtype(value.dtype)
             for name, value in self.parameters.items()
         )
+
+    def release(self, path: str) -> None:
+        """Let go of a module's arrays: reading a lazy tensor keeps it in memory otherwise."""
+        module = dict(self.model.named_modules())[path]
+        for part in ("weight", "scales", "biases"):
+            if f"{path}.{part}" in self.parameters:
+                module[part] = self.parameters[f"{path}.{part}"] = mx.array(0.0)
 
 
 def open_source(model_path: str | Path) -> Source:
@@ -125,7 +134,7 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
                 # The head keeps the matrix, in its own packing.
                 head = f"lm_head.{part}"
                 draft.entries[head] = Entry(head, old.dtype, old.shape, old.chunks)
-        make = partial(_edited, module, update, precision, rounding, draft.outcomes)
+        make = partial(_edited, source, module, update, precision, rounding, draft.outcomes)
         draft.late[update.path] = Late(update.path, make, _likely(module, precision))
         if update.bias and "bias" in module:
             name, bias = f"{update.path}.bias", module.bias
@@ -143,24 +152,39 @@ def _likely(
         parts = [part for part in ("weight", "scales", "biases") if module.get(part) is not None]
         return tuple((p, stored_dtype(module[p].dtype), tuple(module[p].shape)) for p in parts)
     shape = unpacked_shape(module)
-    return (("weight", "BF16", shape),)
+    return (("weight", stored_dtype(float_dtype(module)), shape),)
 
 
 def _edited(
+    source: Source,
     module: nn.Module,
     update: Update,
     precision: str | None,
     rounding: Rounding,
     outcomes: dict[str, dict[str, Any]],
-) -> dict[str, mx.array]:
-    """The arrays of one edited module; notes how it was stored."""
-    stored = store(module, update, precision, rounding)
-    if isinstance(stored, Packed):
+) -> Iterator[Entry]:
+    """The tensors of one edited module; notes how it was stored."""
+    stored = store_packed(module, update, precision, rounding)
+    if stored is not None:
         outcomes[update.path] = stored.to_dict()
-        return stored.arrays
-    had = float(mx.linalg.norm(update.removed(module_weight(module))))
+        for part, value in stored.arrays.items():
+            name = f"{update.path}.{part}"
+            yield computed(name, tuple(value.shape), value.dtype, partial(mx.array, value))
+        source.release(update.path)
+        return
+    had = direction_norm(module, update.basis, update.writes_rows)
     outcomes[update.path] = {"mode": "float", "was_packed": "scales" in module, "had": had}
-    return {"weight": stored}
+    dtype = stored_dtype(float_dtype(module))
+    shape = unpacked_shape(module)
+    yield Entry(f"{update.path}.weight", dtype, shape, partial(_row_bytes, module, update))
+    source.release(update.path)
+
+
+def _row_bytes(module: nn.Module, update: Update) -> Iterator[bytes]:
+    for rows in edited_rows(module, update):
+        if not bool(mx.isfinite(rows).all()):
+            raise InputError(f"{update.path}.weight becomes NaN or inf; nothing was written")
+        yield to_bytes(rows)
 
 
 def _edited_bias(bias: mx.array, update: Update) -> mx.array:

@@ -13,7 +13,6 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -76,23 +75,12 @@ class Late:
     """The tensors of one module, computed together when they are written, and then dropped."""
 
     path: str
-    make: Callable[[], dict[str, mx.array]]
+    entries: Callable[[], Iterator[Entry]]
     likely: tuple[tuple[str, str, tuple[int, ...]], ...]
 
     def expected(self) -> list[Fact]:
         """What it will most likely add to the header: (part, dtype, shape)."""
         return [(f"{self.path}.{part}", dtype, shape) for part, dtype, shape in self.likely]
-
-    def entries(self) -> Iterator[Entry]:
-        """Entries of what has been made."""
-        for part, value in self.make().items():
-            yield computed(
-                f"{self.path}.{part}", tuple(value.shape), value.dtype, partial(_itself, value)
-            )
-
-
-def _itself(value: mx.array) -> mx.array:
-    return value
 
 
 def _size(dtype: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from vauban._arrays import load_arrays
-from vauban.edits.modules import module_weight
+from vauban.edits.blocks import direction_norm
 from vauban.errors import CheckError, InputError
 from vauban.export.checkpoint import EDIT_FILE, Source, open_source
 from vauban.export.tensors import sha256
@@ -110,22 +110,21 @@ def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -
     arrays, metadata = load_arrays(record)
     facts = json.loads(metadata["plan"])
     written = open_source(folder)
+    present = residual_writers(written.model)
     modules = dict(written.model.named_modules())
     left, expected, whole = {}, 0.0, True
     for entry in facts["writers"]:
         path = entry["path"]
         if path not in modules:
             raise CheckError(f"{folder}: the edited module {path} is not in the written model")
-        weight = module_weight(modules[path]).astype(mx.float32)
-        matrix = weight.T if entry["layer"] < 0 else weight
         had = facts["before"][path]
-        norm = float(mx.linalg.norm(arrays[f"basis.{path}"] @ matrix))
+        norm = direction_norm(modules[path], arrays[f"basis.{path}"], entry["layer"] < 0)
+        written.release(path)
         left[path] = norm / had if had > 0 else 0.0
         whole = whole and entry["complete"]
         expected = max(expected, abs(1.0 - entry["alpha"]))
     edited = set(left)
     files = {f.name: sha256(f) for f in sorted(folder.glob("model*.safetensors"))}
-    present = residual_writers(written.model)
     head = {"lm_head"} if facts["embedding"] == "untie" else set()
     return ExportReport(
         folder=str(folder),
