@@ -408,3 +408,43 @@ def test_a_partial_cut_is_not_taken_for_a_failed_one(tmp_path: Path) -> None:
     assert report.ok and report.expected_left is None and report.direction_left > 0.3
     half = vauban.plan_cut(model, unit(), alpha=0.5).export(source, tmp_path / "half")
     assert half.ok and abs(half.direction_left - 0.5) < 0.02
+
+
+def test_a_killed_export_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
+    """The shard that was finished keeps its file; another plan starts afresh."""
+    source = save_checkpoint(tmp_path / "source", "llama", bits=4, shards=3)
+    # Die in the second shard, as a SIGKILL would: nothing cleans up.
+    code = (
+        "import os, sys, vauban, mlx.core as mx\n"
+        "from vauban.export import checkpoint\n"
+        "model, _ = vauban.load(sys.argv[1])\n"
+        "plan = vauban.plan_cut(model, mx.ones(64))\n"
+        "write, calls = checkpoint.write_safetensors, []\n"
+        "def dying(path, *rest):\n"
+        "    calls.append(path)\n"
+        "    if len(calls) == 2:\n"
+        "        path.write_bytes(b'half')\n"
+        "        os._exit(9)\n"
+        "    return write(path, *rest)\n"
+        "checkpoint.write_safetensors = dying\n"
+        "plan.export(sys.argv[1], sys.argv[2])\n"
+    )
+    for ones in (True, False):
+        out = tmp_path / f"out-{ones}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(source), str(out)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 9, done.stderr
+        (left,) = tmp_path.glob(f".{out.name}.partial-*")
+        first = left / "model-00001-of-00003.safetensors"
+        stamp = first.stat().st_ino
+        model, _ = vauban.load(source)
+        direction = mx.ones(64) if ones else unit()
+        report = vauban.plan_cut(model, direction).export(source, out)
+        assert report.ok and report.untouched_identical is True and report.direction_left <= 1e-3
+        kept = (out / first.name).stat().st_ino == stamp
+        assert kept is ones
+        assert not list(tmp_path.glob(".*")) and not list(out.glob(".*"))

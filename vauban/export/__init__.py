@@ -20,6 +20,7 @@ from vauban.export.checkpoint import (
     write_edit_record,
     write_folder,
 )
+from vauban.export.resume import resume_key
 from vauban.export.staging import check_output, staged
 from vauban.export.tensors import sha256
 from vauban.export.verify import ExportReport, verify_export
@@ -30,6 +31,7 @@ __all__ = [
     "check_output",
     "export_model",
     "export_plan",
+    "resume_key",
     "staged",
     "verify_export",
     "write_plan",
@@ -79,7 +81,7 @@ def write_plan(
     if chosen == "adapter":
         return _write_adapter(plan, source, folder)
     draft = draft_plan(source, plan, chosen, rounding)
-    write_folder(source, draft, folder)
+    write_folder(source, draft, folder, resume_key(plan, source.folder, chosen))
     write_edit_record(plan, draft, chosen, folder)
     return verify_export(folder, source=source.folder).check()
 
@@ -113,6 +115,8 @@ def export_plan(
     force: bool = False,
 ) -> ExportReport:
     """`write_plan` into a new folder that appears complete or not at all."""
-    with staged(output_dir, force=force, source=model_folder(model_path)) as folder:
+    source = model_folder(model_path)
+    key = resume_key(plan, source, precision or "same")
+    with staged(output_dir, force=force, source=source, resume_key=key) as folder:
         report = write_plan(plan, model_path, folder, precision)
     return dataclasses.replace(report, folder=str(output_dir))

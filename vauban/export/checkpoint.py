@@ -23,6 +23,7 @@ from vauban.edits.blocks import direction_norm
 from vauban.edits.lowrank import remove_from_bias
 from vauban.edits.streamed import edited_rows, float_dtype
 from vauban.errors import InputError, ModelError
+from vauban.export.resume import Finished
 from vauban.export.tensors import (
     Entry,
     Late,
@@ -246,12 +247,24 @@ def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
     return Draft(entries, {}, outcomes)
 
 
-def write_folder(source: Source, draft: Draft, folder: Path) -> None:
-    """Write shards, index, config and the source's side files into `folder`."""
+def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = None) -> None:
+    """Write shards, index, config and the source's side files into `folder`.
+
+    With `key` (see `resume`) shards that an earlier, killed run of the same export has finished
+    are kept.
+    """
     metadata = {"format": "mlx", "vauban": __version__}
     shards = _shards(source, draft)
+    finished = Finished(folder, key)
     for file, members in shards.items():
-        write_safetensors(folder / file, members, metadata)
+        noted = finished.outcomes(folder / file)
+        if noted is None:
+            write_safetensors(folder / file, members, metadata)
+            paths = [m.path for m in members if isinstance(m, Late)]
+            noted = {path: draft.outcomes[path] for path in paths}
+            finished.note(folder / file, noted)
+        draft.outcomes.update(noted)
+    finished.forget()
     if len(shards) > 1 or (source.folder / "model.safetensors.index.json").is_file():
         written = stored_tensors(folder)
         total = sum(t.end - t.start for t in written.values())

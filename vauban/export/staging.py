@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vauban.errors import InputError
+from vauban.export.resume import read_record
 
 
 def check_output(
@@ -37,9 +38,16 @@ def check_output(
 
 @contextmanager
 def staged(
-    output_dir: str | Path, *, force: bool = False, source: str | Path | None = None
+    output_dir: str | Path,
+    *,
+    force: bool = False,
+    source: str | Path | None = None,
+    resume_key: str | None = None,
 ) -> Iterator[Path]:
     """Yield a staging folder; renamed to `output_dir` on a normal exit, removed on any exception.
+
+    What a killed process left beside the target is taken up where its `resume_key` is the same,
+    and removed otherwise.
 
     With `force` an existing folder is replaced as a whole, so no stale file can survive. A full
     disk becomes an InputError that says how much room there is.
@@ -47,10 +55,10 @@ def staged(
     target = check_output(output_dir, force=force, source=source)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
         staging = target.parent / f".{target.name}.partial-{os.getpid()}"
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        if not _take_up(target, staging, resume_key):
+            staging.mkdir()
     except OSError as error:
         raise InputError(f"cannot write to {target.parent}: {error.strerror}") from error
     try:
@@ -91,12 +99,19 @@ def _publish(staging: Path, target: Path) -> None:
         os.close(folder)
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Staging folders of this target whose process is gone."""
-    for path in target.parent.glob(f".{target.name}.partial-*"):
+def _take_up(target: Path, staging: Path, key: str | None) -> bool:
+    """Rename one abandoned folder of the same key to `staging`; remove the others."""
+    found = False
+    for path in sorted(target.parent.glob(f".{target.name}.partial-*")):
         pid = path.name.rsplit("-", 1)[-1]
-        if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
+        if not pid.isdigit() or int(pid) == os.getpid() or _alive(int(pid)):
+            continue
+        if key is not None and not found and read_record(path).get("key") == key:
+            path.rename(staging)
+            found = True
+        else:
             shutil.rmtree(path, ignore_errors=True)
+    return found
 
 
 def _alive(pid: int) -> bool:

@@ -16,7 +16,7 @@ from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation import EvalResult
-from vauban.export import ExportReport, check_output, staged
+from vauban.export import ExportReport, check_output, resume_key, staged
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.sources import (
     LABELS,
@@ -153,7 +153,8 @@ def run(
         source, "model*.safetensors", stage="hash the source", progress=progress
     )
 
-    with staged(output, force=config.output.force, source=source) as folder:
+    key = resume_key(plan, source, config.output.precision)
+    with staged(output, force=config.output.force, source=source, resume_key=key) as folder:
         if progress:
             progress("write and read back", 0, 1)
         report = plan.write(source, folder, precision=config.output.precision)
