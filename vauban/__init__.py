@@ -20,14 +20,19 @@ _EXPORTS = {
         "default_prompt_paths default_surface_path encode_chat load_labelled_prompts "
         "load_prompts post_instruction_positions resolve_prompts"
     ),
-    "vauban.interventions": "Ablate Add Project",
+    "vauban.interventions": "Ablate AblateTo Add Conditional Erase Flip Project",
     "vauban.models": (
         "ForwardCheck ForwardOutput Writer forward generate load organism_path "
         "residual_writers verify_forward"
     ),
     "vauban.activations": "ActivationMoments Activations collect_activations winsorize",
     "vauban.directions": (
-        "Direction DirectionResult fit_mean_difference measure select_target_layers"
+        "Candidates Direction DirectionResult Geometry INLPResult LeaceResult SelectionResult "
+        "Subspace SubspaceResult analyze_geometry collect_candidates fit_classifier "
+        "fit_geometric_median fit_inlp fit_inlp_batch fit_leace fit_mean_difference "
+        "fit_mean_projection fit_oracle fit_pca fit_splince geometric_median measure "
+        "measure_subspace principal_angles refusal_token_ids select_direction "
+        "select_from_scores select_target_layers"
     ),
     "vauban.edits": (
         "EditPlan NullSpace PreservationKeys Preserve SparseDirectionSurgeon "

@@ -58,6 +58,8 @@ def build(name: str, seed: int = 0) -> nn.Module:
     if module_of(name) == "olmo":
         # Its file asks for a package that only its tokenizer needs.
         sys.modules.setdefault("hf_olmo", types.ModuleType("hf_olmo"))
+    if module_of(name) == "bitnet" and not mx.metal.is_available():
+        _without_metal()
     module = importlib.import_module(f"mlx_lm.models.{module_of(name)}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(configuration(name)))
@@ -65,6 +67,19 @@ def build(name: str, seed: int = 0) -> nn.Module:
     model.eval()
     mx.eval(model.parameters())
     return model
+
+
+def _without_metal() -> None:
+    """BitNet's product in plain mlx, where its kernel cannot run: digit k of a byte is row k."""
+    from mlx_lm.models.bitlinear_layers import BitLinear
+
+    def product(self: Any, x: mx.array, packed: mx.array) -> mx.array:
+        digits = [(packed >> (2 * k)) & 3 for k in range(4)]
+        weight = mx.concatenate(digits).astype(x.dtype) - 1
+        scale = 1 / self.weight_scale if self.invert_weight_scales else self.weight_scale
+        return (x @ weight.T) * scale
+
+    BitLinear.execute_matmul_kernel = product
 
 
 def _randomised(path: str, p: mx.array) -> mx.array:

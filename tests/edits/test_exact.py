@@ -148,6 +148,26 @@ def test_awkward_matrices(shape: str) -> None:
     assert np.isfinite(np.array(exact)).all()
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.18])
+def test_codes_that_all_lie_as_far_from_the_grid(shift: float) -> None:
+    """No code moves for small shifts of such a column, then very many do at once.
+
+    The two-sided form meets them wherever the cut took next to nothing out of a column.
+    """
+    rows = 2048
+    full = 0.02 * mx.random.normal((rows, 64), key=mx.random.key(0))
+    signs = mx.sign(mx.random.normal((rows, 1), key=mx.random.key(1)))
+    u = signs.T / rows**0.5
+    q, s, b = mx.quantize(full.astype(mx.bfloat16), group_size=64, bits=4)
+    s, b = s.astype(mx.float32), b.astype(mx.float32)
+    before = mx.dequantize(q, s, b, group_size=64, bits=4)
+    target = before + shift * signs * mx.abs(s)
+    packed = quantize_direction_exact(target, u, s, b, group_size=64, bits=4)
+    left = u @ mx.dequantize(packed, s, b, group_size=64, bits=4)
+    # Steps that are all alike have few sums; a rounding that stops short leaves nine tenths.
+    assert float(mx.linalg.norm(left) / mx.linalg.norm(u @ before)) <= 1e-3
+
+
 def test_experts_are_rounded_one_by_one() -> None:
     full = mx.random.normal((3, 128, 64), key=mx.random.key(0))
     q, s, b = mx.quantize(full, group_size=32, bits=4)

@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban.errors import InputError
-from vauban.interventions import Intervention
+from vauban.interventions import Intervention, shares_prefix
 from vauban.models import (
     batches,
     can_pad,
@@ -23,6 +23,7 @@ from vauban.models import (
     prefix_cache,
     repeated,
     shared_prefix,
+    token_budget,
 )
 from vauban.prompts import encode_chat
 
@@ -81,12 +82,18 @@ def stream_activations(
             "lies before its start"
         )
     skip = 0
-    if len(tokens) > 1 and can_share(model):
+    if len(tokens) > 1 and can_share(model) and shares_prefix(interventions):
         skip = shared_prefix(tokens, keep=-min(wanted))
     prefix = prefix_cache(model, tokens[0][:skip], interventions)
     done = 0
     even = len({len(t) for t in tokens}) > 1 and not can_pad(model)
-    for batch in batches(tokens, skip=skip, batch_size=batch_size, equal_lengths=even):
+    for batch in batches(
+        tokens,
+        skip=skip,
+        batch_size=batch_size,
+        equal_lengths=even,
+        budget=token_budget(model),
+    ):
         out = forward(
             model,
             batch.tokens,

@@ -41,7 +41,8 @@ def fit_classifier(
     `kind`: "logistic" (L2-penalised, free bias), "svm" (squared hinge) or "lda" (shrunk
     within-class covariance; C is not used). X is divided by `scale` while fitting, so that one C
     fits the small norms of early layers and the large ones of late layers; None is the mean row
-    norm over sqrt(d), 1.0 leaves X alone. The weights returned are in the units of X: w.x + bias > 0 says 1.
+    norm over sqrt(d), 1.0 leaves X alone. The weights returned are in the units of X: 1 where
+    w.x + bias > 0.
 
     Raises InputError for one class, wrong shapes or labels, NaN, C <= 0, an unknown kind.
 

@@ -5,8 +5,7 @@ Collects through `vauban.activations`, estimates with arrays; cuts nothing.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +21,16 @@ from vauban.activations import (
     winsorize,
 )
 from vauban.directions import scores as measures
-from vauban.directions.result import DirectionResult
+from vauban.directions.causal import choose_causally
+from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
 from vauban.prompts import post_instruction_positions
 
 Progress = Callable[[str, int, int], None]
 # Layers past this share of the depth are left out: their norms are large, their effect small.
 DEEPEST = 0.8
+# Held-out prompts of each class that causal selection asks (Arditi et al. 2024 take 32).
+_VALIDATION = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +55,11 @@ def measure(
     clip_quantile: float = 0.0,
     *,
     method: str = "mean_difference",
-    layer: int | Literal["auto"] = "auto",
+    layer: int | Literal["auto", "causal"] = "auto",
     positions: tuple[int, ...] | Literal["post_instruction"] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    selection: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> DirectionResult:
     """The direction from harmless to harmful prompts in the residual stream.
@@ -64,8 +67,10 @@ def measure(
     Difference in means (Arditi et al. 2024, arXiv 2406.11717, eq. 1) at the output of every block
     and at each position. A held-out third of the prompts (seeded) scores the layers: Cohen's d of
     its projections on the direction of the other two thirds. `layer="auto"` takes the largest
-    among residuals <= int(0.8 · L), ties to the earlier; an int picks a block output. The
-    returned directions use all prompts.
+    among residuals <= int(0.8 · L), ties to the earlier; an int picks a block output. "causal" asks
+    `select_direction` what the directions of the other two thirds do to the answers to at most
+    32 + 32 held-out prompts (`selection` holds its options); where none passes its filters, the
+    choice of "auto" stands and `warnings` says so. The returned directions use all prompts.
 
     `positions`: None is the last token, a tuple of negative ints, or "post_instruction" (every
     template token after the instruction); the best position is kept. `clip_quantile` > 0
@@ -99,14 +104,33 @@ def measure(
     table = _score(low, high)
     n_layers = int(full.shape[0]) - 1
     _check_difference(full, means)
-    residual, column = _choose(table["cohens_d"], layer, n_layers)
-    notes = []
+    causal = layer == "causal"
+    residual, column = _choose(table["cohens_d"], "auto" if causal else layer, n_layers)
+    if selection and not causal:
+        raise InputError("selection holds options of layer='causal'; leave it out or ask for that")
+    notes: list[str] = []
+    facts: dict[str, Any] = {"layer": layer}
+    if causal:
+        raw = high.fit.mean - low.fit.mean
+        offered = {
+            (position, r): raw[r, i]
+            for i, position in enumerate(wanted)
+            for r in range(1, n_layers)
+        }
+        tested = {n: [sets[n][i] for i in splits[n][1][:_VALIDATION]] for n in sets}
+        (position, residual), found, notes = choose_causally(
+            model, tokenizer, offered, tested["harmful"], tested["harmless"],
+            (wanted[column], residual),
+            **{"batch_size": batch_size, "progress": progress, **(selection or {})},
+        )  # fmt: skip
+        column = wanted.index(position)
+        facts["selection"] = found.to_dict() if found else None
     if min(len(p) for p in sets.values()) < 6:
         notes.append("fewer than 6 prompts in a class: the layer scores are not held out")
     return _result(
         model, tokenizer, full[1:, column], means[:, 1:, column],
         {name: values[1:, column] for name, values in table.items()},
-        residual - 1, wanted[column], clip_quantile, seed, sets, notes,
+        residual - 1, wanted[column], clip_quantile, seed, sets, notes, facts,
     )  # fmt: skip
 
 
@@ -264,7 +288,7 @@ def _choose(table: np.ndarray, layer: Any, n_layers: int) -> tuple[int, int]:
     """(residual, position column) by held-out Cohen's d; table is (L+1, P)."""
     if isinstance(layer, str):
         if layer != "auto":
-            raise InputError(f"layer is {layer!r}; expected 'auto' or a block index")
+            raise InputError(f"layer is {layer!r}; expected 'auto', 'causal' or a block index")
         candidates = table[1 : residual_limit(n_layers) + 1]
         # argmax takes the first of equals: the earlier layer, then the earlier position.
         row, column = np.unravel_index(int(np.argmax(candidates)), candidates.shape)
@@ -277,7 +301,7 @@ def _choose(table: np.ndarray, layer: Any, n_layers: int) -> tuple[int, int]:
 def _result(
     model: nn.Module, tokenizer: Any, raw: mx.array, means: mx.array,
     table: dict[str, np.ndarray], layer: int, position: int, clip_quantile: float, seed: int,
-    sets: dict[str, list[Any]], notes: list[str],
+    sets: dict[str, list[Any]], notes: list[str], facts: dict[str, Any] | None = None,
 ) -> DirectionResult:  # fmt: skip
     norms = mx.linalg.norm(raw, axis=-1)
     if float(norms[layer]) <= 1e-6 * float(mx.linalg.norm(means[:, layer], axis=-1).max()):
@@ -317,13 +341,7 @@ def _result(
             "clip_quantile": clip_quantile,
             "n_harmful": len(sets["harmful"]),
             "n_harmless": len(sets["harmless"]),
+            **(facts or {}),
         },
         warnings=tuple(notes),
     )
-
-
-def model_name(tokenizer: Any) -> str:
-    """The tokenizer's name_or_path; a Hub snapshot folder is mapped back to org/name."""
-    name = str(getattr(tokenizer, "name_or_path", "") or "")
-    found = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", name + "/")
-    return f"{found.group(1)}/{found.group(2)}" if found else name

@@ -1,19 +1,19 @@
 """The measured direction as a frozen value, with save and load.
 
-Knows arrays and one file format.
+Knows arrays; the file format is `files.py`'s.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from vauban._arrays import floats, load_arrays
+from vauban._arrays import floats
+from vauban.directions import files
 from vauban.errors import InputError
 
 _FORMAT = "vauban.direction/1"
@@ -92,40 +92,21 @@ class DirectionResult:
 
     def save(self, path: str | Path) -> Path:
         """Write safetensors with the JSON metadata inside; never overwrites half a file."""
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            path = path.with_name(path.name + ".safetensors")
         arrays = {
             "direction": self.direction,
             "directions": self.directions,
             "norms": self.norms,
             "means": self.means,
         }
-        partial = path.with_name(f".{path.stem}.partial.safetensors")
-        metadata = {"format": _FORMAT, "result": json.dumps(self.to_dict(), sort_keys=True)}
-        mx.save_safetensors(str(partial), arrays, metadata)
-        partial.replace(path)
-        return path
+        return files.write(path, _FORMAT, arrays, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> DirectionResult:
         """Read what `save` wrote; InputError names what a foreign or damaged file lacks."""
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"no direction file at {path}")
-        try:
-            arrays, metadata = load_arrays(path)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path} is no safetensors file: {error}") from error
-        missing = {"direction", "directions", "norms", "means"} - set(arrays)
-        if metadata.get("format") != _FORMAT or missing:
-            raise InputError(f"{path} is no direction file of vauban ({_FORMAT} expected)")
-        facts = json.loads(metadata["result"])
+        arrays, facts = files.read(path, _FORMAT, ("direction", "directions", "norms", "means"))
         layers, size = arrays["directions"].shape
         if arrays["direction"].shape != (size,) or arrays["means"].shape != (2, layers, size):
             raise InputError(f"{path}: the arrays' shapes do not fit each other")
-        if not np.isfinite(np.array(arrays["directions"])).all():
-            raise InputError(f"{path}: the directions hold NaN or inf")
         return cls(
             direction=arrays["direction"],
             layer_index=facts["layer_index"],
@@ -142,3 +123,10 @@ class DirectionResult:
             provenance=facts["provenance"],
             warnings=tuple(facts["warnings"]),
         )
+
+
+def model_name(tokenizer: Any) -> str:
+    """The tokenizer's name_or_path; a Hub snapshot folder is mapped back to org/name."""
+    name = str(getattr(tokenizer, "name_or_path", "") or "")
+    found = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", name + "/")
+    return f"{found.group(1)}/{found.group(2)}" if found else name

@@ -24,9 +24,6 @@ from vauban.errors import InputError
 _HEAVY = 8.0
 _DOUBLINGS = 8
 _NEWTON = 8
-# A root is near when this many of the largest single steps would close it.
-_NEAR = 2.0
-_BISECTIONS = 16
 # Steps next in size that are looked at for one that is legal.
 _WINDOW = 8
 
@@ -222,13 +219,15 @@ def _round_block(
     xf, sf, uf = x[:, free], np.ascontiguousarray(step[:, free]), np.ascontiguousarray(u[:, free])
     if len(u) == 1:
         ratio = uf[0] * _inverse(sf)
-        c = _root(xf, ratio, uf[0] * sf, const[0], grid)
-        q = c[:, None].astype(np.float32) * ratio
+        low, high = _root(xf, ratio, uf[0] * sf, const[0], grid)
+        q = low[:, None].astype(np.float32) * ratio
         q = grid.round(np.add(q, xf, out=q), out=q)
     else:
         q = _joint_root(xf, sf, uf, const, grid)
     value, uf64 = grid.value(q).astype(np.float64), uf.astype(np.float64)
     left = const + ((uf64 * sf) @ value.T if len(sf) == 1 else uf64 @ (value * sf).T)
+    if len(u) == 1:
+        q = _approach(q, xf, sf, uf64[0], high, left[0], grid)
     if grid.uniform and len(u) == len(sf) == 1:
         q = _mend_one(q, uf64[0] * sf[0], left[0], grid, picks=24)
     q = _mend(q, sf, uf, left, grid, picks=24 * len(u))
@@ -239,13 +238,11 @@ def _round_block(
 def _root(
     x: np.ndarray, ratio: np.ndarray, weight: np.ndarray, const: np.ndarray, grid: Grid,
     start: np.ndarray | None = None, steps: int = 7,
-) -> np.ndarray:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """c (p,) with f(c) = Σ_i weight_i · grid(x_i + c ratio_i) + const = 0, f non-decreasing.
 
-    A bracket from the expected slope Σ weight·ratio, then regula falsi; the undershooting end is
-    returned. f is a staircase whose steps are those of single codes. Codes that lie on the grid
-    already make it flat around 0 and steep beyond, where regula falsi creeps along one end: the
-    few problems that are still many steps away are bisected.
+    A bracket from the expected slope Σ weight·ratio, then regula falsi; both ends are returned,
+    the undershooting one first. f is a staircase whose steps are those of single codes.
     """
     p = x.shape[0]
     buffer = np.empty(x.shape, dtype=np.float32)
@@ -254,15 +251,13 @@ def _root(
     slope = (weight2 * ratio2).sum(1)
     slope = np.where(slope > 0, slope, 1.0)
 
-    def f(c: np.ndarray, some: Any = slice(None)) -> np.ndarray:
-        own = slice(None) if shared else some
-        out = buffer[: len(c)]
-        np.multiply(c[:, None].astype(np.float32), ratio2[own], out=out)
-        np.add(out, x[some], out=out)
-        value = grid.value(grid.round(out, out=out))
+    def f(c: np.ndarray) -> np.ndarray:
+        np.multiply(c[:, None].astype(np.float32), ratio2, out=buffer)
+        np.add(buffer, x, out=buffer)
+        value = grid.value(grid.round(buffer, out=buffer))
         if shared:
-            return value @ weight2[0] + const[some]
-        return np.einsum("pm,pm->p", value, weight2[own]) + const[some]
+            return value @ weight2[0] + const
+        return np.einsum("pm,pm->p", value, weight2) + const
 
     here = np.zeros(p) if start is None else start.astype(np.float64)
     value = f(here)
@@ -288,18 +283,35 @@ def _root(
         under = value <= 0
         low, f_low = np.where(under, middle, low), np.where(under, value, f_low)
         high, f_high = np.where(under, high, middle), np.where(under, f_high, value)
-    near = _NEAR * np.diff(grid.values).max() * np.abs(weight2).max(1)
-    far = np.flatnonzero(f_low < -near)
-    for _ in range(_BISECTIONS):
-        if not far.size:
-            break
-        middle = (low[far] + high[far]) / 2
-        value = f(middle, far)
-        under = value <= 0
-        low[far[under]], f_low[far[under]] = middle[under], value[under]
-        high[far[~under]] = middle[~under]
-        far = far[f_low[far] < -(near if shared else near[far])]
-    return low
+    return low, high
+
+
+def _approach(
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, high: np.ndarray,
+    left: np.ndarray, grid: Grid,
+) -> np.ndarray:  # fmt: skip
+    """Where the undershooting codes are still many steps short, move on towards the other end.
+
+    Codes that all lie as far from the grid (on it, where the cut took nothing out) make f flat
+    around 0 and steep beyond: the bracket stays wide, or many codes flip at one c. They are taken
+    in the order in which they flip, up to the last that does not overshoot. left (p,) in place.
+    """
+    most = np.broadcast_to(np.abs(u * step).max(1) * np.diff(grid.values).max(), left.shape)
+    for j in np.flatnonzero(left < -2 * most):
+        s = step[min(j, len(step) - 1)]
+        ratio = (u * _inverse(s)).astype(np.float32)
+        reached = grid.round(x[j] + np.float32(high[j]) * ratio)
+        moved = np.flatnonzero(reached != q[j])
+        here, there = grid.value(q[j, moved]), grid.value(reached[moved])
+        flips = ((here + there) / 2 - x[j, moved]) / ratio[moved]
+        moved = moved[np.argsort(flips, kind="stable")]
+        gain = (grid.value(reached[moved]) - grid.value(q[j, moved])) * (u * s)[moved]
+        total = np.cumsum(gain)
+        taken = int(np.searchsorted(total, -left[j], side="right"))
+        if taken:
+            q[j, moved[:taken]] = reached[moved[:taken]]
+            left[j] += total[taken - 1]
+    return q
 
 
 def _joint_root(
@@ -317,7 +329,8 @@ def _joint_root(
         for i in range(len(u)):
             held = c.astype(np.float32)
             held[:, i] = 0.0
-            c[:, i] = _root(x + (held @ u) * inverse, ratio[i], weight[i], const[i], grid, c[:, i])
+            wanted = x + (held @ u) * inverse
+            c[:, i] = _root(wanted, ratio[i], weight[i], const[i], grid, c[:, i])[0]
     best, best_norm = grid.round(x), np.full(x.shape[0], np.inf)
     for _ in range(_NEWTON):
         wanted = x + (c.astype(np.float32) @ u) * inverse
@@ -434,7 +447,7 @@ def _row_shifts(
             for j in others:
                 x = x + r[j][part, None].astype(np.float32) * along[j] * inv
             const = offset.astype(np.float64) @ along[i] - wanted[part, i]
-            r[i][part] = _root(x, along[i] * inv, along[i] * step, const, grid, r[i][part])
+            r[i][part] = _root(x, along[i] * inv, along[i] * step, const, grid, r[i][part])[0]
 
     def one_group(g: int) -> None:
         part = slice(g * group, (g + 1) * group)
@@ -448,9 +461,8 @@ def _row_shifts(
                 if j != i:
                     y = y + c[j][part, None].astype(np.float32) * u[j][None] * _inverse(step)
             const = np.full(group, float(u[i].astype(np.float64) @ b[:, g]))
-            c[i][part] = _root(
-                y, (u[i] * _inverse(step[0]))[None], (u[i] * step[0])[None], const, grid, c[i][part]
-            )
+            ratio, weight = (u[i] * _inverse(step[0]))[None], (u[i] * step[0])[None]
+            c[i][part] = _root(y, ratio, weight, const, grid, c[i][part])[0]
 
     for _ in range(rounds):
         _parallel(one_group, range(columns // group))

@@ -8,15 +8,27 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from vauban.errors import InputError
+
 
 def module_weight(module: nn.Module) -> mx.array:
     """The matrix in float32 when packed, in its own dtype when not."""
     if "scales" not in module:
         return module.weight
+    refuse_global_scale(module)
     return unpack(
         module.weight, module.scales, module.get("biases"), module.group_size, module.bits,
         getattr(module, "mode", "affine"),
     )  # fmt: skip
+
+
+def refuse_global_scale(module: nn.Module) -> None:
+    """InputError for nvfp4 experts with a scale of their own, which would be read wrongly."""
+    if getattr(module, "global_scale", None) is not None:
+        raise InputError(
+            "this matrix carries an nvfp4 global scale, which vauban does not unpack; convert the "
+            "model without one"
+        )
 
 
 def unpack(

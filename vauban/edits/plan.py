@@ -5,7 +5,7 @@ Planning reads shapes and gains, no weights. Knows models through `vauban.models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from vauban.edits.streamed import edited_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Intervention, ModuleOutputs, ModuleWeights
-from vauban.models import Writer, anatomy, forward, residual_writers
+from vauban.models import Writer, anatomy, batches, forward, residual_writers
 from vauban.models.writers import unpacked_shape
 
 PRECISIONS = (None, "same", "8bit", "float", "adapter")
@@ -69,6 +69,11 @@ class EditPlan:
     notes: tuple[str, ...]
     _model: Any = None
 
+    @property
+    def model(self) -> nn.Module:
+        """The model that was planned for."""
+        return self._model
+
     def virtual(self) -> tuple[Intervention, ...]:
         """The same change at run time: give it to `generate`, `forward` or `evaluate`.
 
@@ -81,7 +86,8 @@ class EditPlan:
         )
         outputs = {u.path: (u.basis, u.alpha) for u in self.updates if u.acts_on_outputs}
         inside = [u for u in self.updates if not u.acts_on_outputs]
-        found: list[Intervention] = [ModuleOutputs(outputs, tied)] if outputs else []
+        heads = {path: outputs[path] for path in tied if path in outputs}
+        found: list[Intervention] = [ModuleOutputs(outputs, heads)] if outputs else []
         if inside:
             modules = dict(self._model.named_modules())
             edited = {u.path: u.weight(module_weight(modules[u.path])) for u in inside}
@@ -92,6 +98,23 @@ class EditPlan:
             }
             found.append(ModuleWeights(edited, biases, tied))
         return tuple(found)
+
+    @property
+    def is_whole(self) -> bool:
+        """A cut of every writer and table at α 1, which should leave nothing in the stream."""
+        every = all(u.complete and u.alpha == 1.0 for u in self.updates)
+        tables = self.embedding != "kept"
+        return every and tables and len(self.updates) == len(residual_writers(self._model))
+
+    def head_alone(self) -> tuple[Intervention, ...]:
+        """What a hard-tied head changes by itself, the stream left as it is; () without one.
+
+        Give it to `compare_likelihood` to see what the tie alone costs.
+        """
+        if self.embedding != "tied":
+            return ()
+        heads = {u.path: (u.basis, u.alpha) for u in self.updates if u.is_embedding}
+        return (ModuleOutputs({}, heads),)
 
     def apply(
         self,
@@ -146,15 +169,26 @@ class EditPlan:
             writers[update.path] = update.share_left(update.weight(before), before)
         return Leakage(writers, self.stream_leak(model))
 
-    def stream_leak(self, model: nn.Module | None = None) -> float:
-        """Largest |D h|/‖h‖ over all residuals and tokens of a probe under the run-time cut."""
+    def stream_leak(
+        self, model: nn.Module | None = None, token_lists: Sequence[Sequence[int]] | None = None
+    ) -> float:
+        """Largest |D h|/‖h‖ over all residuals under the run-time cut.
+
+        Over every token of `token_lists` (held-out prompts, say), or of a fixed probe.
+        """
         model = model if model is not None else self._model
-        tokens = (mx.arange(24)[None] * 7919 + 13) % min(anatomy(model).vocabulary, 50_000)
-        out = forward(model, tokens, positions="all", interventions=self.virtual(), logits=False)
-        assert out.residual is not None
-        h = out.residual.astype(mx.float32)
-        share = mx.linalg.norm(h @ self.basis.T, axis=-1) / mx.linalg.norm(h, axis=-1)
-        return float(share.max())
+        if token_lists is None:
+            top = min(anatomy(model).vocabulary, 50_000)
+            token_lists = [[(i * 7919 + 13) % top for i in range(24)]]
+        virtual = self.virtual()
+        worst = 0.0
+        for batch in batches(token_lists, equal_lengths=True):
+            out = forward(model, batch.tokens, positions="all", interventions=virtual, logits=False)
+            assert out.residual is not None
+            h = out.residual.astype(mx.float32)
+            share = mx.linalg.norm(h @ self.basis.T, axis=-1) / mx.linalg.norm(h, axis=-1)
+            worst = max(worst, float(share.max()))
+        return worst
 
     def write(self, model_path: str | Path, folder: Path, precision: str | None = None) -> Any:
         """Write the edited checkpoint of `model_path` into `folder`; an `ExportReport`."""
@@ -235,7 +269,7 @@ def plan_cut(
     alpha: float = 1.0,
     layer_weights: Mapping[int, float] | None = None,
     norm_preserve: NormMode = None,
-    components: Iterable[str] = ("attention", "mlp"),
+    components: Iterable[str] | Mapping[str, float] = ("attention", "mlp"),
     embedding: EmbeddingMode = "auto",
     biases: bool | None = None,
     preserve: Preserve | PreservationKeys | None = None,
@@ -245,7 +279,8 @@ def plan_cut(
 
     `direction_or_basis`: (d,), (k, d) or a `DirectionResult`; normalised on entry. u is the
     direction, or normalize(g ∘ d) where a post-norm with gain g stands behind the writer.
-    `components` chooses "attention" (with SSM and conv writers) and "mlp" (with all experts).
+    `components` chooses "attention" (with SSM and conv writers) and "mlp" (with all experts); a
+    mapping gives each a factor on α, as `layer_weights` does for blocks.
     `embedding` "auto": cut it when untied; untie where the mlx-lm class has a switch, so that the
     head keeps its matrix; else cut the shared matrix and say so. False keeps it, "untie" and
     "tied" ask for one of the two, True means "auto". Negative α strengthens the direction.
@@ -287,7 +322,7 @@ def plan_cut(
                 writer.layer,
                 writer.kind,
                 through_gain(basis, writer.gain),
-                alpha * (layer_weights or {}).get(writer.layer, 1.0),
+                alpha * kinds[writer.kind] * (layer_weights or {}).get(writer.layer, 1.0),
                 norm_preserve,
                 writer.bias and biases is not False,
                 None if mask is None else mask(through_gain(basis, writer.gain)),
@@ -295,7 +330,9 @@ def plan_cut(
             )
         )
     if not updates:
-        raise InputError(f"no writer is left to cut: layers {sorted(chosen)}, kinds {kinds}")
+        raise InputError(
+            f"no writer is left to cut: layers {sorted(chosen)}, kinds {sorted(kinds)}"
+        )
     if alpha != 1.0 and any(w.gain is not None for w in writers):
         notes.append("behind a post-norm only alpha 1 is exact; other values are approximate")
     how = _embedding_mode(model, embedding, whole=len(chosen) == parts.n_layers)
@@ -311,7 +348,7 @@ def plan_cut(
         "alpha": alpha,
         "layer_weights": dict(layer_weights or {}),
         "norm_preserve": norm_preserve,
-        "components": list(components),
+        "components": (dict(components) if isinstance(components, Mapping) else list(components)),
         "biases": biases is not False,
         "preserve": None
         if preserve is None
@@ -334,12 +371,14 @@ def _block_set(layers: Any, n_layers: int) -> set[int]:
     return chosen
 
 
-def _kinds(components: Iterable[str]) -> set[str]:
+def _kinds(components: Iterable[str] | Mapping[str, float]) -> dict[str, float]:
+    """The factor on α of every kind of writer that is cut."""
     names = [components] if isinstance(components, str) else list(components)
+    factors = components if isinstance(components, Mapping) else {}
     unknown = [c for c in names if c not in _COMPONENTS]
     if unknown or not names:
         raise InputError(f"components {unknown or names}; expected some of {tuple(_COMPONENTS)}")
-    return {kind for name in names for kind in _COMPONENTS[name]}
+    return {kind: float(factors.get(name, 1.0)) for name in names for kind in _COMPONENTS[name]}
 
 
 def _with_preserve(

@@ -23,7 +23,7 @@ from vauban.export.checkpoint import (
 from vauban.export.resume import resume_key
 from vauban.export.staging import check_output, staged
 from vauban.export.tensors import sha256
-from vauban.export.verify import ExportReport, verify_export
+from vauban.export.verify import ExportReport, logits_difference, verify_export
 from vauban.models import model_folder, residual_writers
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_output",
     "export_model",
     "export_plan",
+    "logits_difference",
     "resume_key",
     "staged",
     "verify_export",

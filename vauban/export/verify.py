@@ -10,11 +10,12 @@ from typing import Any
 import mlx.core as mx
 
 from vauban._arrays import load_arrays
+from vauban.edits import EditPlan
 from vauban.edits.blocks import direction_norm
 from vauban.errors import CheckError, InputError
 from vauban.export.checkpoint import EDIT_FILE, Source, open_source
 from vauban.export.tensors import sha256
-from vauban.models import residual_writers
+from vauban.models import anatomy, forward, load, residual_writers
 
 # bfloat16 storage alone leaves 2 to 5e-3 of a direction; float16 and float32 far less.
 _LIMIT = 0.02
@@ -26,6 +27,7 @@ class ExportReport:
 
     direction_left      largest ‖U W'‖/‖U W‖ over the edited modules, read from the file
     stored              per edited module its format and, where packed, what the rounding did
+    logits_difference   from the run-time cut, as a share of what the cut changes; None unmeasured
     expected_left       what the plan leaves at most; None where it leaves part on purpose
     modules_edited      residual writers the plan edited; `modules_present` all there are
     untouched_identical whether every other tensor has the source's bytes; None without a source
@@ -42,6 +44,7 @@ class ExportReport:
     stored: dict[str, dict[str, Any]]
     files: dict[str, str]
     bytes: int
+    logits_difference: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -93,15 +96,23 @@ class ExportReport:
             "writers": dict(self.writers),
             "stored": {path: dict(facts) for path, facts in self.stored.items()},
             "files": dict(self.files),
+            "logits_difference": self.logits_difference,
             "bytes": self.bytes,
         }
 
 
-def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -> ExportReport:
+def verify_export(
+    output_dir: str | Path,
+    *,
+    source: str | Path | None = None,
+    plan: EditPlan | None = None,
+) -> ExportReport:
     """Reopen an exported folder and report what is left of the direction, per writer.
 
     Reads `edit.safetensors`, which every planned export carries. With `source` the tensors that
-    were not edited are compared byte by byte. Raises InputError when the folder is no export.
+    were not edited are compared byte by byte. With `plan` the folder is loaded as a model and its
+    logits on a probe compared with the run-time cut of the plan's model. Raises InputError when
+    the folder is no export.
     """
     folder = Path(output_dir)
     record = folder / EDIT_FILE
@@ -140,7 +151,25 @@ def verify_export(output_dir: str | Path, *, source: str | Path | None = None) -
         stored=facts["stored"],
         files=files,
         bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        logits_difference=None if plan is None else logits_difference(folder, plan),
     )
+
+
+def logits_difference(folder: Path, plan: EditPlan) -> float:
+    """max |exported - run-time cut| / max |uncut - run-time cut| over the logits of a probe."""
+    exported, _ = load(folder)
+    original = plan.model
+    top = min(anatomy(original).vocabulary, 50_000)
+    tokens = (mx.arange(24)[None] * 7919 + 13) % top
+
+    def logits(model: Any, interventions: Any = ()) -> mx.array:
+        found = forward(model, tokens, positions=None, interventions=interventions).logits
+        assert found is not None
+        return found.astype(mx.float32)
+
+    virtual = logits(original, plan.virtual())
+    moved = float(mx.abs(logits(original) - virtual).max())
+    return float(mx.abs(logits(exported) - virtual).max()) / max(moved, 1e-30)
 
 
 def _identical(source: Source, written: Source, edited: set[str]) -> bool:

@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import mlx.core as mx
 
 from vauban.errors import InputError
-from vauban.interventions.vectors import orthonormal_rows
+from vauban.interventions.scopes import check_blocks, layer_set
+from vauban.interventions.vectors import orthonormal_rows, project_out
 
 SITES = ("block_input", "attention_output", "mlp_output")
 Change = Callable[[mx.array], mx.array]
@@ -33,35 +34,6 @@ class Intervention(Protocol):
         False while new tokens are decoded.
         """
         ...
-
-
-def _layer_set(layers: Any, name: str) -> frozenset[int] | None:
-    """None stands for all layers."""
-    if isinstance(layers, str):
-        if layers == "all":
-            return None
-        raise InputError(f"{name}: layers is {layers!r}; expected 'all', an int or a list of ints")
-    if isinstance(layers, int):
-        layers = [layers]
-    chosen = frozenset(int(i) for i in layers)
-    if not chosen:
-        raise InputError(f"{name}: layers is empty; name at least one block or 'all'")
-    if min(chosen) < 0:
-        raise InputError(f"{name}: layer {min(chosen)} is negative; blocks count from 0")
-    return chosen
-
-
-def _check_layers(chosen: frozenset[int] | None, n_layers: int, name: str) -> None:
-    if chosen is not None and max(chosen) >= n_layers:
-        raise InputError(
-            f"{name}: layer {max(chosen)} does not exist; the model has blocks 0 to {n_layers - 1}"
-        )
-
-
-def _project_out(h: mx.array, basis: mx.array, alpha: float) -> mx.array:
-    """h - α Dᵀ(D h) for D (k, d), computed in float32 and returned in h's dtype."""
-    x = h.astype(mx.float32)
-    return (x - alpha * (x @ basis.T) @ basis).astype(h.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +60,17 @@ class Ablate:
             raise InputError(f"Ablate: sites {sorted(unknown)} unknown; expected some of {SITES}")
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "_basis", orthonormal_rows(self.direction, "Ablate"))
-        object.__setattr__(self, "_layers", _layer_set(self.layers, "Ablate"))
+        object.__setattr__(self, "_layers", layer_set(self.layers, "Ablate"))
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
         basis: mx.array = self._basis  # type: ignore[attr-defined]
         chosen: frozenset[int] | None = self._layers  # type: ignore[attr-defined]
-        _check_layers(chosen, n_layers, "Ablate")
+        check_blocks(chosen, n_layers, "Ablate")
         if layer == n_layers or site not in self.sites:
             return None
         if chosen is not None and layer not in chosen:
             return None
-        return lambda h: _project_out(h, basis, 1.0)
+        return lambda h: project_out(h, basis, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,19 +88,19 @@ class Project:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_basis", orthonormal_rows(self.basis, "Project"))
-        object.__setattr__(self, "_layers", _layer_set(self.layers, "Project"))
+        object.__setattr__(self, "_layers", layer_set(self.layers, "Project"))
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
         basis: mx.array = self._basis  # type: ignore[attr-defined]
         chosen: frozenset[int] | None = self._layers  # type: ignore[attr-defined]
-        _check_layers(chosen, n_layers, "Project")
+        check_blocks(chosen, n_layers, "Project")
         first = 0 if chosen is None else min(chosen)
         if site == "block_input":
             if layer != first:
                 return None
         elif chosen is not None and layer not in chosen:
             return None
-        return lambda h: _project_out(h, basis, self.alpha)
+        return lambda h: project_out(h, basis, self.alpha)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +130,28 @@ class Add:
         """k times the raw (unnormalised) difference of a `DirectionResult`, at its own residual."""
         raw = result.direction * result.norms[result.layer_index]
         return cls(raw, float(k), result.residual_index, positions)
+
+    @classmethod
+    def from_classifier(
+        cls, classifier: Any, result: Any, k: float, positions: Literal["all", "prompt"] = "all"
+    ) -> Add:
+        """k · |v| along a classifier's weights, v the raw difference of a `DirectionResult`.
+
+        Weights have a scale of their own, so that only this makes steering with them comparable
+        to `from_result`. `classifier` is a fitted `Direction` or an array (d,), measured at the
+        residual of `result`; its sign is the classifier's (harmful scores higher).
+        """
+        w = getattr(classifier, "vector", classifier)
+        if w.shape != result.direction.shape:
+            raise InputError(
+                f"Add: the classifier has shape {w.shape}, the result {result.direction.shape}; "
+                "expected both from one residual stream"
+            )
+        norm = float(mx.linalg.norm(w))
+        if not 0.0 < norm < float("inf"):
+            raise InputError(f"Add: the classifier's weights have norm {norm}")
+        v = float(result.norms[result.layer_index])
+        return cls(w * (v / norm), float(k), result.residual_index, positions)
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
         if self.layer > n_layers:

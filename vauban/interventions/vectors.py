@@ -34,3 +34,9 @@ def orthonormal_rows(directions: mx.array, name: str, size: int | None = None) -
         raise InputError(f"{name}: the {rows.shape[0]} directions are linearly dependent")
     # A QR may flip signs; keep each vector pointing the way it was given.
     return mx.array((q * np.sign(pivots)).T.astype(np.float32))
+
+
+def project_out(h: mx.array, basis: mx.array, alpha: float) -> mx.array:
+    """h - α Dᵀ(D h) for D (k, d), computed in float32 and returned in h's dtype."""
+    x = h.astype(mx.float32)
+    return (x - alpha * (x @ basis.T) @ basis).astype(h.dtype)

@@ -3,15 +3,13 @@
 from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.batching import (
     batches,
-    can_pad,
-    can_share,
     prefix_cache,
     repeated,
-    row_checks,
     shared_prefix,
+    token_budget,
 )
 from vauban.models.families import family_of
-from vauban.models.forward import ForwardOutput, forward
+from vauban.models.forward import forward
 from vauban.models.generate import decode, eos_ids, generate, generate_tokens
 from vauban.models.loading import (
     DeviceInfo,
@@ -23,6 +21,8 @@ from vauban.models.loading import (
     model_folder,
     organism_path,
 )
+from vauban.models.passes import ForwardOutput
+from vauban.models.rows import can_pad, can_share, row_checks
 from vauban.models.taps import Stream, tapped
 from vauban.models.verify import ForwardCheck, verify_forward
 from vauban.models.writers import WRITER_NAMES, Writer, branches, norm_gain, residual_writers
@@ -60,5 +60,6 @@ __all__ = [
     "row_checks",
     "shared_prefix",
     "tapped",
+    "token_budget",
     "verify_forward",
 ]

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import ArchitectureError
@@ -153,6 +154,11 @@ def _trunk(
     raise ArchitectureError(
         f"{type(model).__name__}: no module owns both an embedding and the list of blocks"
     )
+
+
+def is_half(parts: Anatomy) -> bool:
+    """Whether the stream is carried in half precision."""
+    return any(p.dtype in (mx.float16, mx.bfloat16) for p in parts.embedding.parameters().values())
 
 
 def position_tables(model: nn.Module) -> list[tuple[str, nn.Module]]:

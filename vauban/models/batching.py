@@ -13,14 +13,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from vauban.errors import ArchitectureError, InputError
+from vauban.errors import InputError
 from vauban.interventions import Intervention
 from vauban.models import caches
-from vauban.models.anatomy import anatomy
+from vauban.models.anatomy import anatomy, is_half
 from vauban.models.forward import forward
+from vauban.models.loading import device_info
 
-# Tokens a batch may hold; keeps a batch of long prompts within a few hundred MB of activations.
+# Tokens a batch may hold at most: more would not be faster.
 TOKEN_BUDGET = 4096
+# A batch may take this share of the memory that is free.
+_SHARE = 0.125
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +47,28 @@ def shared_prefix(token_lists: Sequence[Sequence[int]], keep: int = 1) -> int:
     return max(0, limit)
 
 
+def token_budget(model: nn.Module) -> int:
+    """Tokens that a batch may hold within an eighth of the memory that is free now.
+
+    A token costs one vector of the stream per residual and about thirty more inside a block.
+    """
+    parts = anatomy(model)
+    size = 4 if not is_half(parts) else 2
+    per_token = size * parts.d_model * (parts.n_layers + 1 + 30)
+    return max(64, min(TOKEN_BUDGET, int(_SHARE * device_info().memory_available) // per_token))
+
+
 def batches(
     token_lists: Sequence[Sequence[int]],
     *,
     skip: int = 0,
     batch_size: int | None = None,
     equal_lengths: bool = False,
+    budget: int = TOKEN_BUDGET,
 ) -> Iterator[Batch]:
     """Batches of similar length, longest first (so that memory peaks at once), `skip` tokens off.
+
+    Without `batch_size` a batch holds at most `budget` tokens and 64 rows.
 
     Order does not matter to the result; the rows say where each one belongs.
     """
@@ -62,7 +79,7 @@ def batches(
     start = 0
     while start < len(order):
         width = len(token_lists[order[start]]) - skip
-        size = batch_size or max(1, min(64, TOKEN_BUDGET // max(width, 1)))
+        size = batch_size or max(1, min(64, budget // max(width, 1)))
         rows = order[start : start + size]
         if equal_lengths:
             rows = [i for i in rows if len(token_lists[i]) - skip == width]
@@ -73,85 +90,6 @@ def batches(
         ]
         yield Batch(rows, mx.array(tokens), lengths)
         start += len(rows)
-
-
-@dataclass(frozen=True)
-class RowChecks:
-    """What a model's rows may share, measured: the cache of a common prefix, a padded batch.
-
-    The figures are the largest difference from single prompts, relative to the largest value; inf
-    where it fails outright.
-    """
-
-    prefix: float
-    padding: float
-    tolerance: float
-
-    @property
-    def shares(self) -> bool:
-        return self.prefix <= self.tolerance
-
-    @property
-    def pads(self) -> bool:
-        return self.padding <= self.tolerance
-
-
-def can_share(model: nn.Module) -> bool:
-    """Whether the cache of a common prefix may be repeated over a batch; tried once per model."""
-    return row_checks(model).shares
-
-
-def can_pad(model: nn.Module) -> bool:
-    """Whether shorter prompts may be padded on the right; tried once per model."""
-    return row_checks(model).pads
-
-
-def row_checks(model: nn.Module) -> RowChecks:
-    """Try two prompts with a common start together and alone: residuals and logits of their ends.
-
-    Whether a cache may be repeated over rows depends on what a family keeps in it and how its
-    blocks read it, so it is run, not guessed.
-    """
-    known = getattr(model, "_vauban_rows", None)
-    if known is not None:
-        return known
-    top = min(anatomy(model).vocabulary, 50_000)
-    start = [(i * 7919 + 13) % top for i in range(13)]
-    ends = [[(i * 104729 + 5) % top for i in range(9)], [(i * 31337 + 7) % top for i in range(4)]]
-    alone = [_ends(model, [start + end], [13 + len(end)], None) for end in ends]
-    together = mx.concatenate([values for values, _ in alone])
-    logits = mx.concatenate([values for _, values in alone])
-
-    def difference(skip: int) -> float:
-        rows = [(start + end)[skip:] for end in ends]
-        padded = [row + [0] * (len(rows[0]) - len(row)) for row in rows]
-        try:
-            cache = repeated(prefix_cache(model, start[:skip], ()), 2)
-            got = _ends(model, padded, [len(row) for row in rows], cache)
-        except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, ArchitectureError):
-            # Whatever a family cannot do with a batch, it is not asked to do.
-            return float("inf")
-        return max(_relative(got[0], together), _relative(got[1], logits))
-
-    half = together.dtype in (mx.float16, mx.bfloat16)
-    found = RowChecks(difference(13), difference(0), 2e-2 if half else 1e-4)
-    object.__setattr__(model, "_vauban_rows", found)
-    return found
-
-
-def _ends(
-    model: nn.Module, rows: list[list[int]], lengths: list[int], cache: list[Any] | None
-) -> tuple[mx.array, mx.array]:
-    """Residuals and logits of each row's last token."""
-    out = forward(model, mx.array(rows), lengths=lengths, cache=cache, logits="last")
-    assert out.residual is not None and out.logits is not None
-    mx.eval(out.residual, out.logits)
-    return out.residual, out.logits
-
-
-def _relative(a: mx.array, b: mx.array) -> float:
-    a, b = (mx.where(mx.isfinite(x), x, 0).astype(mx.float32) for x in (a, b))
-    return float(mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-6))
 
 
 def prefix_cache(
@@ -169,7 +107,7 @@ def prefix_cache(
         interventions=interventions,
         logits=False,
     )
-    mx.eval([c.state for c in cache])
+    caches.evaluate(cache)
     return cache
 
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    KVCache,
+    RotatingKVCache,
+)
 
 Rows = Callable[[mx.array], mx.array]
 
@@ -42,6 +48,19 @@ def copied(cache: Sequence[Any]) -> list[Any]:
     return [_mapped(state, lambda a: a[...]) for state in cache]
 
 
+def evaluate(cache: Sequence[Any]) -> None:
+    """Compute what the caches hold, so that it is not computed again for every batch."""
+    held: list[mx.array] = []
+
+    def note(a: mx.array) -> mx.array:
+        held.append(a)
+        return a
+
+    for state in cache:
+        _mapped(state, note)
+    mx.eval(held)
+
+
 def repeated(cache: Sequence[Any], rows: int) -> list[Any]:
     """The caches of one prompt, once per row of a batch; `cache` stays as it is."""
 
@@ -49,6 +68,26 @@ def repeated(cache: Sequence[Any], rows: int) -> list[Any]:
         return mx.repeat(a, rows, axis=0) if a.ndim and a.shape[0] == 1 else a[...]
 
     return [_mapped(state, change) for state in cache]
+
+
+def merged(state: Any, rows: int) -> Any:
+    """mlx-lm's batched kind of a cache, holding what `state` holds for every row.
+
+    Raises AttributeError for a kind that mlx-lm cannot batch.
+    """
+    inner = getattr(state, "caches", None)
+    if isinstance(inner, list | tuple):
+        joined = copy.copy(state)
+        joined.caches = type(inner)(merged(c, rows) for c in inner)
+        return joined
+    # Older mlx-lm cannot merge caches that are empty.
+    if state.empty() and isinstance(state, KVCache):
+        return BatchKVCache([0] * rows)
+    if state.empty() and isinstance(state, RotatingKVCache):
+        return BatchRotatingKVCache(state.max_size, [0] * rows)
+    if state.empty() and isinstance(state, ArraysCache):
+        return ArraysCache(len(state.cache), left_padding=[0] * rows)
+    return type(state).merge([state] * rows)
 
 
 def keep_rows(cache: list[Any], rows: mx.array, of: int) -> None:

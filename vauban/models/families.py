@@ -31,7 +31,8 @@ def _afm7(model: Any, tokens: mx.array, cache: list[Any], visit: Visit) -> mx.ar
     mask = create_attention_mask(h, cache[0])
     for i, (layer, state) in enumerate(zip(trunk.layers, cache, strict=True)):
         h = layer(visit(h, i), mask, cache=state)
-    keys, values = cache[-1].keys_and_values()
+    # Not `keys_and_values()`, which mlx-lm 0.31 does not have.
+    keys, values = (a[..., : cache[-1].offset, :] for a in (cache[-1].keys, cache[-1].values))
     for i, layer in enumerate(trunk.kv_reuse_layers, len(trunk.layers)):
         h = layer(visit(h, i), keys, values, mask)
     return trunk.output_norm(visit(h, len(model.layers)))
@@ -117,5 +118,7 @@ NOT_CUTTABLE: dict[str, str] = {
     "longcat_flash": "identity experts add the normed stream itself",
     "longcat_flash_ngram": "identity experts add the normed stream itself",
     "nanbeige": "a norm stands in the stream between two rounds over the blocks",
+    "rwkv7": "the first block norms the embedding, so the direction comes back from the norm",
+    "prism_hadamard_qwen35": "the embedding is packed in a rotated basis and read in half precision",
     "muse_spark": "each channel of the stream has its own skip gain",
 }

@@ -12,21 +12,22 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import integers
 from vauban.errors import InputError
-from vauban.interventions import Intervention
+from vauban.interventions import ConditionalRun, Intervention, shares_prefix, started
 from vauban.models.anatomy import anatomy
 from vauban.models.batching import (
     Batch,
     batches,
-    can_share,
     prefix_cache,
     repeated,
     shared_prefix,
+    token_budget,
 )
-from vauban.models.caches import keep_rows
+from vauban.models.caches import keep_rows, merged
+from vauban.models.rows import can_share, relative_difference
 from vauban.models.taps import Stream, tapped
 from vauban.models.verify import verify_forward
 from vauban.prompts import encode_chat
@@ -112,13 +113,20 @@ def generate_tokens(
     verify_forward(model)
     interventions = tuple(interventions)
     answers: list[list[int]] = [[] for _ in token_lists]
-    skip = shared_prefix(token_lists) if can_share(model) and len(token_lists) > 1 else 0
+    shared = len(token_lists) > 1 and can_share(model) and shares_prefix(interventions)
+    skip = shared_prefix(token_lists) if shared else 0
     prefix = prefix_cache(model, token_lists[0][:skip], interventions)
     uneven = len({len(t) for t in token_lists}) > 1
     grouped = uneven and not uneven_batches(model).ok
     done = 0
     sample = _sampler(temperature, seed)
-    for batch in batches(token_lists, skip=skip, batch_size=batch_size, equal_lengths=grouped):
+    for batch in batches(
+        token_lists,
+        skip=skip,
+        batch_size=batch_size,
+        equal_lengths=grouped,
+        budget=token_budget(model),
+    ):
         cache = _batch_cache(model, prefix, batch)
         for row, answer in zip(
             batch.rows,
@@ -133,19 +141,30 @@ def generate_tokens(
 
 
 def _batch_cache(model: nn.Module, prefix: list[Any] | None, batch: Batch) -> list[Any]:
-    """Caches for one batch: mlx-lm's batched ones (left padding, row filter) over plain KV."""
+    """Caches for one batch: mlx-lm's batched kinds for rows of uneven length, else plain ones."""
     rows = len(batch.rows)
     plain = prefix if prefix is not None else make_prompt_cache(model)
-    uneven = len(set(batch.lengths)) > 1
-    if all(type(c) is KVCache for c in plain) and uneven:
-        width = max(batch.lengths)
-        merged = []
-        for state in plain:
-            joined = KVCache.merge([state] * rows)
-            joined.prepare(right_padding=[width - n for n in batch.lengths])
-            merged.append(joined)
-        return merged
-    return repeated(prefix, rows) or make_prompt_cache(model)
+    if len(set(batch.lengths)) == 1:
+        return repeated(prefix, rows) or plain
+    padding = [max(batch.lengths) - n for n in batch.lengths]
+    joined = [merged(state, rows) for state in plain]
+    for state in joined:
+        state.prepare(lengths=list(batch.lengths), right_padding=padding)
+    return joined
+
+
+def _prefill(model: nn.Module, batch: Batch, cache: list[Any]) -> mx.array:
+    """(B, V) logits behind each row's last token; the caches are then ready to decode."""
+    last = mx.array([n - 1 for n in batch.lengths])[:, None, None]
+    logits = mx.take_along_axis(model(batch.tokens, cache=cache), last, axis=1)[:, 0]
+    if len(set(batch.lengths)) > 1:
+        for state in cache:
+            state.finalize()
+    return logits
+
+
+# Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
+_IDLE = 0.25
 
 
 def _decode_batch(
@@ -158,29 +177,35 @@ def _decode_batch(
     sample: Callable[[mx.array, Sequence[int], int], mx.array],
 ) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in batch.rows]
-    alive = list(range(len(batch.rows)))
+    present = list(range(len(batch.rows)))
+    finished: set[int] = set()
+    interventions = started(interventions, batch.lengths)
     with tapped(model, interventions, stream=Stream(prefill=True)) as stream:
-        logits = model(batch.tokens, cache=cache)
-        last = mx.array([n - 1 for n in batch.lengths])[:, None, None]
-        logits = mx.take_along_axis(logits, last, axis=1)[:, 0]
-        if len(set(batch.lengths)) > 1:
-            for state in cache:
-                state.finalize()
+        chosen = sample(_prefill(model, batch, cache), batch.rows, 0)
+        mx.async_eval(chosen)
         stream.prefill = False
-        for step in range(max_tokens):
-            chosen = sample(logits, [batch.rows[i] for i in alive], step)
-            ids = integers(chosen)
-            keep = [k for k, token in enumerate(ids) if token not in eos]
-            for k in keep:
-                answers[alive[k]].append(ids[k])
-            if not keep or step == max_tokens - 1:
+        for step in range(1, max_tokens + 1):
+            following = chosen
+            if step < max_tokens:
+                # The next token is under way while this one is looked at.
+                logits = model(chosen[:, None], cache=cache)[:, -1]
+                following = sample(logits, [batch.rows[i] for i in present], step)
+                mx.async_eval(following)
+            for row, token in zip(present, integers(chosen), strict=True):
+                if token in eos:
+                    finished.add(row)
+                elif row not in finished:
+                    answers[row].append(token)
+            keep = [k for k, row in enumerate(present) if row not in finished]
+            if not keep:
                 break
-            if len(keep) < len(alive):
-                of = len(alive)
-                alive = [alive[k] for k in keep]
-                keep_rows(cache, mx.array(keep), of)
-                chosen = chosen[mx.array(keep)]
-            logits = model(chosen[:, None], cache=cache)[:, -1]
+            chosen = following
+            if len(keep) <= (1 - _IDLE) * len(present):
+                keep_rows(cache, mx.array(keep), len(present))
+                for state in interventions:
+                    if isinstance(state, ConditionalRun):
+                        state.filter(mx.array(keep))
+                present, chosen = [present[k] for k in keep], chosen[mx.array(keep)]
     return answers
 
 
@@ -220,33 +245,37 @@ def uneven_batches(model: nn.Module) -> BatchCheck:
 
 
 def _try_uneven(model: nn.Module) -> BatchCheck:
-    if not all(type(c) is KVCache for c in make_prompt_cache(model)):
-        return BatchCheck(False, "its caches are not plain key-value caches")
     top = min(anatomy(model).vocabulary, 50_000)
     lists = [[(i * 7919 + 13) % top for i in range(11)], [(i * 104729 + 5) % top for i in range(6)]]
-    batch = Batch([0, 1], mx.array([lists[0], lists[1] + [0] * 5]), [11, 6])
-    try:
-        cache = _batch_cache(model, None, batch)
-        first = mx.take_along_axis(
-            model(batch.tokens, cache=cache), mx.array([10, 5])[:, None, None], axis=1
-        )
-        for state in cache:
-            state.finalize()
-        second = model(mx.array([[1], [2]]), cache=cache)
-        together = mx.concatenate([first, second], axis=1).astype(mx.float32)
-        mx.eval(together)
-    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-        return BatchCheck(False, f"batching fails: {type(error).__name__}: {error}")
-    alone = []
-    for tokens, following in zip(lists, (1, 2), strict=True):
-        cache = make_prompt_cache(model)
-        first = model(mx.array([tokens]), cache=cache)[:, -1:]
-        second = model(mx.array([[following]]), cache=cache)
-        alone.append(mx.concatenate([first, second], axis=1))
-    single = mx.concatenate(alone).astype(mx.float32)
-    scale = float(mx.abs(single).max())
-    difference = float(mx.abs(together - single).max())
-    half = first.dtype in (mx.float16, mx.bfloat16)
-    if difference <= (2e-2 if half else 1e-4) * scale:
-        return BatchCheck(True, "")
-    return BatchCheck(False, f"uneven batches differ from single prompts by {difference:.1e}")
+    start = [(i * 31337 + 7) % top for i in range(5)]
+    for head in [[], start] if can_share(model) else [[]]:
+        try:
+            together = _decoded(model, lists, prefix_cache(model, head, ()))
+        except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+            return BatchCheck(False, f"batching fails: {type(error).__name__}: {error}")
+        alone = [_decoded(model, [head + tokens], None, row) for row, tokens in enumerate(lists)]
+        single = mx.concatenate(alone)
+        difference = relative_difference(together, single)
+        half = single.dtype in (mx.float16, mx.bfloat16)
+        if not difference <= (2e-2 if half else 1e-4):
+            return BatchCheck(
+                False, f"uneven batches differ from single prompts by {difference:.1e}"
+            )
+    return BatchCheck(True, "")
+
+
+def _decoded(
+    model: nn.Module, lists: list[list[int]], prefix: list[Any] | None, first: int = 0
+) -> mx.array:
+    """(B, 3, V) logits behind each row and behind two fixed tokens after it."""
+    widths = [len(tokens) for tokens in lists]
+    padded = [tokens + [0] * (max(widths) - len(tokens)) for tokens in lists]
+    batch = Batch(list(range(len(lists))), mx.array(padded), widths)
+    cache = _batch_cache(model, prefix, batch)
+    steps = [_prefill(model, batch, cache)]
+    for token in (1, 3):
+        following = mx.array([[token + first + row] for row in batch.rows])
+        steps.append(model(following, cache=cache)[:, -1])
+    out = mx.stack(steps, axis=1)
+    mx.eval(out)
+    return out

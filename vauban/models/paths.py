@@ -23,6 +23,7 @@ from vauban.models.walk import arguments, finish, rehearse
 
 # Weights that one evaluation may read: macOS ends a GPU command that runs for several seconds.
 _BYTES_AT_ONCE = 4 * 2**30
+evaluate = mx.eval
 
 
 def several_streams(model: nn.Module) -> bool:
@@ -96,7 +97,7 @@ def by_hand(
         if record:
             kept[residual] = h
         if stride and residual % stride == 0:
-            mx.eval(h)
+            evaluate(h)
         return h
 
     loop = LOOPS.get(family_of(model))

@@ -165,14 +165,14 @@ def _tap_modules(
 ) -> None:
     """Changes at module outputs (the run-time cut), composed per module."""
     cuts = [i for i in interventions if isinstance(i, ModuleOutputs)]
-    wanted = {path for cut in cuts for path in cut.factors}
+    wanted = {path for cut in cuts for path in (*cut.factors, *cut.heads)}
     for path, module in model.named_modules():
         if path in wanted:
             wanted.discard(path)
             remember(module)
             step = compose([cut.output_change(path) for cut in cuts])
             _output_tap(module, {True: step, False: step}, stream)
-            shared = compose([cut.output_change(path) for cut in cuts if path in cut.tied])
+            shared = compose([cut.head_change(path) for cut in cuts])
             if shared is not None:
                 _head_tap(module, shared)
     if wanted:
@@ -233,7 +233,7 @@ def _tap_blocks(
                 h, args, kwargs = take(args, kwargs, place)
                 args, kwargs = put(args, kwargs, place, step(h))
             if stream.recording:
-                seen: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+                seen: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
                 stream.arguments[_index] = seen
                 if place in seen:
                     stream.inputs[_index] = seen[place]

@@ -17,7 +17,7 @@ import mlx_lm
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban.errors import ArchitectureError
-from vauban.models.anatomy import Anatomy, anatomy
+from vauban.models.anatomy import anatomy, is_half
 from vauban.models.families import BLOCKS_NOT_CALLED, family_of
 from vauban.models.paths import by_hand, by_tap
 from vauban.models.taps import Stream
@@ -117,7 +117,7 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     tokens = (mx.arange(width)[None] * 7919 + 13) % min(parts.vocabulary, 50_000)
     reference, ruled_out = _reference(model, tokens)
     scale = float(mx.abs(reference).max())
-    half = _is_half(parts)
+    half = is_half(parts)
     tolerance = 2e-2 if half else 1e-4
     last = mx.array([width - 1])
     stream = Stream(recording=True)
@@ -192,7 +192,3 @@ def _find_place(stream: Stream, n_layers: int) -> Place | None:
         same = {p for p, a in stream.arguments[i].items() if a is stream.outputs[i - 1]}
         places = same if places is None else places & same
     return min(places, key=str) if places else (0 if n_layers == 1 else None)
-
-
-def _is_half(parts: Anatomy) -> bool:
-    return any(p.dtype in (mx.float16, mx.bfloat16) for p in parts.embedding.parameters().values())

@@ -16,7 +16,7 @@ from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation import EvalResult
-from vauban.export import ExportReport, check_output, resume_key, staged
+from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.sources import (
     LABELS,
@@ -34,6 +34,8 @@ from vauban.pipeline.stages import (
     contrast_shares,
     control_rows,
     evaluate_models,
+    leak_stage,
+    leak_warnings,
     measure_stage,
     model_name,
     open_model,
@@ -140,6 +142,7 @@ def run(
         opened, config, plan_of_run.harmful, plan_of_run.harmless, progress=progress
     )
     plan = plan_stage(opened, config, result)
+    leak = leak_stage(opened, plan, held_out)
     changed = changed_model(opened, plan)
     evaluation = evaluate_models(opened, changed, config, held_out, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
@@ -148,7 +151,7 @@ def run(
         contrast = contrast_shares(opened, changed, config, held_out, progress=progress)
         controls = control_rows(opened, config, result, held_out, evaluation, progress=progress)
     rows = (*comparison_rows(evaluation, contrast), *controls)
-    warnings = _warnings(plan_of_run, result, rows[0])
+    warnings = (*_warnings(plan_of_run, result, rows[0]), *leak_warnings(leak))
     source_hashes = hash_files(
         source, "model*.safetensors", stage="hash the source", progress=progress
     )
@@ -159,6 +162,8 @@ def run(
             progress("write and read back", 0, 1)
         report = plan.write(source, folder, precision=config.output.precision)
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
+        document["leak"] = leak
+        document["export"]["logits_difference"] = logits_difference(folder, plan)
         document["files"] = {"source": source_hashes, "written": report.files}
         samples = tuple(pick_samples(evaluation.answers))
         result.save(folder / "direction.safetensors")

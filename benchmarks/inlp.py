@@ -1,0 +1,104 @@
+"""INLP in the span of the rows against a scikit-learn loop in full dimension.
+
+    python benchmarks/inlp.py                      # 32 layers x 256 prompts x d 4096, 32 directions
+    python benchmarks/inlp.py --width 512 --layers 4 --directions 8
+
+Both sides see the same split, scale and C and are forced to the same number of directions. Results
+are compared first: held-out accuracies, and the span of the leading directions. The loop is run on
+`--sample` layers and its time extrapolated to all of them, which is printed as such.
+"""
+
+# isort: off
+import vauban  # before mlx.core and NumPy's BLAS
+# isort: on
+
+import argparse
+import time
+
+import mlx.core as mx
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from vauban.directions.inlp import _distinct, _split
+from vauban.directions.linear import row_scale
+
+C = 0.1
+
+
+def activations(prompts: int, layers: int, width: int) -> tuple[mx.array, np.ndarray]:
+    """(n, layers, d) with a common mean, a falling spectrum and a class difference per layer."""
+    rng = np.random.default_rng(0)
+    y = np.arange(prompts) % 2
+    found = []
+    for layer in range(layers):
+        u = rng.normal(size=(4, width)) / width**0.5
+        spectrum = 8.0 / (1.0 + np.arange(width) / 16.0)
+        x = rng.normal(size=(prompts, width)) * spectrum
+        x += 0.5 + (y[:, None] - 0.5) * (np.array([8.0, 5.0, 4.0, 3.0]) @ u)
+        found.append((1.0 + layer) * x)
+    return mx.array(np.stack(found, axis=1).astype(np.float32)), y
+
+
+def loop(rows: np.ndarray, y: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ravfogel et al.'s loop: a fit in d dimensions, then the rows off all directions so far."""
+    x = rows.astype(np.float64)
+    train, dev = _split(y.astype(bool), _distinct(x), 0.2, 0)
+    x = x / row_scale(x[train])
+    basis = np.zeros((0, x.shape[1]))
+    accuracies = []
+    for _ in range(steps):
+        projected = x - (x @ basis.T) @ basis
+        fitted = LogisticRegression(C=C, tol=1e-6, max_iter=1000).fit(projected[train], y[train])
+        accuracies.append(fitted.score(projected[dev], y[dev]))
+        w = fitted.coef_[0]
+        for _ in range(2):
+            w = w - basis.T @ (basis @ w)
+        basis = np.vstack([basis, w / np.linalg.norm(w)])
+    return basis, np.array(accuracies), len(dev)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--directions", type=int, default=32)
+    parser.add_argument("--sample", type=int, default=1, help="layers that the loop is run on")
+    args = parser.parse_args()
+    X, y = activations(args.prompts, args.layers, args.width)
+    mx.eval(X)
+
+    began = time.perf_counter()
+    found = vauban.fit_inlp_batch(
+        X, mx.array(y), C=C, min_accuracy=0.0, max_rank=args.directions, patience=args.directions
+    )
+    ours = time.perf_counter() - began
+
+    spent = 0.0
+    for layer in range(args.sample):
+        began = time.perf_counter()
+        basis, accuracies, held = loop(np.array(X[:, layer]), y, args.directions)
+        spent += time.perf_counter() - began
+        result = found[(layer,)]
+        difference = np.abs(np.array(result.accuracies) - accuracies).max() * held
+        leading = min(8, args.directions)
+        inner = np.array(result.directions[:leading], dtype=np.float64) @ basis[:leading].T
+        cosine = np.linalg.svd(inner)[1].min()
+        print(
+            f"layer {layer}: {result.rank} directions on both sides; held-out accuracies differ "
+            f"by at most {difference:.0f} of {held} prompts; span of the first {leading}: smallest "
+            f"principal cosine {cosine:.6f}"
+        )
+        if result.rank != args.directions or difference > 2 or cosine < 1 - 1e-3:
+            raise SystemExit("the two sides disagree; the times below would compare nothing")
+    theirs = spent / args.sample * args.layers
+    print(
+        f"vauban        {ours:8.1f} s for {args.layers} layers ({ours / args.layers:.2f} s each)\n"
+        f"scikit-learn  {theirs:8.1f} s for {args.layers} layers, extrapolated from {args.sample} "
+        f"({spent / args.sample:.1f} s each)\n"
+        f"ratio         {theirs / ours:8.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What vauban does on one tiny model of each family, measured: behind the tests and the docs page.
+
+Every figure compares with something computed another way: the model's own forward, single prompts,
+the tap, the numeric probe, token-by-token decoding. Nothing is asserted here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+import vauban
+from tests.architectures.build import build, module_of
+from vauban.models import (
+    anatomy,
+    can_share,
+    generate_tokens,
+    prefix_cache,
+    repeated,
+    residual_writers,
+)
+from vauban.models.families import family_of
+from vauban.models.generate import uneven_batches
+from vauban.models.paths import by_hand, by_tap
+from vauban.models.probe import ProbeReport, compare_with_probe
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One configuration. Differences are relative to the largest value compared; None: not run."""
+
+    name: str
+    module: str
+    refused: str = ""
+    path: str = ""
+    note: str = ""
+    parity: float | None = None
+    padding: float | None = None
+    prefix: float | None = None
+    """None where the prefix is not shared."""
+    capture: float | None = None
+    """None where the blocks are not called as modules."""
+    probe: ProbeReport | None = None
+    kinds: tuple[str, ...] = ()
+    gains: bool = False
+    biases: bool = False
+    embedding: str = ""
+    leak: float | None = None
+    uneven: bool = False
+    generated: bool = False
+
+
+@cache
+def model_of(name: str) -> nn.Module:
+    """The model of a configuration, built once; tests leave it as it is."""
+    return build(name)
+
+
+def difference(a: mx.array, b: mx.array) -> float:
+    """Largest |a - b| over the largest |b|; entries that a family rules out (-inf) count as 0."""
+    a, b = (mx.where(x == -mx.inf, 0, x).astype(mx.float32) for x in (a, b))
+    return float(mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-6))
+
+
+def row(name: str, count: int, seed: int) -> list[int]:
+    """Token ids of a prompt, within the first 160 of any vocabulary."""
+    top = min(anatomy(model_of(name)).vocabulary, 160)
+    return mx.random.randint(1, top, (count,), key=mx.random.key(seed)).tolist()
+
+
+@cache
+def measure(name: str) -> Facts:
+    """All facts of a configuration; of a refused one only why."""
+    model = model_of(name)
+    try:
+        check = vauban.verify_forward(model)
+    except vauban.ArchitectureError as error:
+        return Facts(name, module_of(name), refused=str(error))
+    writers = residual_writers(model)
+    plan = vauban.plan_cut(model, mx.random.normal((writers[0].shape[1],), key=mx.random.key(3)))
+    return Facts(
+        name,
+        module_of(name),
+        path=check.path,
+        note=check.note,
+        parity=_parity(name, model),
+        padding=_padding(name, model),
+        prefix=_prefix(name, model),
+        capture=_capture(name, model),
+        probe=compare_with_probe(model, writers),
+        kinds=tuple(dict.fromkeys(w.kind for w in writers)),
+        gains=any(w.gain is not None for w in writers),
+        biases=any(w.bias for w in writers),
+        embedding=plan.embedding,
+        leak=plan.stream_leak(model),
+        uneven=uneven_batches(model).ok,
+        generated=_generates(name, model),
+    )
+
+
+def _parity(name: str, model: nn.Module) -> float:
+    """Logits of vauban's forward against `model(tokens)`, on other tokens than `verify_forward`."""
+    tokens = mx.array([row(name, 29, 11)])
+    out = vauban.forward(model, tokens, positions="all")
+    return difference(out.logits, model(tokens, cache=make_prompt_cache(model)))
+
+
+def _padding(name: str, model: nn.Module) -> float:
+    rows = [row(name, n, n) for n in (21, 4, 13)]
+    padded = mx.array([tokens + [0] * (21 - len(tokens)) for tokens in rows])
+    out = vauban.forward(model, padded, lengths=[21, 4, 13], positions=(-2, -1), logits="last")
+    return _against_single(model, rows, out)
+
+
+def _prefix(name: str, model: nn.Module) -> float | None:
+    if not can_share(model):
+        return None
+    head = row(name, 17, 5)
+    ends = [row(name, n, n) for n in (11, 3, 6)]
+    padded = mx.array([tokens + [0] * (11 - len(tokens)) for tokens in ends])
+    out = vauban.forward(
+        model,
+        padded,
+        lengths=[11, 3, 6],
+        cache=repeated(prefix_cache(model, head, ()), 3),
+        positions=(-2, -1),
+        logits="last",
+    )
+    return _against_single(model, [head + end for end in ends], out)
+
+
+def _against_single(model: nn.Module, rows: list[list[int]], out: Any) -> float:
+    worst = 0.0
+    for i, tokens in enumerate(rows):
+        single = vauban.forward(model, mx.array([tokens]), positions=(-2, -1), logits="last")
+        worst = max(
+            worst,
+            difference(out.residual[i], single.residual[0]),
+            difference(out.logits[i], single.logits[0]),
+        )
+    return worst
+
+
+def _capture(name: str, model: nn.Module) -> float | None:
+    """The stream at every residual and position: the explicit loop against the tap."""
+    parts, tokens, last = anatomy(model), mx.array([row(name, 19, 2)]), mx.array([18])
+    _, by_loop = by_hand(model, parts, tokens, make_prompt_cache(model), (), True, True, last)
+    if family_of(model) == "iquestloopcoder":
+        return None
+    _, recorded = by_tap(model, parts, tokens, make_prompt_cache(model), (), True, True, last)
+    return max(difference(a, b) for a, b in zip(by_loop, recorded, strict=True))
+
+
+def _generates(name: str, model: nn.Module) -> bool:
+    """Uneven prompts with a common start, some ended early: as one prompt at a time."""
+    head = row(name, 7, 9)
+    lists = [head + row(name, n, n) for n in (3, 12, 12, 5)]
+    free = [greedy(model, tokens, 5, frozenset()) for tokens in lists]
+    eos = frozenset({free[1][2]})
+    expected = [
+        answer[: answer.index(free[1][2])] if free[1][2] in answer else answer for answer in free
+    ]
+    return generate_tokens(model, lists, eos=eos, max_tokens=5) == expected
+
+
+def greedy(model: nn.Module, tokens: list[int], count: int, eos: frozenset[int]) -> list[int]:
+    """mlx-lm's own cached forward, one prompt, argmax."""
+    caches = make_prompt_cache(model)
+    logits = model(mx.array([tokens]), cache=caches)[:, -1]
+    answer: list[int] = []
+    while len(answer) < count:
+        token = int(mx.argmax(logits[0]))
+        if token in eos:
+            break
+        answer.append(token)
+        logits = model(mx.array([[token]]), cache=caches)[:, -1]
+    return answer

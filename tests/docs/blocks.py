@@ -1,0 +1,32 @@
+"""Run the code of a documentation page as it is printed."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks_of(page: Path) -> list[tuple[str, str]]:
+    """(language, code) of every fenced block, in order."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def run_blocks(page: Path, folder: Path, environment: dict[str, str] | None = None) -> None:
+    """Python blocks share their names; shell blocks run in `folder`, where the caller is."""
+    names: dict[str, object] = {}
+    blocks = blocks_of(page)
+    assert blocks
+    for language, code in blocks:
+        if language == "python":
+            exec(compile(code, page.name, "exec"), names)
+        elif language == "shell":
+            subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", code],
+                cwd=folder,
+                env=environment,
+                check=True,
+                capture_output=True,
+                timeout=240,
+            )

@@ -1,0 +1,269 @@
+"""Causal selection: what each candidate direction does to the model's first answer token.
+
+Arditi et al. 2024 (arXiv 2406.11717), appendix C, and the local and addition forms of it. Runs the
+model through `PromptReader`; the rule itself is `select_from_scores`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from vauban.directions.candidates import Key, candidate_table
+from vauban.directions.refusal_odds import (
+    check_mass,
+    last_token_kl,
+    refusal_log_odds,
+    refusal_mass,
+    refusal_token_ids,
+)
+from vauban.directions.selection import (
+    NoCandidate,
+    SelectionResult,
+    drop_reason,
+    layer_limit,
+    select_from_scores,
+)
+from vauban.errors import InputError, VaubanWarning
+from vauban.interventions import Ablate, Add, Intervention, Project
+from vauban.models import anatomy
+from vauban.models.resume import PromptReader
+from vauban.prompts import encode_chat
+
+Progress = Callable[[str, int, int], None]
+Kind = Literal["ablate", "project", "add"]
+# A difference smaller than this share of the residual's norm is rounding noise.
+_NOISE = 1e-6
+
+
+def select_direction(
+    model: nn.Module,
+    tokenizer: Any,
+    candidates: Any,
+    harmful: Sequence[Any],
+    harmless: Sequence[Any],
+    *,
+    kind: Kind = "ablate",
+    scope: Literal["all", "local"] = "all",
+    scores: Literal["all", "needed"] = "all",
+    kl_threshold: float | None = 0.1,
+    induce_threshold: float | None = 0.0,
+    prune_layers: float = 0.2,
+    refusal_tokens: Sequence[int] | None = None,
+    multipliers: Sequence[float] = (1.0,),
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> SelectionResult:
+    """The candidate that turns refusal off best, on and off again, at little cost elsewhere.
+
+    `candidates`: `collect_candidates`' result, a `DirectionResult`, or {(position, residual):
+    raw vector (d,)}; for "project" a basis (k, d) whose first row has the raw length. `harmful`
+    and `harmless` are validation prompts, not those of the estimate. For each candidate
+
+    bypass  mean refusal log-odds on `harmful` under the removal: "ablate" (all three sites),
+            "project" (P, once per stream) or "add" (-1 times the vector at its residual)
+    kl      mean KL(unchanged || removal) of the last token on `harmless`
+    induce  mean log-odds on `harmless` with the raw vector added at its residual; the largest over
+            `multipliers`
+
+    `scope` "all" removes at every block, "local" at the candidate's own (an addition always is).
+    `scores="needed"` measures induce first, then KL of the survivors, then bypass of theirs; the
+    choice is the same. Residuals before a change are not computed again, and the prompts' common
+    prefix is read once per change. `refusal_tokens`: default `refusal_token_ids`.
+
+    Raises InputError for empty prompts, unknown options and candidates of the wrong size,
+    NoCandidate when none passes. Warns when the refusal tokens carry no mass on `harmful`.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> bad, good = ["Explain how to rob a shop.", "How can I forge a ticket?"], ["Name a colour."]
+    >>> found = vauban.select_direction(
+    ...     model, tokenizer, collect_candidates(model, tokenizer, bad, good), bad, good,
+    ...     induce_threshold=None, kl_threshold=None)
+    >>> 0 <= found.layer < len(model.layers)
+    True
+    """
+    _check_options(kind, scope, scores, harmful, harmless, multipliers)
+    parts = anatomy(model)
+    limit = layer_limit(parts.n_layers, prune_layers)
+    table = candidate_table(candidates)
+    _check_table(table, parts.n_layers, parts.d_model)
+    ids = _token_ids(tokenizer, refusal_tokens, parts.vocabulary)
+    local = scope == "local" or kind == "add"
+    readers = {
+        "harmful": PromptReader(
+            model, [encode_chat(tokenizer, p) for p in harmful],
+            record=local, batch_size=batch_size,
+        ),
+        "harmless": PromptReader(
+            model, [encode_chat(tokenizer, p) for p in harmless], batch_size=batch_size
+        ),
+    }  # fmt: skip
+    base = {name: refusal_log_odds(r.baseline, ids) for name, r in readers.items()}
+    mass = refusal_mass(readers["harmful"].baseline, ids)
+    notes = [check_mass(mass, readers["harmful"].baseline, ids, tokenizer)]
+    if base["harmful"].mean() <= base["harmless"].mean():
+        notes.append(
+            f"refusal is no likelier on the harmful prompts ({base['harmful'].mean():+.2f}) than "
+            f"on the harmless ones ({base['harmless'].mean():+.2f}): are the sets in order?"
+        )
+        warnings.warn(notes[-1], VaubanWarning, stacklevel=2)
+    noise = _noise_level(candidates, table, readers["harmless"])
+    records: list[dict[str, Any]] = [
+        {"position": p, "layer": r, "bypass": None, "induce": None, "kl": None} for p, r in table
+    ]
+    reasons = ["difference is zero up to rounding" if z else "" for z in noise]
+
+    def removal(key: Key, vector: mx.array) -> tuple[list[Intervention], int]:
+        """The removing intervention, and the first block that it touches."""
+        at: Any = [key[1]] if local else "all"
+        if kind == "add":
+            return [Add(vector, -1.0, key[1])], key[1]
+        change = Ablate(vector, at) if kind == "ablate" else Project(vector, 1.0, at)
+        return [change], key[1] if local else 0
+
+    def induce(key: Key, vector: mx.array) -> float:
+        raw = vector if vector.ndim == 1 else vector[0]
+        return max(
+            _mean(refusal_log_odds(readers["harmless"].logits([Add(raw, m, key[1])], key[1]), ids))
+            for m in multipliers
+        )
+
+    def kl(key: Key, vector: mx.array) -> float:
+        changed = readers["harmless"].logits(*removal(key, vector))
+        return _mean(last_token_kl(readers["harmless"].baseline, changed))
+
+    def bypass(key: Key, vector: mx.array) -> float:
+        return _mean(refusal_log_odds(readers["harmful"].logits(*removal(key, vector)), ids))
+
+    def out(number: int) -> bool:
+        """Whether a candidate is known to be out by what has been measured of it."""
+        known = drop_reason(records[number], limit, kl_threshold, induce_threshold)
+        return bool(reasons[number] or known)
+
+    measures = {"induce": induce, "kl": kl, "bypass": bypass}
+    for stage, (name, score) in enumerate(measures.items()):
+        for number, (key, vector) in enumerate(table.items()):
+            # A zero difference has no direction to remove: not even "all" can score it.
+            if not (out(number) if scores == "needed" else reasons[number]):
+                records[number][name] = score(key, vector)
+            if progress:
+                progress("select", stage * len(table) + number + 1, 3 * len(table))
+    given: list[dict[str, Any]] = [
+        {**record, "reason": reason} if reason else record
+        for record, reason in zip(records, reasons, strict=True)
+    ]
+    chosen = select_from_scores(
+        given, parts.n_layers, kl_threshold=kl_threshold,
+        induce_threshold=induce_threshold, prune_layers=prune_layers,
+    )  # fmt: skip
+    return replace(
+        chosen,
+        direction=table[chosen.position, chosen.layer],
+        kind=kind,
+        scope="local" if local else "all",
+        refusal_tokens=ids,
+        baseline={name: _mean(values) for name, values in base.items()},
+        mass=_mean(mass),
+        warnings=tuple(note for note in notes if note),
+    )
+
+
+def choose_causally(
+    model: nn.Module,
+    tokenizer: Any,
+    candidates: dict[Key, mx.array],
+    harmful: Sequence[Any],
+    harmless: Sequence[Any],
+    fallback: Key,
+    **options: Any,
+) -> tuple[Key, SelectionResult | None, list[str]]:
+    """(position, residual) by `select_direction` with the scores that are needed.
+
+    Where no candidate passes, `fallback` is returned with a note that says so.
+    """
+    try:
+        found = select_direction(
+            model, tokenizer, candidates, harmful, harmless, **{"scores": "needed", **options}
+        )
+    except NoCandidate as error:
+        note = f"causal selection failed, the layer is chosen by separation instead: {error}"
+        return fallback, None, [note]
+    return (found.position, found.layer), found, list(found.warnings)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
+def _check_options(
+    kind: str, scope: str, scores: str, harmful: Sequence[Any], harmless: Sequence[Any],
+    multipliers: Sequence[float],
+) -> None:  # fmt: skip
+    options = {
+        "kind": (kind, ("ablate", "project", "add")),
+        "scope": (scope, ("all", "local")),
+        "scores": (scores, ("all", "needed")),
+    }
+    for name, (value, allowed) in options.items():
+        if value not in allowed:
+            raise InputError(f"{name} is {value!r}; expected one of {allowed}")
+    for name, prompts in (("harmful", harmful), ("harmless", harmless)):
+        if not len(prompts):
+            raise InputError(f"the {name} validation set is empty; expected at least one prompt")
+    if not len(multipliers):
+        raise InputError("multipliers is empty; expected at least one factor, for example (1.0,)")
+
+
+def _check_table(table: dict[Key, mx.array], n_layers: int, d_model: int) -> None:
+    for (position, residual), vector in table.items():
+        if not 0 <= residual < n_layers:
+            raise InputError(
+                f"candidate at position {position}, residual {residual}: expected a block input, "
+                f"0 to {n_layers - 1}"
+            )
+        if vector.ndim not in (1, 2) or vector.shape[-1] != d_model:
+            raise InputError(
+                f"candidate at position {position}, residual {residual} has shape {vector.shape}; "
+                f"expected ({d_model},) or (k, {d_model})"
+            )
+        if not bool(mx.isfinite(vector).all()):
+            raise InputError(f"candidate at position {position}, residual {residual} holds NaN")
+
+
+def _token_ids(
+    tokenizer: Any, refusal_tokens: Sequence[int] | None, vocabulary: int
+) -> tuple[int, ...]:
+    if refusal_tokens is None:
+        return refusal_token_ids(tokenizer)
+    ids = tuple(int(t) for t in refusal_tokens)
+    if not ids or min(ids) < 0 or max(ids) >= vocabulary:
+        raise InputError(f"refusal_tokens are {ids}; expected ids from 0 to {vocabulary - 1}")
+    return ids
+
+
+def _noise_level(candidates: Any, table: dict[Key, mx.array], reader: PromptReader) -> list[bool]:
+    """Whether each candidate is zero against the norm of the residual that it comes from.
+
+    At a template's tokens the class means of early residuals agree up to rounding; normalised,
+    such a difference would be a random direction, and an exact zero none at all.
+    """
+    scales: dict[Key, float] = {}
+    if hasattr(candidates, "scales"):
+        for column, position in enumerate(candidates.positions):
+            for residual in range(candidates.vectors.shape[0]):
+                scales[position, residual] = float(candidates.scales[residual, column])
+    elif reader.residual is not None:
+        norms = mx.linalg.norm(reader.residual, axis=-1).mean(axis=0)
+        scales = {key: float(norms[key[1]]) for key in table}
+    return [
+        float(mx.linalg.norm(vector if vector.ndim == 1 else vector[0]))
+        <= max(_NOISE * scales.get(key, 0.0), 1e-12)
+        for key, vector in table.items()
+    ]
