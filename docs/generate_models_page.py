@@ -8,6 +8,7 @@ Knows the facts and how they are printed; measures nothing itself.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -62,7 +63,7 @@ _END = """
 
 
 def percent(share: float) -> str:
-    return "—" if share <= 1e-5 else f"{100 * share:.1g} %"
+    return "—" if share <= 1e-5 else f"{100 * share:.2g} %"
 
 
 def _totals(found: list) -> str:
@@ -85,6 +86,7 @@ def _totals(found: list) -> str:
 def render() -> str:
     """The whole page."""
     sys.path.insert(0, str(ROOT))
+    importlib.import_module("vauban")  # before mlx: it opens OpenBLAS on Linux
     import mlx_lm
 
     from tests.architectures.build import names
@@ -111,7 +113,7 @@ def render() -> str:
         )
     refused = [f"* `{name}`: {measure(name).refused}." for name in sorted(REFUSED)]
     leaks = [
-        f"* `{name}`: {NOT_CUTTABLE.get(name, '')}; {percent(share)} of the stream is left."
+        f"* `{name}`: {NOT_CUTTABLE.get(name, '')}; the stream keeps {percent(share)}."
         for name, share in sorted(LEAKS.items())
     ]
     head = _INTRODUCTION.format(

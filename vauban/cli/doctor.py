@@ -14,7 +14,8 @@ from typing import Any
 
 from vauban.cli import show
 from vauban.cli.console import Console
-from vauban.models import Writer, device_info, residual_writers
+from vauban.models import NOT_CUTTABLE, Writer, device_info, residual_writers
+from vauban.models.probe import compare_with_probe
 from vauban.pipeline.provenance import system, versions
 from vauban.pipeline.stages import Opened, open_model
 from vauban.report import byte_size
@@ -44,6 +45,8 @@ def doctor(options: argparse.Namespace) -> int:
         with console.progress() as progress:
             opened = open_model(options.model, progress=progress)
         found["model"] = _model(console, opened)
+        if options.probe:
+            found["model"]["probe"] = _probe(console, opened)
     console.document(found)
     return 0
 
@@ -57,6 +60,7 @@ def _openblas(loaded: bool) -> str:
 def _model(console: Console, opened: Opened) -> dict[str, Any]:
     writers = residual_writers(opened.model)
     # Cutting and writing go tensor by tensor: one writer in float32 is all that comes on top.
+    reason = NOT_CUTTABLE.get(opened.check.family)
     working = max(4 * math.prod(writer.shape) for writer in writers)
     console.pairs(
         "model",
@@ -65,6 +69,7 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
             ("forward pass", show.forward_line(opened.check)),
             ("family", opened.check.family),
             ("writers", _kinds(writers)),
+            ("exact cut", f"no: {reason}" if reason else "yes"),
             (
                 "memory",
                 f"{byte_size(opened.info.bytes)} for the weights as they run, "
@@ -82,6 +87,22 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
         "memory": {"weights": opened.info.bytes, "cutting": working},
         "writers": [_writer(writer) for writer in writers],
     }
+
+
+def _probe(console: Console, opened: Opened) -> dict[str, Any]:
+    """Compare the writers found by name with those that running the model shows."""
+    report = compare_with_probe(opened.model)
+    said = "the same writers and gains" if report.ok else "differs"
+    console.pairs(
+        "probe",
+        [
+            ("result", said),
+            ("missed by name", ", ".join(report.missed) or "none"),
+            ("not confirmed", ", ".join(report.invented) or "none"),
+            ("gains", f"differ by at most {report.gains:.1e}"),
+        ],
+    )
+    return asdict(report)
 
 
 def _kinds(writers: Sequence[Writer]) -> str:

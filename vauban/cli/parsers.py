@@ -90,6 +90,9 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         return parser
     if name == "doctor":
         parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder or a Hub id")
+        parser.add_argument(
+            "--probe", action="store_true", help="find the writers by running the model, compare"
+        )
         _add_json(parser)
         return parser
     if name == "cut":

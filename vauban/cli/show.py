@@ -85,7 +85,8 @@ def device_line(device: DeviceInfo) -> str:
 
 
 def model_lines(info: ModelInfo) -> list[tuple[str, str]]:
-    runs = info.dtype + (f" with {info.quantization} weights" if info.quantization else "")
+    packed = info.quantization if info.quantization != info.stored_dtype else None
+    runs = info.dtype + (f" with {packed} weights" if packed else "")
     if info.converted:
         runs += f" (stored as {info.stored_dtype}, which this CPU computes slowly)"
     return [

@@ -8,7 +8,7 @@ from vauban.models.batching import (
     shared_prefix,
     token_budget,
 )
-from vauban.models.families import family_of
+from vauban.models.families import NOT_CUTTABLE, family_of
 from vauban.models.forward import forward
 from vauban.models.generate import decode, eos_ids, generate, generate_tokens
 from vauban.models.loading import (
@@ -28,6 +28,7 @@ from vauban.models.verify import ForwardCheck, verify_forward
 from vauban.models.writers import WRITER_NAMES, Writer, branches, norm_gain, residual_writers
 
 __all__ = [
+    "NOT_CUTTABLE",
     "WRITER_NAMES",
     "Anatomy",
     "DeviceInfo",

@@ -109,16 +109,19 @@ def no_operation(family: str, layer: Any) -> bool:
 
 
 # Matrices packed in a way of their own, by class.
-OWN_PACKING: dict[str, str] = {"BitLinear": "ternary", "HadamardQuantizedLinear": "hadamard"}
-
+OWN_PACKING: dict[str, str] = {
+    "BitLinear": "ternary",
+    "HadamardQuantizedEmbedding": "hadamard",
+    "HadamardQuantizedLinear": "hadamard",
+}
 
 # Why an exact cut is out of reach, where the measured leak is not rounding.
 NOT_CUTTABLE: dict[str, str] = {
     "gemma3n": "LAuReL adds the normed stream itself",
     "longcat_flash": "identity experts add the normed stream itself",
     "longcat_flash_ngram": "identity experts add the normed stream itself",
-    "nanbeige": "a norm stands in the stream between two rounds over the blocks",
-    "rwkv7": "the first block norms the embedding, so the direction comes back from the norm",
-    "prism_hadamard_qwen35": "the embedding is packed in a rotated basis and read in half precision",
+    "nanbeige": "a norm stands between two rounds over the blocks unless skip_loop_final_norm",
+    "rwkv7": "the first block puts a norm with a bias between the embedding and the stream",
+    "prism_hadamard_qwen35": "the embedding is read in half precision, from a rotated basis",
     "muse_spark": "each channel of the stream has its own skip gain",
 }

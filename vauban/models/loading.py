@@ -16,6 +16,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
+from mlx_lm.utils import dequantize_model
 
 from vauban import _backend
 from vauban._arrays import flat_parameters
@@ -98,12 +99,16 @@ def _available_memory(total: int) -> int:
     return total // 2
 
 
-def load(path_or_repo: str | Path, **options: Any) -> tuple[nn.Module, Any]:
+def load(
+    path_or_repo: str | Path, *, unpack: bool = False, **options: Any
+) -> tuple[nn.Module, Any]:
     """(model, tokenizer) of a local folder or a Hub id, through `mlx_lm.load`.
 
     `options` go to mlx_lm.load (adapter_path, revision, trust_remote_code, ...). On a CPU back end
     half-precision weights run in float32 when 4 bytes per parameter fit in half of the free
-    memory; packed weights stay packed. Raises ModelError naming what is missing, broken or NaN.
+    memory. Packed weights stay packed, unless `unpack` asks to have them in float32 as well where
+    the same holds: a packed matrix is multiplied 60 times slower there. Raises ModelError naming
+    what is missing, broken or NaN.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
@@ -122,10 +127,16 @@ def load(path_or_repo: str | Path, **options: Any) -> tuple[nn.Module, Any]:
         raise ModelError(f"mlx-lm cannot load {path_or_repo}: {error}") from error
     _check_finite(model, path_or_repo)
     stored = _float_dtype(model)
-    converted = mx.default_device() == mx.Device(mx.cpu) and _run_in_float32(model)
+    parameters = _count(model)
+    converted = mx.default_device() == mx.Device(mx.cpu) and _run_in_float32(
+        model, parameters, unpack=unpack
+    )
     parts = anatomy(model)
     config = json.loads((folder / "config.json").read_text())
     packed = config.get("quantization") or config.get("quantization_config")
+    label = _quantization_label(packed)
+    if label and not any("scales" in m for _, m in model.named_modules()):
+        stored = label
     info = ModelInfo(
         path=str(path_or_repo),
         model_type=str(config.get("model_type", "unknown")),
@@ -133,8 +144,8 @@ def load(path_or_repo: str | Path, **options: Any) -> tuple[nn.Module, Any]:
         d_model=parts.d_model,
         dtype=_float_dtype(model),
         stored_dtype=stored,
-        quantization=_quantization_label(packed),
-        parameters=_count(model),
+        quantization=label,
+        parameters=parameters,
         bytes=sum(int(p.nbytes) for p in flat_parameters(model).values()),
         converted=converted,
     )
@@ -258,13 +269,13 @@ def _float_dtype(model: nn.Module) -> str:
     return max(sizes, key=lambda n: sizes[n]) if sizes else "none"
 
 
-def _run_in_float32(model: nn.Module) -> bool:
+def _run_in_float32(model: nn.Module, parameters: int, *, unpack: bool) -> bool:
     """Half precision runs 36 times slower than float32 on MLX's CPU back end."""
     flat = flat_parameters(model).values()
-    half = [v for v in flat if v.dtype in (mx.float16, mx.bfloat16)]
-    needed = 4 * sum(int(v.size) for v in flat)
+    half = any(v.dtype in (mx.float16, mx.bfloat16) for v in flat)
+    packed = unpack and any("scales" in m for _, m in model.named_modules())
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if not half or needed > _available_memory(total) / 2:
+    if not (half or packed) or 4 * parameters > _available_memory(total) / 2:
         return False
     model.update(
         tree_map(
@@ -272,6 +283,9 @@ def _run_in_float32(model: nn.Module) -> bool:
             model.parameters(),
         )
     )
+    if packed:
+        # Scales and offsets are float32 by now, so this loses nothing.
+        dequantize_model(model)
     mx.eval(model.parameters())
     return True
 

@@ -56,7 +56,7 @@ def open_model(path: str, *, progress: Progress | None = None) -> Opened:
         ArchitectureError: neither way of running the layers gives the model's own logits.
     """
     _tell(progress, "load model", 0, 1)
-    model, tokenizer = vauban.load(path)
+    model, tokenizer = vauban.load(path, unpack=True)
     _tell(progress, "load model", 1, 1)
     _tell(progress, "verify forward pass", 0, 1)
     check = verify_forward(model)
