@@ -114,12 +114,12 @@ def collection(model: nn.Module, tokenizer: Any, prompts: list[str], repeats: in
         return mx.stack(found).astype(mx.float32)
 
     def mlx_lm_whole() -> None:
-        for batch in batches(tokens):
+        for batch in batches(tokens, tight=True):
             mx.eval(trunk(batch.tokens, cache=make_prompt_cache(model)))
 
     def mlx_lm_same_tokens() -> None:
         head = prefix_cache(model, tokens[0][:skip], ())
-        for batch in batches(tokens, skip=skip):
+        for batch in batches(tokens, skip=skip, tight=True):
             cache = repeated(head, len(batch.rows)) or make_prompt_cache(model)
             mx.eval(trunk(batch.tokens, cache=cache))
 

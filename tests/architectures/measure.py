@@ -18,6 +18,7 @@ import vauban
 from tests.architectures.build import build, module_of
 from vauban.models import (
     anatomy,
+    branches,
     can_share,
     generate_tokens,
     prefix_cache,
@@ -27,7 +28,7 @@ from vauban.models import (
 from vauban.models.families import family_of
 from vauban.models.generate import uneven_batches
 from vauban.models.paths import by_hand, by_tap
-from vauban.models.probe import ProbeReport, compare_with_probe
+from vauban.models.probe import ProbeReport, compare_with_probe, silenced
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Facts:
     biases: bool = False
     embedding: str = ""
     leak: float | None = None
+    sites: str = ""
+    """Whether a change of a block's terms reaches the stream as it is: "exact", or why not."""
     uneven: bool = False
     generated: bool = False
 
@@ -98,6 +101,7 @@ def measure(name: str) -> Facts:
         biases=any(w.bias for w in writers),
         embedding=plan.embedding,
         leak=plan.stream_leak(model),
+        sites=_sites(model),
         uneven=uneven_batches(model).ok,
         generated=_generates(name, model),
     )
@@ -154,6 +158,51 @@ def _capture(name: str, model: nn.Module) -> float | None:
         return None
     _, recorded = by_tap(model, parts, tokens, make_prompt_cache(model), (), True, True, last)
     return max(difference(a, b) for a, b in zip(by_loop, recorded, strict=True))
+
+
+@dataclass(frozen=True)
+class _At:
+    """Adds a vector to one term of one block."""
+
+    vector: mx.array
+    site: str
+    layer: int
+
+    def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Any:
+        return (lambda h: h + self.vector) if (site, layer) == (self.site, self.layer) else None
+
+
+def _sites(model: nn.Module) -> str:
+    """With every writer silenced, a term of a block is just what is added to it.
+
+    The change must arrive as it is; a scalar that the block puts on the whole stream afterwards
+    (Gemma 4) and a second round over the blocks are no error.
+    """
+    parts = anatomy(model)
+    try:
+        terms = branches(model)
+    except vauban.ArchitectureError as error:
+        return str(error)
+    vector = mx.random.normal((parts.d_model,), key=mx.random.key(1))
+    tokens = (mx.arange(6)[None] * 7919 + 13) % min(parts.vocabulary, 160)
+
+    def output(changes: tuple[_At, ...], layer: int) -> mx.array:
+        with silenced(model):
+            _, stream = by_hand(
+                model, parts, tokens, make_prompt_cache(model), changes, True, False, mx.array([5])
+            )
+        return stream[layer + 1].astype(mx.float32)
+
+    for term in terms:
+        moved = output((_At(vector, term.site, term.layer),), term.layer)
+        moved = (moved - output((), term.layer)).reshape(-1, parts.d_model)[-1]
+        scale = float(moved @ vector / (vector @ vector))
+        off = float(mx.abs(moved - scale * vector).max())
+        rounds = 2 if family_of(model) in ("nanbeige", "iquestloopcoder") else 1
+        scaled = "layer_scalar" in parts.layers[term.layer]
+        if off > 1e-3 or (not scaled and abs(scale - rounds) > 1e-3):
+            return f"{term.path} arrives {scale:.3f} times, off by {off:.1e}"
+    return "exact"
 
 
 def _generates(name: str, model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from tests.architectures.build import module_of, names
 from tests.architectures.expected import (
     EQUAL_LENGTHS,
     LEAKS,
+    NO_SITES,
     NO_TAP,
     PREFIX_NOT_SHARED,
     REFUSED,
@@ -75,6 +76,13 @@ def test_a_full_cut_empties_the_stream(name: str) -> None:
         assert LEAKS[name] * 0.8 <= leak <= LEAKS[name] * 1.25
     else:
         assert leak <= 1e-5
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_change_of_a_blocks_term_arrives_in_the_stream(name: str) -> None:
+    """At attention_output and mlp_output, with every multiplier and norm where it belongs."""
+    found = facts(name)
+    assert NO_SITES[name] in found.sites if name in NO_SITES else found.sites == "exact"
 
 
 @pytest.mark.parametrize("name", RUNNING)

@@ -3,39 +3,23 @@
 import doctest
 import importlib
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.docs.blocks import ROOT, blocks_of, run_blocks
+
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_tutorial_run_in_order(page, tmp_path, monkeypatch, environment, capsys):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
-    assert blocks
-    for language, code in blocks:
-        if language == "python":
-            exec(compile(code, f"{page.name}", "exec"), names)
-        elif language == "shell":
-            subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", code],
-                cwd=tmp_path,
-                env=environment,
-                check=True,
-                capture_output=True,
-                timeout=240,
-            )
+    run_blocks(page, tmp_path, environment)
 
 
 def test_the_library_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = dict(_BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    blocks = dict(blocks_of(ROOT / "README.md"))
     exec(compile(blocks["python"], "README.md", "exec"), {})
     assert (tmp_path / "output" / "model.safetensors").is_file()
 

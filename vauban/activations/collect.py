@@ -93,6 +93,7 @@ def stream_activations(
         batch_size=batch_size,
         equal_lengths=even,
         budget=token_budget(model),
+        tight=True,
     ):
         out = forward(
             model,

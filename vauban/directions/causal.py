@@ -83,9 +83,9 @@ def select_direction(
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
     >>> bad, good = ["Explain how to rob a shop.", "How can I forge a ticket?"], ["Name a colour."]
+    >>> offered = vauban.collect_candidates(model, tokenizer, bad, good)
     >>> found = vauban.select_direction(
-    ...     model, tokenizer, collect_candidates(model, tokenizer, bad, good), bad, good,
-    ...     induce_threshold=None, kl_threshold=None)
+    ...     model, tokenizer, offered, bad, good, induce_threshold=None, kl_threshold=None)
     >>> 0 <= found.layer < len(model.layers)
     True
     """

@@ -24,6 +24,8 @@ from vauban.errors import InputError
 _HEAVY = 8.0
 _DOUBLINGS = 8
 _NEWTON = 8
+# Rows that are solved together: their arrays should stay in a core's cache.
+_ROWS = 16
 # Steps next in size that are looked at for one that is legal.
 _WINDOW = 8
 
@@ -298,7 +300,7 @@ def _approach(
     """
     most = np.broadcast_to(np.abs(u * step).max(1) * np.diff(grid.values).max(), left.shape)
     for j in np.flatnonzero(left < -2 * most):
-        s = step[min(j, len(step) - 1)]
+        s = step[min(int(j), len(step) - 1)]
         ratio = (u * _inverse(s)).astype(np.float32)
         reached = grid.round(x[j] + np.float32(high[j]) * ratio)
         moved = np.flatnonzero(reached != q[j])
@@ -435,19 +437,27 @@ def _row_shifts(
     wanted = t.astype(np.float32) @ along.T
     inverse = _inverse(s)
 
+    grouped = along.reshape(len(along), -1, group)
+    offsets = b.astype(np.float64) @ grouped.astype(np.float64).sum(-1).T
+
     def one_rows(start: int) -> None:
-        part = slice(start, start + 64)
-        step = np.repeat(s[part], group, axis=1)
-        offset = np.repeat(b[part], group, axis=1)
-        inv = np.repeat(inverse[part], group, axis=1)
-        base = (t[part] - offset + u[:, part].T @ c.astype(np.float32)) * inv
+        # Steps and offsets belong to groups: they are spread by broadcasting, never repeated.
+        part = slice(start, start + _ROWS)
+        size = (-1, columns)
+        inv, step = inverse[part, :, None], s[part, :, None]
+        base = u[:, part].T @ c.astype(np.float32)
+        base += t[part]
+        base = base.reshape(*step.shape[:2], group)
+        base -= b[part, :, None]
+        base *= inv
         for i in range(len(along)):
-            others = [j for j in range(len(along)) if j != i]
             x = base
-            for j in others:
-                x = x + r[j][part, None].astype(np.float32) * along[j] * inv
-            const = offset.astype(np.float64) @ along[i] - wanted[part, i]
-            r[i][part] = _root(x, along[i] * inv, along[i] * step, const, grid, r[i][part])[0]
+            for j in range(len(along)):
+                if j != i:
+                    x = x + r[j][part, None, None].astype(np.float32) * grouped[j] * inv
+            ratio, weight = (grouped[i] * inv).reshape(size), (grouped[i] * step).reshape(size)
+            const = offsets[part, i] - wanted[part, i]
+            r[i][part] = _root(x.reshape(size), ratio, weight, const, grid, r[i][part])[0]
 
     def one_group(g: int) -> None:
         part = slice(g * group, (g + 1) * group)
@@ -466,7 +476,7 @@ def _row_shifts(
 
     for _ in range(rounds):
         _parallel(one_group, range(columns // group))
-        _parallel(one_rows, range(0, rows, 64))
+        _parallel(one_rows, range(0, rows, _ROWS))
     return r.astype(np.float32), along.astype(np.float32)
 
 

@@ -70,11 +70,19 @@ class _Sums:
     leak: float = 0.0
     leak_had: float = 0.0
 
-    def add(self, update: Update, read: mx.array, wanted: mx.array) -> None:
-        """Take in a part as it was stored, and as it should be."""
+    def add(self, update: Update, read: mx.array, wanted: np.ndarray) -> np.ndarray:
+        """Take in a part as it was stored and as it should be; returns the difference.
+
+        In NumPy: on a CPU mlx sums a whole array to one number far slower than BLAS does, and
+        takes in a slice of a larger array element by element.
+        """
+        difference = np.array(read)
+        difference -= wanted
+        target = np.ascontiguousarray(wanted)
         self.left += float((update.removed(read) ** 2).sum())
-        self.error += float(((read - wanted) ** 2).sum())
-        self.target += float((wanted**2).sum())
+        self.error += float(np.vdot(difference, difference))
+        self.target += float(np.vdot(target, target))
+        return difference
 
 
 def pack_edited(
@@ -131,9 +139,10 @@ def _table(
         target = update.weight(before)
         sums.had += float((update.removed(before) ** 2).sum())
         grid = _grid(stored, target, form, own, rows, columns)
-        packed = mx.array(_rounded(np.array(target), update, grid, form, None))
+        wanted = np.array(target)
+        packed = mx.array(_rounded(wanted, update, grid, form, None))
         # Its inputs are single rows, so there is no leak to speak of.
-        sums.add(update, _read(packed, *grid, form), target)
+        sums.add(update, _read(packed, *grid, form), wanted)
         for name, value in zip(found, (packed, *grid), strict=True):
             if value is not None:
                 found[name].append(value)
@@ -165,17 +174,16 @@ def _matrix(
     gone_rows = np.concatenate(removed, axis=1)
     two_sided = rounding == "two-sided" and not update.writes_rows
     packed = mx.array(_rounded(target, update, grid, form, gone_rows if two_sided else None))
-    along = None if update.writes_rows else mx.array(gone_rows)
+    along = None if update.writes_rows else gone_rows
     leak = np.zeros((shape[0], len(gone_rows)))
     for rows, columns in parts:
         groups = slice(columns.start // form.group, columns.stop // form.group)
         words = slice(columns.start * form.bits // 32, columns.stop * form.bits // 32)
         offsets = None if grid[1] is None else grid[1][rows, groups]
         read = _read(packed[rows, words], scales[rows, groups], offsets, form)
-        wanted = mx.array(target[rows, columns])
-        sums.add(update, read, wanted)
+        difference = sums.add(update, read, target[rows, columns])
         if along is not None:
-            leak[rows] += np.array((read - wanted) @ along[:, columns].T)
+            leak[rows] += difference @ along[:, columns].T
     if along is not None:
         sums.leak += float((leak**2).sum())
         sums.leak_had += float((along * along).sum())

@@ -22,6 +22,9 @@ from vauban.models.loading import device_info
 
 # Tokens a batch may hold at most: more would not be faster.
 TOKEN_BUDGET = 4096
+# A tight batch ends where rows fill less than this share of its width, but not below this size.
+_TIGHT = 0.8
+_ENOUGH = 192
 # A batch may take this share of the memory that is free.
 _SHARE = 0.125
 
@@ -65,10 +68,13 @@ def batches(
     batch_size: int | None = None,
     equal_lengths: bool = False,
     budget: int = TOKEN_BUDGET,
+    tight: bool = False,
 ) -> Iterator[Batch]:
     """Batches of similar length, longest first (so that memory peaks at once), `skip` tokens off.
 
-    Without `batch_size` a batch holds at most `budget` tokens and 64 rows.
+    Without `batch_size` a batch holds at most `budget` tokens and 64 rows. `tight` ends a batch
+    that is large enough before a row that would be padding for a fifth or more: right for one
+    pass over the prompts, wrong for generation, where every batch is decoded step by step.
 
     Order does not matter to the result; the rows say where each one belongs.
     """
@@ -83,6 +89,11 @@ def batches(
         rows = order[start : start + size]
         if equal_lengths:
             rows = [i for i in rows if len(token_lists[i]) - skip == width]
+        elif tight and batch_size is None:
+            full = [k * width >= _ENOUGH for k in range(len(rows))]
+            short = [len(token_lists[i]) - skip <= _TIGHT * width for i in rows]
+            ends = (k for k, both in enumerate(zip(full, short, strict=True)) if all(both))
+            rows = rows[: next(ends, len(rows))]
         lengths = [len(token_lists[i]) - skip for i in rows]
         tokens = [
             list(token_lists[i][skip:]) + [0] * (width - n)

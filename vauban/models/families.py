@@ -103,6 +103,10 @@ NOT_WRITERS: dict[str, frozenset[str]] = {"muse_spark": frozenset({"mlp.experts.
 BEFORE_BLOCKS: dict[str, str] = {"longcat_flash_ngram": "ngram_embeddings.post_projs."}
 
 
+# The module that puts a whole term out, where it is neither the writer's parent nor a norm.
+TERMS: dict[str, dict[str, str]] = {"talkie": {"attention": "attn_gain", "mlp": "mlp_gain"}}
+
+
 def no_operation(family: str, layer: Any) -> bool:
     """Whether a block is known to add nothing to the stream (Nemotron-NAS prunes whole blocks)."""
     return family == "nemotron-nas" and layer.attention_config.no_op and layer.ffn_config.no_op
@@ -114,6 +118,13 @@ OWN_PACKING: dict[str, str] = {
     "HadamardQuantizedEmbedding": "hadamard",
     "HadamardQuantizedLinear": "hadamard",
 }
+
+
+def own_packing(module: nn.Module) -> str | None:
+    """The packing of a module that mlx does not know, also while its class is swapped."""
+    names = (cls.__name__ for cls in type(module).__mro__)
+    return next((OWN_PACKING[name] for name in names if name in OWN_PACKING), None)
+
 
 # Why an exact cut is out of reach, where the measured leak is not rounding.
 NOT_CUTTABLE: dict[str, str] = {

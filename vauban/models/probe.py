@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,11 @@ def _constant(leaves: dict[str, nn.Module], constants: _Constants) -> Iterator[N
     finally:
         for module, cls in changed:
             module.__class__ = cls
+
+
+def silenced(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside the block every matrix that could write to the stream puts out zeros."""
+    return _constant(_candidates(model, anatomy(model)), _Constants())
 
 
 def probe_writers(model: nn.Module) -> list[Probed]:

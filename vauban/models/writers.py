@@ -83,7 +83,7 @@ def quantization_of(module: nn.Module) -> dict[str, Any] | None:
 
     `mode` is mlx's, or "ternary" and "hadamard" for packings that mlx cannot unpack as they are.
     """
-    own = families.OWN_PACKING.get(type(module).__name__)
+    own = families.own_packing(module)
     if "scales" not in module:
         return None if own is None else {"bits": 2, "group_size": 4, "mode": own}
     return {
@@ -110,7 +110,7 @@ def is_matrix(path: str, module: nn.Module) -> bool:
     Raises ArchitectureError for a module that holds a matrix in a form that it cannot read, so
     that no writer is passed over in silence.
     """
-    if isinstance(module, _LINEAR + _SWITCH) or type(module).__name__ in families.OWN_PACKING:
+    if isinstance(module, _LINEAR + _SWITCH) or families.own_packing(module):
         return True
     if "lora_a" in module:
         raise ArchitectureError(f"{path} carries an adapter; fuse it first (mlx_lm fuse)")
@@ -224,25 +224,32 @@ def residual_writers(model: nn.Module) -> list[Writer]:
 
 
 def branches(model: nn.Module) -> list[Branch]:
-    """The terms each block adds to the stream: the block's child that holds a writer, or its norm.
+    """The terms each block adds to the stream, and the module that puts each of them out.
 
-    One attention-side and one MLP-side term per block. Raises ArchitectureError where a writer is
-    the block's own child, because then no module puts the whole term out.
+    One attention-side and one MLP-side term per block: the norm behind it, or the outermost module
+    around the writer that is called. Raises ArchitectureError where no module puts the whole term
+    out: a writer that is the block's own child, two terms on a side, several streams.
     """
     parts = anatomy(model)
+    if getattr(model, "_vauban_several", False):
+        raise ArchitectureError(
+            f"{families.family_of(model)} carries several streams and weighs each term for each of "
+            "them; use sites=('block_input',) or a run-time cut (EditPlan.virtual())"
+        )
+    own = families.TERMS.get(families.family_of(model), {})
     found: dict[tuple[int, str], Branch] = {}
     for writer in residual_writers(model):
         if writer.layer < 0:
             continue
         layer, path = parts.layers[writer.layer], parts.layer_paths[writer.layer]
-        child, *rest = writer.path[len(path) + 1 :].split(".")
+        inside = writer.path[len(path) + 1 :]
         side = "attention" if writer.kind in ("attention", "ssm") else "mlp"
-        if not rest and child not in post_norms(layer).values():
+        name = post_norms(layer).get(side) or own.get(side) or _called(layer, inside)
+        if "." not in inside:
             raise ArchitectureError(
                 f"{writer.path} writes to the stream directly; {side}_output is no module here. "
                 "Use sites=('block_input',) or a run-time cut (EditPlan.virtual())"
             )
-        name = post_norms(layer).get(side, child)
         site = f"{side}_output"
         known = found.get((writer.layer, site))
         if known is not None and known.path != f"{path}.{name}":
@@ -251,6 +258,15 @@ def branches(model: nn.Module) -> list[Branch]:
                 f"{path}.{name}); use sites=('block_input',) or a run-time cut"
             )
         found[writer.layer, site] = Branch(
-            writer.layer, site, f"{path}.{name}", layer[name], multiplier(layer)
-        )
+            writer.layer, site, f"{path}.{name}", dict(layer.named_modules())[name],
+            multiplier(layer),
+        )  # fmt: skip
     return [found[key] for key in sorted(found)]
+
+
+def _called(layer: nn.Module, inside: str) -> str:
+    """The outermost module on the way to a writer that can be called; containers cannot."""
+    modules = dict(layer.named_modules())
+    names = inside.split(".")
+    paths = [".".join(names[: k + 1]) for k in range(len(names))]
+    return next(p for p in paths if p in modules and callable(modules[p]))
