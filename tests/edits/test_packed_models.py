@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 
 import vauban
 from vauban.edits.blocks import direction_norm, matrices
@@ -15,15 +16,15 @@ from vauban.edits.modules import module_weight, unpack
 from vauban.edits.packed import pack_edited
 
 _COMMON = {
-    "hidden_size": 512, "num_hidden_layers": 2, "intermediate_size": 768,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "rms_norm_eps": 1e-5,
+    "hidden_size": 1024, "num_hidden_layers": 2, "intermediate_size": 1536,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64, "rms_norm_eps": 1e-5,
     "vocab_size": 320, "max_position_embeddings": 512, "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3_moe": {
-        "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 256,
+        "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 512,
         "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
     },
     "gemma3_text": {
@@ -36,6 +37,12 @@ def packed_model(name: str, bits: int) -> nn.Module:
     code = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(0)
     model = code.Model(code.ModelArgs.from_dict({**_COMMON, **FAMILIES[name], "model_type": name}))
+    # Gaussian, as trained weights nearly are; mlx's default is uniform, whose packed range is full.
+    model.update(
+        tree_map(
+            lambda p: 0.02 * mx.random.normal(p.shape) if p.ndim > 1 else p, model.parameters()
+        )
+    )
     model.set_dtype(mx.bfloat16)
     nn.quantize(model, group_size=64, bits=bits)
     mx.eval(model.parameters())
@@ -44,9 +51,13 @@ def packed_model(name: str, bits: int) -> nn.Module:
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_writer_is_exact_and_near_plain_rounding(name: str) -> None:
-    """Left <= 0.1 %, leak <= 0.15, error <= 1.35 times naive requantization's, module by module."""
+    """Left <= 0.1 %, leak <= 0.15, and the error near naive requantization's, module by module.
+
+    The price of exactness falls with the size: 1.41 times naive at 1024 columns, 1.31 at 2048
+    (benchmarks/requantize.py).
+    """
     model = packed_model(name, 4)
-    d = mx.random.normal((512,), key=mx.random.key(0))
+    d = mx.random.normal((1024,), key=mx.random.key(0))
     assert 1 / float(((d / mx.linalg.norm(d)) ** 4).sum()) >= 64
     modules = dict(model.named_modules())
     for update in vauban.plan_cut(model, d).updates:
@@ -58,7 +69,7 @@ def test_every_writer_is_exact_and_near_plain_rounding(name: str) -> None:
         naive = mx.quantize(target.astype(mx.bfloat16), group_size=64, bits=4)
         stored = unpack(*naive, 64, 4, "affine")
         error = float(mx.linalg.norm(stored - target) / mx.linalg.norm(target))
-        assert found.error <= 1.35 * error, update.path
+        assert found.error <= 1.45 * error, update.path
         assert found.leak <= 0.15, update.path
         assert update.share_left(stored, before) > 100 * found.left
 
@@ -73,7 +84,7 @@ def test_reading_in_blocks_is_reading_the_whole(monkeypatch: pytest.MonkeyPatch)
             if hasattr(room, "BLOCK"):
                 monkeypatch.setattr(room, "BLOCK", size)
         model = packed_model("qwen3_moe", 4)
-        d = mx.random.normal((512,), key=mx.random.key(1))
+        d = mx.random.normal((1024,), key=mx.random.key(1))
         modules = dict(model.named_modules())
         for update in vauban.plan_cut(model, d).updates[:3]:
             module = modules[update.path]
@@ -98,7 +109,7 @@ def test_reading_in_blocks_is_reading_the_whole(monkeypatch: pytest.MonkeyPatch)
 def test_a_packed_model_is_applied_and_exported_alike(tmp_path: Path) -> None:
     """In memory and on disk the same codes."""
     model = packed_model("llama", 4)
-    d = mx.random.normal((512,), key=mx.random.key(2))
+    d = mx.random.normal((1024,), key=mx.random.key(2))
     plan = vauban.plan_cut(model, d)
     path = plan.updates[-1].path
     module = dict(model.named_modules())[path]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -22,6 +23,8 @@ from vauban.errors import InputError
 # Rows that carry far more of u than the rest are rounded first and never moved: their steps are
 # coarser than the error to be mended.
 _HEAVY = 8.0
+# Leak that the two-sided form leaves in place, in units of what was removed.
+_SPARED = 0.1
 _DOUBLINGS = 8
 _NEWTON = 8
 # Rows that are solved together: their arrays should stay in a core's cache.
@@ -40,7 +43,7 @@ def quantize_direction_exact(
     bits: int,
     mode: str = "affine",
     removed: mx.array | None = None,
-    rounds: int = 3,
+    rounds: int | None = None,
     axis: str = "output",
 ) -> mx.array:
     """Packed weight (uint32) of `target` on the given grid with (almost) nothing of U in it.
@@ -92,7 +95,7 @@ def round_matrix(
     bits: int,
     mode: str = "affine",
     removed: np.ndarray | None = None,
-    rounds: int = 3,
+    rounds: int | None = None,
     axis: str = "output",
 ) -> np.ndarray:
     """As `quantize_direction_exact`, for one float32 matrix that is read and never copied."""
@@ -103,6 +106,9 @@ def round_matrix(
     s = scale_values(scales, mode)
     b = np.zeros_like(s) if biases is None else np.array(biases.astype(mx.float32))
     _check(target, u, s, b, group_size, axis)
+    if rounds is None:
+        # Coarse codes answer a shift in larger jumps and need more rounds to settle.
+        rounds = 4 if len(grid.values) > 8 else 6
     codes = _matrix(target, u, s, b, removed, grid, group_size, rounds, axis)
     return pack(grid.codes[codes], bits)
 
@@ -425,7 +431,9 @@ def _row_shifts(
     """(r (k, out), w (k, in)): the row scalars of the two-sided form, w row-orthonormal.
 
     Alternates the roots over rows (Ŵ w = T w) and over columns (u^T Ŵ = 0), columns last in the
-    caller. With several directions the rows are solved one w at a time.
+    caller. With several directions the rows are solved one w at a time. Rows are asked for no more
+    than `_SPARED` of what one-sided rounding puts in the removed rows' place: the last part of it
+    costs more error than it is worth.
     """
     rows, columns = t.shape
     along = _orthonormal(w)
@@ -440,7 +448,9 @@ def _row_shifts(
     grouped = along.reshape(len(along), -1, group)
     offsets = b.astype(np.float64) @ grouped.astype(np.float64).sum(-1).T
 
-    def one_rows(start: int) -> None:
+    spared = np.zeros((len(along), rows))
+
+    def one_rows(start: int, measure: bool = False) -> None:
         # Steps and offsets belong to groups: they are spread by broadcasting, never repeated.
         part = slice(start, start + _ROWS)
         size = (-1, columns)
@@ -457,6 +467,11 @@ def _row_shifts(
                     x = x + r[j][part, None, None].astype(np.float32) * grouped[j] * inv
             ratio, weight = (grouped[i] * inv).reshape(size), (grouped[i] * step).reshape(size)
             const = offsets[part, i] - wanted[part, i]
+            if measure:
+                value = grid.value(grid.round(x.reshape(size)))
+                spared[i][part] = np.einsum("pm,pm->p", value, weight) + const
+                continue
+            const = const - spared[i][part]
             r[i][part] = _root(x.reshape(size), ratio, weight, const, grid, r[i][part])[0]
 
     def one_group(g: int) -> None:
@@ -474,8 +489,12 @@ def _row_shifts(
             ratio, weight = (u[i] * _inverse(step[0]))[None], (u[i] * step[0])[None]
             c[i][part] = _root(y, ratio, weight, const, grid, c[i][part])[0]
 
-    for _ in range(rounds):
+    for number in range(rounds):
         _parallel(one_group, range(columns // group))
+        if number == 0:
+            _parallel(partial(one_rows, measure=True), range(0, rows, _ROWS))
+            put = np.linalg.norm(spared) / max(float(np.linalg.norm(w)), 1e-30)
+            spared *= min(1.0, _SPARED / max(put, 1e-30))
         _parallel(one_rows, range(0, rows, _ROWS))
     return r.astype(np.float32), along.astype(np.float32)
 

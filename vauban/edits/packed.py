@@ -166,6 +166,7 @@ def _matrix(
         gone = update.removed(before)
         sums.had += float((gone**2).sum())
         grids.append(_grid(stored, after, form, own, rows, columns))
+        mx.eval(grids[-1])
         removed.append(np.array(gone))
         target[rows, columns] = np.array(after)
     scales = mx.concatenate([g[0] for g in grids], 1)
