@@ -493,7 +493,7 @@ def _row_shifts(
         _parallel(one_group, range(columns // group))
         if number == 0:
             _parallel(partial(one_rows, measure=True), range(0, rows, _ROWS))
-            put = np.linalg.norm(spared) / max(float(np.linalg.norm(w)), 1e-30)
+            put = float(np.linalg.norm(spared)) / max(float(np.linalg.norm(w)), 1e-30)
             spared *= min(1.0, _SPARED / max(put, 1e-30))
         _parallel(one_rows, range(0, rows, _ROWS))
     return r.astype(np.float32), along.astype(np.float32)
