@@ -90,7 +90,7 @@ def render() -> str:
     import mlx_lm
 
     from tests.architectures.build import names
-    from tests.architectures.expected import LEAKS, NO_TAP, PREFIX_NOT_SHARED, REFUSED
+    from tests.architectures.expected import LEAKS, NO_SITES, NO_TAP, PREFIX_NOT_SHARED, REFUSED
     from tests.architectures.measure import measure
     from vauban.models.families import NOT_CUTTABLE
 
@@ -105,6 +105,10 @@ def render() -> str:
             notes.append(f"prefix read per prompt: {PREFIX_NOT_SHARED[f.name]}")
         if f.name in NO_TAP:
             notes.append("no change of the stream between blocks while it generates")
+        if f.name in NO_SITES and f.sites != "exact" and "arrives" not in f.sites:
+            notes.append(f"no change at a block's own terms: {NO_SITES[f.name]}")
+        if f.module == "bitnet":
+            notes.append("its kernel needs Metal; measured with the same product in plain mlx")
         variant = f.name.partition("@")[2]
         name = f"`{f.module}`" + (f" ({variant.replace('_', ' ')})" if variant else "")
         rows.append(

@@ -13,7 +13,7 @@ REFUSED = {
 
 # The cache of a common prefix is not reused: mlx-lm's own cached forward differs from the full one.
 PREFIX_NOT_SHARED = {
-    "phi3small": "its block-sparse attention depends on the length of the whole input",
+    "phi3small": "in mlx-lm its block-sparse layers see later tokens (a boolean mask is added to the scores)",
     "plamo3": "mlx-lm keeps one position less in its sliding window than its mask shows",
 }
 
