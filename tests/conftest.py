@@ -77,11 +77,11 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
+def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A tiny random float32 model of an mlx-lm class, norms and biases randomised."""
     module, extra = TINY[name]
     code = importlib.import_module(f"mlx_lm.models.{module}")
-    config = {**_BASE, **extra, "model_type": module}
+    config = {**_BASE, **extra, **changes, "model_type": module}
     mx.random.seed(seed)
     model = code.Model(code.ModelArgs.from_dict(config))
 

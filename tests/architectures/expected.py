@@ -13,7 +13,7 @@ REFUSED = {
 
 # The cache of a common prefix is not reused: mlx-lm's own cached forward differs from the full one.
 PREFIX_NOT_SHARED = {
-    "phi3small": "in mlx-lm its block-sparse layers see later tokens (a boolean mask is added to the scores)",
+    "phi3small": "mlx-lm adds a boolean mask to its scores, so a token sees later ones",
     "plamo3": "mlx-lm keeps one position less in its sliding window than its mask shows",
 }
 

@@ -273,11 +273,12 @@ def test_tied_models_are_untied_and_the_head_keeps_its_matrix(tiny: Any) -> None
 
 
 @pytest.mark.parametrize("precision", ["float", "8bit", "same"])
-def test_packed_models_are_planned_and_applied(tiny: Any, precision: str) -> None:
+@pytest.mark.parametrize("group", [32, 64])
+def test_packed_models_are_planned_and_applied(tiny: Any, precision: str, group: int) -> None:
     """Packed writers stay packed, exact along the direction; or 8 bits, or float, as asked."""
-    for name in ("qwen3", "qwen3_moe"):
-        model = tiny(name)
-        nn.quantize(model, group_size=32, bits=4)
+    for name in ("qwen3", "qwen3_moe") if group == 32 else ("qwen3",):
+        model = tiny(name, intermediate_size=128) if group == 64 else tiny(name)
+        nn.quantize(model, group_size=group, bits=4)
         tokens = random_tokens(1, 12)
         plan = vauban.plan_cut(model, unit())
         before = {w.path: w.quantization for w in vauban.residual_writers(model)}

@@ -1,0 +1,97 @@
+"""What packing does to a cut: the organism cut in float, exactly and naively at 3 and 4 bits.
+
+Prints refusals and compliances on held-out prompts and the KL to the float cut of the same packed
+model, per bits and method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from typing import Any
+
+import vauban  # before mlx: OpenBLAS
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from vauban.edits.modules import module_weight, repacked_module
+from vauban.evaluation.behaviour import answer_tokens, judge_answers
+from vauban.evaluation.likelihood import compare, with_answers
+from vauban.models import decode
+
+
+def packed(model: nn.Module, bits: int) -> nn.Module:
+    """A copy of the model packed with group 64."""
+    twin = copy.deepcopy(model)
+    nn.quantize(twin, group_size=64, bits=bits)
+    mx.eval(twin.parameters())
+    return twin
+
+
+def cut_float(model: nn.Module, plan: vauban.EditPlan) -> nn.Module:
+    """Edited modules in float."""
+    return plan.apply(copy.deepcopy(model), "float")
+
+
+def cut_naive(model: nn.Module, plan: vauban.EditPlan) -> nn.Module:
+    """Dequantize, cut, quantize again with fresh scales: what other tools do."""
+    twin = copy.deepcopy(model)
+    plan.apply(twin, "float")
+    modules = dict(twin.named_modules())
+    for update in plan.updates:
+        module = modules[update.path]
+        old = dict(model.named_modules())[update.path]
+        q, s, b = mx.quantize(module_weight(module), group_size=64, bits=old.bits)
+        arrays = {"weight": q, "scales": s, "biases": b}
+        again = repacked_module(old, arrays, old.bits, 64, "affine")
+        twin.update_modules(tree_unflatten([(update.path, again)]))
+    return twin
+
+
+def main() -> None:
+    """Cut three ways at each width and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=160)
+    options = parser.parse_args()
+    folder = vauban.organism_path("dense")
+    model, tokenizer = vauban.load(folder)
+    sets = [vauban.load_prompts(folder / f"prompts/{n}.jsonl") for n in ("harmful", "harmless")]
+    rows = vauban.load_labelled_prompts(folder / "prompts/eval.jsonl")
+    harmful = [r for r in rows if r.label == "harmful"][: options.prompts]
+    prompts = [r.prompt for r in harmful]
+    harmless = [r.prompt for r in rows if r.label == "harmless"][::4]
+    direction = vauban.measure(model, tokenizer, *sets)
+
+    def judge(changed: Any) -> tuple[float, float]:
+        ids = answer_tokens(changed, tokenizer, prompts, max_tokens=40)
+        answers = [decode(tokenizer, i) for i in ids]
+        pairs = zip(answers, harmful, strict=True)
+        complied = [a.startswith(r.extra["template"]) for a, r in pairs]
+        return judge_answers(prompts, answers).rate, sum(complied) / len(complied)
+
+    print(f"{'':14}{'refused':>10}{'complied':>10}{'KL to float cut':>18}")
+    refused, complied = judge(cut_float(model, vauban.plan_cut(model, direction)))
+    print(f"{'float model':14}{refused:>10.3f}{complied:>10.3f}")
+    for bits in (4, 3):
+        narrow = packed(model, bits)
+        plan = vauban.plan_cut(narrow, direction)
+        reference = cut_float(narrow, plan)
+        answers = answer_tokens(reference, tokenizer, harmless, max_tokens=40)
+        joined = with_answers(tokenizer, harmless, answers)
+        for name, changed in (
+            ("uncut", narrow),
+            ("float cut", reference),
+            ("naive", cut_naive(narrow, plan)),
+            ("fast", plan.apply(copy.deepcopy(narrow), rounding="fast")),
+            ("two-sided", plan.apply(copy.deepcopy(narrow))),
+        ):
+            refused, complied = judge(changed)
+            kl = compare(reference, changed, joined).kl
+            print(f"{bits}-bit {name:9}{refused:>9.3f}{complied:>10.3f}{kl:>18.4f}")
+
+
+if __name__ == "__main__":
+    main()
