@@ -17,13 +17,23 @@ DEMO_EXTRAS := $(if $(BACKEND),[$(BACKEND)])
 TEST_EXTRAS := [$(if $(BACKEND),$(BACKEND)$(comma))test]
 DOCS_EXTRAS := [$(if $(BACKEND),$(BACKEND)$(comma))docs]
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test oldest lint docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vauban demo --force
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# The oldest mlx-lm that pyproject.toml admits, with its mlx, in an environment of its own.
+oldest: $(VENV)-oldest/.ready
+	$(VENV)-oldest/bin/python -m pytest tests/architectures/test_smoke.py
+
+$(VENV)-oldest/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --editable '.$(DEMO_EXTRAS)' \
+		'mlx-lm==0.31.1' 'mlx==0.30.6' pytest hypothesis
+	touch $@
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -53,4 +63,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) site dist vauban-demo
+	rm -rf $(VENV) $(VENV)-oldest site dist vauban-demo

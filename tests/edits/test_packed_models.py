@@ -118,3 +118,13 @@ def test_a_packed_model_is_applied_and_exported_alike(tmp_path: Path) -> None:
     edited = dict(model.named_modules())[path]
     assert mx.array_equal(edited.weight, expected.arrays["weight"])
     assert type(edited) is type(module) and (edited.bits, edited.group_size) == (4, 64)
+
+
+def test_packings_that_would_be_read_wrongly_are_refused() -> None:
+    """A scale of its own beside the packed experts: reading without it would be silently wrong."""
+    module = packed_model("llama", 4).model.layers[0].mlp.down_proj
+    module.global_scale = mx.ones((1,))
+    with pytest.raises(vauban.InputError, match="global scale"):
+        module_weight(module)
+    with pytest.raises(vauban.InputError, match="global scale"):
+        matrices(module)

@@ -228,3 +228,13 @@ def test_kl_divergence_of_two_models(organism: Any, measured: Any) -> None:
     assert vauban.kl_divergence(model, copy, tokenizer, prompts, max_tokens=8) <= 1e-6
     vauban.plan_cut(copy, measured).apply(copy)
     assert vauban.kl_divergence(model, copy, tokenizer, prompts, max_tokens=8) > 1e-5
+
+
+def test_a_token_that_is_ruled_out_adds_nothing() -> None:
+    """Phi-3 small sets some logits to -inf; 0 · log 0 is 0, not NaN."""
+    from vauban.evaluation.likelihood import _kl
+
+    a = mx.log(mx.array([[0.5, 0.5, 0.0]]))
+    b = mx.log(mx.array([[0.25, 0.75, 0.0]]))
+    expected = 0.5 * math.log(2) + 0.5 * math.log(0.5 / 0.75)
+    assert math.isclose(_kl(a, b).item(), expected, rel_tol=1e-5)

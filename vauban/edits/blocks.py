@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from vauban.edits.modules import refuse_global_scale, unpack
+from vauban.edits.modules import refuse_unknown_packing, unpack
 
 # Elements of a matrix that are unpacked at a time.
 BLOCK = 1 << 22
@@ -82,7 +82,7 @@ def blocks(shape: tuple[int, int], by_rows: bool, unit: int) -> Iterator[tuple[s
 
 def matrices(module: nn.Module) -> list[Stored]:
     """The module's matrix, or that of each of its experts."""
-    refuse_global_scale(module)
+    refuse_unknown_packing(module)
     if module.weight.ndim == 3:
         return [Stored(module, e) for e in range(module.weight.shape[0])]
     return [Stored(module)]

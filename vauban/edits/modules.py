@@ -9,21 +9,35 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban.errors import InputError
+from vauban.models.writers import quantization_of
 
 
 def module_weight(module: nn.Module) -> mx.array:
     """The matrix in float32 when packed, in its own dtype when not."""
+    refuse_unknown_packing(module)
     if "scales" not in module:
         return module.weight
-    refuse_global_scale(module)
     return unpack(
         module.weight, module.scales, module.get("biases"), module.group_size, module.bits,
         getattr(module, "mode", "affine"),
     )  # fmt: skip
 
 
-def refuse_global_scale(module: nn.Module) -> None:
-    """InputError for nvfp4 experts with a scale of their own, which would be read wrongly."""
+_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+
+
+def refuse_unknown_packing(module: nn.Module) -> None:
+    """InputError for packings that would be read wrongly.
+
+    Those are ternary and rotated weights, and nvfp4 experts with a scale of their own. Their
+    run-time cut is right all the same.
+    """
+    mode = quantization_of(module)
+    if mode is not None and mode["mode"] not in _MODES:
+        raise InputError(
+            f"this matrix is packed as {mode['mode']}, which vauban does not rewrite; use the "
+            "run-time cut (EditPlan.virtual())"
+        )
     if getattr(module, "global_scale", None) is not None:
         raise InputError(
             "this matrix carries an nvfp4 global scale, which vauban does not unpack; convert the "
@@ -49,6 +63,7 @@ def unpack(
 
 def float_module(module: nn.Module) -> nn.Module:
     """The same module with a float matrix; itself when it has one already."""
+    refuse_unknown_packing(module)
     if "scales" not in module:
         return module
     weight = module_weight(module)

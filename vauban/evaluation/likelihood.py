@@ -49,6 +49,11 @@ def _log_softmax(logits: mx.array) -> mx.array:
     return x - mx.logsumexp(x, axis=-1, keepdims=True)
 
 
+def _kl(a: mx.array, b: mx.array) -> mx.array:
+    """Σ_v p (log p - log q) over the last axis; a token that p rules out adds nothing."""
+    return mx.where(a == -mx.inf, 0.0, mx.exp(a) * (a - b)).sum(-1)
+
+
 def _batches(model: nn.Module, sequences: Sequence[Scored]) -> Iterable[Any]:
     width = max(len(s.ids) for s in sequences)
     rows = max(1, min(32, _LOGIT_BUDGET // (width * anatomy(model).vocabulary)))
@@ -93,7 +98,7 @@ def compare(
         total_a, total_b, total_kl, n = (
             mx.where(mask, -mx.take_along_axis(a, target, -1)[..., 0], 0).sum(),
             mx.where(mask, -mx.take_along_axis(b, target, -1)[..., 0], 0).sum(),
-            mx.where(mask, (mx.exp(a) * (a - b)).sum(-1), 0).sum(),
+            mx.where(mask, _kl(a, b), 0).sum(),
             mask.sum(),
         )
         mx.eval(total_a, total_b, total_kl, n)
