@@ -166,8 +166,8 @@ def main() -> None:
     if arguments.sample is None:
         (arguments.models / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         note = (
-            f"Seed {results[0]['seed']}, greedy answers, weights rounded to bfloat16, computed in float32; "
-            "the 4-bit and the expert organism may miss a target by three points.\n"
+            f"Seed {results[0]['seed']}, greedy answers, weights rounded to bfloat16, computed in "
+            "float32; the 4-bit and the expert organism may miss a target by three points.\n"
         )
         (arguments.models / "RESULTS.md").write_text(f"{table(results)}\n\n{note}")
 

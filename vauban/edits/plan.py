@@ -447,9 +447,13 @@ def head_from_embedding(embedding: nn.Module) -> nn.Module:
     """A linear head that computes `embedding.as_linear`."""
     if isinstance(embedding, nn.QuantizedEmbedding):
         head = nn.QuantizedLinear(
-            embedding.group_size, 32, bias=False, group_size=embedding.group_size, bits=embedding.bits,
+            embedding.group_size,
+            32,
+            bias=False,
+            group_size=embedding.group_size,
+            bits=embedding.bits,
             mode=getattr(embedding, "mode", "affine"),
-        )  # fmt: skip
+        )
         for name in ("weight", "scales", "biases"):
             if name in embedding:
                 head[name] = embedding[name]
