@@ -19,6 +19,7 @@ from vauban.models import caches
 from vauban.models.anatomy import anatomy, is_half
 from vauban.models.forward import forward
 from vauban.models.loading import device_info
+from vauban.prompts import common_prefix
 
 # Tokens a batch may hold at most: more would not be faster.
 TOKEN_BUDGET = 4096
@@ -40,14 +41,7 @@ class Batch:
 
 def shared_prefix(token_lists: Sequence[Sequence[int]], keep: int = 1) -> int:
     """Length of the common start of all lists, leaving at least `keep` own tokens to each."""
-    lists = [list(t) for t in token_lists]
-    shortest, longest = min(lists), max(lists)
-    limit = min(len(t) for t in token_lists) - keep
-    # The lexicographically smallest and largest list differ wherever any two do.
-    for i, (a, b) in enumerate(zip(shortest, longest, strict=False)):
-        if a != b or i >= limit:
-            return max(0, min(i, limit))
-    return max(0, limit)
+    return max(0, min(common_prefix(token_lists), min(map(len, token_lists)) - keep))
 
 
 def token_budget(model: nn.Module) -> int:
