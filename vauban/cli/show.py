@@ -87,7 +87,7 @@ def device_line(device: DeviceInfo) -> str:
 def model_lines(info: ModelInfo) -> list[tuple[str, str]]:
     packed = info.quantization if info.quantization != info.stored_dtype else None
     runs = info.dtype + (f" with {packed} weights" if packed else "")
-    if info.converted:
+    if info.converted and info.stored_dtype != info.dtype:
         runs += f" (stored as {info.stored_dtype}, which this CPU computes slowly)"
     return [
         (
