@@ -27,6 +27,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, environment, after, number)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A runner in the background hands down an ignored SIGINT, which Python would keep.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
