@@ -14,7 +14,9 @@ from typing import Any
 
 from vauban.cli import show
 from vauban.cli.console import Console
+from vauban.edits.blocks import BLOCK
 from vauban.models import NOT_CUTTABLE, Writer, device_info, residual_writers
+from vauban.models.batching import measuring_bytes
 from vauban.models.probe import compare_with_probe
 from vauban.pipeline.provenance import system, versions
 from vauban.pipeline.stages import Opened, open_model
@@ -59,9 +61,14 @@ def _openblas(loaded: bool) -> str:
 
 def _model(console: Console, opened: Opened) -> dict[str, Any]:
     writers = residual_writers(opened.model)
-    # Cutting and writing go tensor by tensor: one writer in float32 is all that comes on top.
     reason = NOT_CUTTABLE.get(opened.check.family)
-    working = max(4 * math.prod(writer.shape) for writer in writers)
+    memory = {
+        "weights": opened.info.bytes,
+        "measuring": measuring_bytes(opened.model),
+        # In memory a writer is cut as a whole; an export reads one matrix, of a table its rows.
+        "cutting": max(4 * math.prod(writer.shape) for writer in writers),
+        "export": max(4 * math.prod(w.shape[-2:]) for w in writers if w.layer >= 0) + 16 * BLOCK,
+    }
     console.pairs(
         "model",
         [
@@ -72,8 +79,9 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
             ("exact cut", f"no: {reason}" if reason else "yes"),
             (
                 "memory",
-                f"{byte_size(opened.info.bytes)} for the weights as they run, "
-                f"{byte_size(working)} more while they are cut; "
+                f"{byte_size(memory['weights'])} for the weights as they run; at most "
+                f"{byte_size(memory['measuring'])} more to measure, "
+                f"{byte_size(memory['cutting'])} to cut, {byte_size(memory['export'])} to export; "
                 f"{byte_size(opened.device.memory_available)} free now",
             ),
         ],
@@ -84,7 +92,7 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
     return {
         "info": asdict(opened.info),
         "forward": asdict(opened.check),
-        "memory": {"weights": opened.info.bytes, "cutting": working},
+        "memory": memory,
         "writers": [_writer(writer) for writer in writers],
     }
 

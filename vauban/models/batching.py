@@ -49,10 +49,21 @@ def token_budget(model: nn.Module) -> int:
 
     A token costs one vector of the stream per residual and about thirty more inside a block.
     """
+    room = int(_SHARE * device_info().memory_available)
+    return max(64, min(TOKEN_BUDGET, room // _token_bytes(model)))
+
+
+def _token_bytes(model: nn.Module) -> int:
     parts = anatomy(model)
     size = 4 if not is_half(parts) else 2
-    per_token = size * parts.d_model * (parts.n_layers + 1 + 30)
-    return max(64, min(TOKEN_BUDGET, int(_SHARE * device_info().memory_available) // per_token))
+    return size * parts.d_model * (parts.n_layers + 1 + 30)
+
+
+def measuring_bytes(model: nn.Module) -> int:
+    """What measuring needs besides the weights: one batch, and the moments of both classes."""
+    parts = anatomy(model)
+    moments = 8 * 4 * (parts.n_layers + 1) * parts.d_model
+    return token_budget(model) * _token_bytes(model) + moments
 
 
 def batches(
