@@ -48,17 +48,22 @@ def copied(cache: Sequence[Any]) -> list[Any]:
     return [_mapped(state, lambda a: a[...]) for state in cache]
 
 
-def evaluate(cache: Sequence[Any]) -> None:
-    """Compute what the caches hold, so that it is not computed again for every batch."""
-    held: list[mx.array] = []
+def held(cache: Sequence[Any]) -> list[mx.array]:
+    """Every array that the caches hold, without the room that they keep for more."""
+    found: list[mx.array] = []
 
     def note(a: mx.array) -> mx.array:
-        held.append(a)
+        found.append(a)
         return a
 
     for state in cache:
         _mapped(state, note)
-    mx.eval(held)
+    return found
+
+
+def evaluate(cache: Sequence[Any]) -> None:
+    """Compute what the caches hold, so that it is not computed again for every batch."""
+    mx.eval(held(cache))
 
 
 def repeated(cache: Sequence[Any], rows: int) -> list[Any]:
@@ -88,6 +93,25 @@ def merged(state: Any, rows: int) -> Any:
     if state.empty() and isinstance(state, ArraysCache):
         return ArraysCache(len(state.cache), left_padding=[0] * rows)
     return type(state).merge([state] * rows)
+
+
+def stretched(cache: Sequence[Any], length: int, loud: float = 32.0) -> list[Any]:
+    """Copies that hold `length` positions: the keys and values that are there, over and over.
+
+    The values that were there first are `loud` times as large, so that a window which wrongly
+    shows them is heard among thousands. Windows are cut by the caches' own rule; states without
+    positions (SSM) stay as they are.
+    """
+    twins = copied(cache)
+    for state in twins:
+        for inner in getattr(state, "caches", (state,)):
+            keys, values = getattr(inner, "keys", None), getattr(inner, "values", None)
+            if not isinstance(keys, mx.array) or not isinstance(values, mx.array):
+                continue
+            index = mx.arange(length - inner.offset) % inner.offset
+            inner.values = values * loud
+            inner.update_and_fetch(keys[..., index, :], values[..., index, :])
+    return twins
 
 
 def keep_rows(cache: list[Any], rows: mx.array, of: int) -> None:

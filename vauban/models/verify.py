@@ -6,7 +6,7 @@ model on which neither path agrees. Knows models; judges no numbers but their ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,8 @@ import mlx_lm
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban.errors import ArchitectureError
-from vauban.models.anatomy import anatomy, is_half
+from vauban.models.anatomy import Anatomy, anatomy, is_half
+from vauban.models.caches import copied, held, stretched
 from vauban.models.families import BLOCKS_NOT_CALLED, family_of
 from vauban.models.paths import by_hand, by_tap
 from vauban.models.taps import Stream
@@ -45,8 +46,20 @@ class ForwardCheck:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """Tokens to read on top of `cache`, and what the model itself puts out for them."""
+
+    tokens: mx.array
+    cache: list[Any]
+    logits: mx.array
+    ruled_out: mx.array
+
+
+# Residuals of every prompt that was checked.
+_Residuals = list[list[mx.array]]
 # A check with the residuals that go with it, None where the path disagrees.
-_Attempt = tuple[ForwardCheck, list[mx.array]] | None
+_Attempt = tuple[ForwardCheck, _Residuals] | None
 
 
 def window_of(cache: Sequence[Any]) -> int:
@@ -61,14 +74,14 @@ def window_of(cache: Sequence[Any]) -> int:
     return max(sizes)
 
 
-def _reference(model: nn.Module, tokens: mx.array) -> tuple[mx.array, mx.array]:
+def _reference(model: nn.Module, tokens: mx.array, cache: list[Any]) -> tuple[mx.array, mx.array]:
     """The model's own logits in float32, and where it rules a token out for good (Phi-3 small).
 
     Ruled-out entries count as 0. Raises ArchitectureError where the model's own forward fails.
     """
     family = family_of(model)
     try:
-        logits = model(tokens, cache=make_prompt_cache(model))
+        logits = model(tokens, cache=cache)
         mx.eval(logits)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         if "metal" in str(error).lower():
@@ -90,81 +103,104 @@ def _reference(model: nn.Module, tokens: mx.array) -> tuple[mx.array, mx.array]:
     return logits, ruled_out
 
 
-# Past this many tokens the check would cost more than it tells; it then says so.
-_LONGEST_CHECK = 2100
+# A window up to here is exceeded by reading as many tokens; past it the check starts from caches
+# that are filled to the window's edge, as long as they stay below this size.
+_LONGEST_READ = 2100
+_LARGEST_CACHE = 4 * 2**30
+_WIDTH = 48
 
 
-def verify_forward(model: nn.Module) -> ForwardCheck:
-    """Compare vauban's forward with `model(tokens)`, once per loaded model.
-
-    The prompt is longer than any sliding window up to 2048 tokens. Logits must agree to 1e-4 of
-    the largest one (2e-2 in half precision), and the explicit loop's residuals with those that
-    the tap records. On agreement the explicit loop is used, else the tap, which is compared in
-    the same way. Raises ArchitectureError when neither agrees or the model puts out NaN.
-    """
-    known = getattr(model, "_vauban_check", None)
-    if known is not None:
-        return known
-    parts = anatomy(model)
+def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list[str]]:
+    """What is read for the check, the length of its longest prompt, and notes for the user."""
     window = window_of(make_prompt_cache(model))
-    width = 48 if window + 9 > _LONGEST_CHECK else max(48, window + 9)
-    notes = [] if width > window else [f"its window of {window} is longer than the check"]
+    long = window + 9 > _LONGEST_READ
+    width = _WIDTH if long else max(_WIDTH, window + 9)
     learned = getattr(getattr(model, "args", None), "n_positions", None)
     if isinstance(learned, int):
         # Learned positions end: past them GPT-2's kind reads beyond its table.
         width = min(width, learned)
     # A fixed walk through the vocabulary: every run checks the same tokens.
-    tokens = (mx.arange(width)[None] * 7919 + 13) % min(parts.vocabulary, 50_000)
-    reference, ruled_out = _reference(model, tokens)
-    scale = float(mx.abs(reference).max())
-    half = is_half(parts)
-    tolerance = 2e-2 if half else 1e-4
-    last = mx.array([width - 1])
+    walk = (mx.arange(2 * width)[None] * 7919 + 13) % min(parts.vocabulary, 50_000)
+    cache = make_prompt_cache(model)
+    tokens = walk[:, :width]
+    prompts = [_Prompt(tokens, make_prompt_cache(model), *_reference(model, tokens, cache))]
+    if not long:
+        return prompts, width, []
+    size = sum(array.nbytes for array in held(cache)) * window // width
+    if size > _LARGEST_CACHE:
+        note = f"its window of {window} is longer than the check: caches of {size / 2**30:.1f} GiB"
+        return prompts, width, [note]
+    # Half of the tokens lie before the window's edge, half behind it.
+    edge = stretched(cache, window - width // 2)
+    tokens = walk[:, width:]
+    prompts.append(_Prompt(tokens, edge, *_reference(model, tokens, copied(edge))))
+    length = window + width - width // 2
+    note = f"keys and values of the first {window - width // 2} positions are repeated ones"
+    return prompts, length, [note]
+
+
+def verify_forward(model: nn.Module) -> ForwardCheck:
+    """Compare vauban's forward with `model(tokens)`, once per loaded model.
+
+    The prompt is longer than any sliding window. One up to 2048 tokens is read in full; for a
+    longer one 48 tokens are read fresh, and 48 more across the window's edge, on caches whose
+    earlier keys and values repeat the first ones'. Only where such caches would take more than
+    4 GiB is the window not reached, and the note says so. Logits must agree to 1e-4 of the largest
+    one (2e-2 in half precision), and the explicit loop's residuals with those that the tap
+    records. On agreement the explicit loop is used, else the tap, which is compared in the same
+    way. Raises ArchitectureError when neither agrees or the model puts out NaN.
+    """
+    known = getattr(model, "_vauban_check", None)
+    if known is not None:
+        return known
+    parts = anatomy(model)
+    prompts, length, notes = _prompts(model, parts)
+    tolerance = 2e-2 if is_half(parts) else 1e-4
     stream = Stream(recording=True)
     tried: list[str] = []
 
-    def attempt(path: Literal["manual", "tap"], run: Any, against: list[mx.array]) -> _Attempt:
-        """(check, residuals) when `run` agrees with the reference, else None and a note."""
-        try:
-            got, residuals = run(
-                model, parts, tokens, make_prompt_cache(model), (), True, True, last
-            )
-            got = mx.where(ruled_out & (got < 0), 0, got.astype(mx.float32))
-            difference = float(mx.abs(got - reference).max())
-            worst = max(
-                (
-                    float(mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max())
-                    / max(float(mx.abs(b.astype(mx.float32)).max()), 1e-6)
-                    for a, b in zip(residuals, against, strict=bool(against))
-                ),
-                default=0.0,
-            )
-        except (TypeError, ValueError, AttributeError, KeyError, ArchitectureError) as error:
-            # A family that this path cannot walk; the note says why, the other path is tried.
-            tried.append(f"{path}: {str(error).splitlines()[0]}")
-            return None
-        # Written so that NaN disagrees too.
-        if not (difference <= tolerance * max(scale, 1e-6) and worst <= tolerance):
-            tried.append(f"{path}: logits differ by {difference:.1e}, residuals by {worst:.1e}")
-            return None
-        return ForwardCheck(True, difference, path, family_of(model), width), residuals
+    def attempt(
+        path: Literal["manual", "tap"], runs: Sequence[Callable[..., Any]], against: _Residuals
+    ) -> _Attempt:
+        """(check, residuals) when every prompt's run agrees with its reference, else None."""
+        kept: _Residuals = []
+        largest = 0.0
+        for prompt, run, others in zip(prompts, runs, against or [[]] * len(prompts), strict=True):
+            try:
+                difference, worst, residuals = _compare(model, parts, prompt, run, others)
+            except (TypeError, ValueError, AttributeError, KeyError, ArchitectureError) as error:
+                # A family that this path cannot walk; the note says why, the other path is tried.
+                tried.append(f"{path}: {str(error).splitlines()[0]}")
+                return None
+            scale = max(float(mx.abs(prompt.logits).max()), 1e-6)
+            # Written so that NaN disagrees too.
+            if not (difference <= tolerance * scale and worst <= tolerance):
+                tried.append(f"{path}: logits differ by {difference:.1e}, residuals by {worst:.1e}")
+                return None
+            kept.append(residuals)
+            largest = max(largest, difference)
+        return ForwardCheck(True, largest, path, family_of(model), length), kept
+
+    def taps() -> list[Callable[..., Any]]:
+        first: Callable[..., Any] = partial(by_tap, stream=stream)
+        return [first, by_tap][: len(prompts)]
 
     object.__setattr__(model, "_vauban_blocks_run", family_of(model) not in BLOCKS_NOT_CALLED)
-    tap = attempt("tap", partial(by_tap, stream=stream), [])
+    tap = attempt("tap", taps(), [])
     place = _find_place(stream, parts.n_layers)
     if place:
         # The stream is not the blocks' first argument: what was recorded was something else.
         object.__setattr__(model, "_vauban_place", place)
         stream = Stream(recording=True)
         tried.clear()
-        tap = attempt("tap", partial(by_tap, stream=stream), [])
+        tap = attempt("tap", taps(), [])
     elif place is None and stream.rounds == 1:
         notes.append("the trunk changes the stream between blocks; residuals are what blocks read")
     if stream.rounds > 1:
         notes.append(f"{stream.rounds} rounds over the blocks; residuals are the last round's")
     extras = [stream.extras.get(i, 0) for i in range(parts.n_layers)]
     object.__setattr__(model, "_vauban_extras", extras)
-    hand = attempt("manual", by_hand, tap[1] if tap else [])
+    hand = attempt("manual", [by_hand] * len(prompts), tap[1] if tap else [])
     found = hand or tap
     if found is None:
         raise ArchitectureError(
@@ -172,11 +208,34 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
         )
     if hand is None:
         notes.append(f"{tried[-1]}, so the tap is used")
-    several = any(h.ndim == 4 for h in found[1])
+    several = any(h.ndim == 4 for residuals in found[1] for h in residuals)
     object.__setattr__(model, "_vauban_several", several)
     check = replace(found[0], note="; ".join(notes))
     object.__setattr__(model, "_vauban_check", check)
     return check
+
+
+def _compare(
+    model: nn.Module,
+    parts: Anatomy,
+    prompt: _Prompt,
+    run: Callable[..., Any],
+    against: list[mx.array],
+) -> tuple[float, float, list[mx.array]]:
+    """Largest difference of the logits, of the residuals (relative), and the residuals."""
+    last = mx.array([prompt.tokens.shape[1] - 1])
+    cache = copied(prompt.cache)
+    got, residuals = run(model, parts, prompt.tokens, cache, (), True, True, last)
+    got = mx.where(prompt.ruled_out & (got < 0), 0, got.astype(mx.float32))
+    worst = max(
+        (
+            float(mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max())
+            / max(float(mx.abs(b.astype(mx.float32)).max()), 1e-6)
+            for a, b in zip(residuals, against, strict=bool(against))
+        ),
+        default=0.0,
+    )
+    return float(mx.abs(got - prompt.logits).max()), worst, residuals
 
 
 def _find_place(stream: Stream, n_layers: int) -> Place | None:
