@@ -11,7 +11,7 @@ import vauban
 PACKAGE = Path(vauban.__file__).parent
 ORDER = (
     *("prompts", "interventions", "models", "activations", "directions", "edits", "knowledge"),
-    *("evaluation", "export", "report", "config", "pipeline", "quick", "cli"),
+    *("evaluation", "export", "report", "config", "pipeline", "study", "quick", "cli"),
 )
 # EditPlan.export is a lazy call into the room that writes checkpoints.
 ALLOWED_BACKWARDS = {("edits", "export")}

@@ -7,7 +7,8 @@ import pytest
 
 from vauban.config import load_config, make_config, reference, scaffold, write_scaffold
 from vauban.config.load import find_line
-from vauban.config.schema import RunConfig, keys
+from vauban.config.schema import RunConfig
+from vauban.config.settings import keys
 from vauban.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ def test_the_scaffold_is_valid_and_says_every_key(tmp_path):
         {"model": {"path": "org/name"}, **_dirs(tmp_path)}
     )
     text = path.read_text(encoding="utf-8")
-    for key in keys():
+    for key in keys(RunConfig):
         assert find_line(text.replace("# " + key.name, key.name), key.section, key.name), key.path
 
 
@@ -41,13 +42,13 @@ def _dirs(folder: Path) -> dict:
 
 
 def test_every_line_of_the_scaffold_can_be_uncommented(tmp_path):
-    names = {key.name for key in keys()}
+    names = {key.name for key in keys(RunConfig)}
     lines = [
         line[2:] if line.startswith("# ") and line[2:].split(" = ")[0] in names else line
         for line in scaffold("org/name").splitlines()
     ]
     config = load_config(_write(tmp_path, "\n".join(lines)))
-    unset = [key.path for key in keys() if _value(config, key.path) is None]
+    unset = [key.path for key in keys(RunConfig) if _value(config, key.path) is None]
     assert not unset
 
 

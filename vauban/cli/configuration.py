@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from vauban.cli.console import Console
-from vauban.config import load_config, looks_like_hub_id, write_scaffold
-from vauban.config.schema import HubDataset
+from vauban.config import HubDataset, load_config, looks_like_hub_id, write_scaffold
 from vauban.errors import InputError
 
 

@@ -11,7 +11,8 @@ from types import UnionType
 from typing import Any, Literal
 
 import vauban
-from vauban.config.schema import Key, keys
+from vauban.config import RunConfig
+from vauban.config.settings import Key, keys
 
 VERBS = {
     "demo": "the whole pipeline on the bundled model organism, offline",
@@ -70,7 +71,7 @@ def main_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("target", nargs="?", metavar="MODEL | CONFIG.toml", help=argparse.SUPPRESS)
     parser.add_argument("--validate", metavar="CONFIG.toml", help="check a configuration and stop")
-    _add_settings(parser, [key for key in keys() if key.section != "model"])
+    _add_settings(parser, [key for key in keys(RunConfig) if key.section != "model"])
     _add_json(parser)
     parser.add_argument("--version", action="version", version=f"vauban {vauban.__version__}")
     return parser
@@ -105,7 +106,12 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         )
     wanted = _SETTINGS[name]
     _add_settings(
-        parser, [key for key in keys() if {key.section or key.name, ".".join(key.path)} & {*wanted}]
+        parser,
+        [
+            key
+            for key in keys(RunConfig)
+            if {key.section or key.name, ".".join(key.path)} & {*wanted}
+        ],
     )
     if name == "measure":
         parser.add_argument(

@@ -1,4 +1,4 @@
-"""Reads a configuration: TOML text or command line values in, a checked `RunConfig` out.
+"""Reads a configuration: TOML text or command line values in, a checked schema out.
 
 Every message names the file and, where it can be found, the line. It opens no model and no
 prompt file.
@@ -9,19 +9,23 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vauban.config.schema import Key, RunConfig, keys, sections
+from vauban.config.schema import RunConfig
+from vauban.config.settings import Key, Section, keys, sections
+from vauban.config.study import StudyConfig
 from vauban.errors import InputError
+
+_Schema = TypeVar("_Schema", RunConfig, StudyConfig)
 
 Values = Mapping[tuple[str, ...], Any]
 """Values by (section, key), or (key,) at the top level."""
 
 
 def load_config(path: str | Path, overrides: Values | None = None) -> RunConfig:
-    """Read and check a TOML configuration.
+    """Read and check the TOML configuration of a run.
 
     Args:
         path: the file; places named in it are relative to its folder.
@@ -30,7 +34,24 @@ def load_config(path: str | Path, overrides: Values | None = None) -> RunConfig:
     Raises:
         InputError: the file cannot be read, is not TOML, has an unknown key or a wrong value.
     """
-    path = Path(path)
+    return _load(Path(path), overrides or {}, RunConfig)
+
+
+def load_study(path: str | Path, overrides: Values | None = None) -> StudyConfig:
+    """Read and check the TOML configuration of a study; as `load_config`."""
+    return _load(Path(path), overrides or {}, StudyConfig)
+
+
+def is_study(path: str | Path) -> bool:
+    """Whether a file has a [study] section; False for one that cannot be read."""
+    try:
+        return "study" in tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        # `load_config` says what is wrong with it.
+        return False
+
+
+def _load(path: Path, overrides: Values, schema: type[_Schema]) -> _Schema:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -43,36 +64,43 @@ def load_config(path: str | Path, overrides: Values | None = None) -> RunConfig:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
-    _check_names(raw, path, text)
-    _place(raw, path.parent)
-    return _build(raw, overrides or {}, source=path, text=text)
+    _check_names(raw, path, text, schema)
+    _place(raw, path.parent, schema)
+    return _build(raw, overrides, schema, source=path, text=text)
 
 
 def make_config(values: Values) -> RunConfig:
     """A configuration from command line values alone; places are relative to where one stands."""
-    return _build({}, values, source=None, text="")
+    return _build({}, values, RunConfig, source=None, text="")
 
 
-def _build(raw: dict[str, Any], overrides: Values, *, source: Path | None, text: str) -> RunConfig:
+def _build(
+    raw: dict[str, Any],
+    overrides: Values,
+    schema: type[_Schema],
+    *,
+    source: Path | None,
+    text: str,
+) -> _Schema:
     for path, value in overrides.items():
         table = raw if len(path) == 1 else raw.setdefault(path[0], {})
         table[path[-1]] = value
     try:
-        return RunConfig.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
-        raise InputError(_explain(error, set(overrides), source, text)) from error
+        raise InputError(_explain(error, set(overrides), schema, source, text)) from error
 
 
-def _check_names(raw: dict[str, Any], path: Path, text: str) -> None:
+def _check_names(raw: dict[str, Any], path: Path, text: str, schema: type[Section]) -> None:
     """Refuse names that the schema does not know, with the nearest one that it does."""
-    tables = sections()
-    top = [*tables, *(key.name for key in keys() if key.section is None)]
+    tables = sections(schema)
+    top = [*tables, *(key.name for key in keys(schema) if key.section is None)]
     for name, value in raw.items():
         if name not in top:
             where = _where(path, text, None, name)
             raise InputError(
                 f"{where}: unknown {'section' if isinstance(value, dict) else 'key'} "
-                f"{_shown(name, value)}.{_suggest(name, top, None)}"
+                f"{_shown(name, value)}.{_suggest(name, top, None, schema)}"
             )
         if name not in tables:
             continue
@@ -86,7 +114,7 @@ def _check_names(raw: dict[str, Any], path: Path, text: str) -> None:
             if key not in known:
                 raise InputError(
                     f"{_where(path, text, name, key)}: unknown key {key!r} in [{name}]."
-                    f"{_suggest(key, known, name)}"
+                    f"{_suggest(key, known, name, schema)}"
                 )
 
 
@@ -94,11 +122,11 @@ def _shown(name: str, value: Any) -> str:
     return f"[{name}]" if isinstance(value, dict) else repr(name)
 
 
-def _suggest(name: str, known: list[str], section: str | None) -> str:
+def _suggest(name: str, known: list[str], section: str | None, schema: type[Section]) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if near:
         return f" Did you mean {near[0]!r}?"
-    homes = [key.section or "the top" for key in keys() if key.name == name]
+    homes = [key.section or "the top" for key in keys(schema) if key.name == name]
     if homes:
         return (
             f" It belongs in [{homes[0]}]." if homes[0] != "the top" else " It stands at the top."
@@ -132,17 +160,23 @@ def find_line(text: str, section: str | None, name: str) -> int | None:
     return None
 
 
-def _place(raw: dict[str, Any], base: Path) -> None:
+def _place(raw: dict[str, Any], base: Path, schema: type[Section]) -> None:
     """Make the places that a file names relative to the file's own folder, in place."""
-    for key in keys():
+    for key in keys(schema):
         table = raw.get(key.section, {}) if key.section else raw
         value = table.get(key.name)
-        if key.setting.place and isinstance(value, str) and value:
+        if not key.setting.place or not value:
+            continue
+        if isinstance(value, str):
             table[key.name] = _placed(key, value, base)
+        elif isinstance(value, list) and key.setting.place == "model":
+            table[key.name] = [_placed(key, v, base) if isinstance(v, str) else v for v in value]
 
 
 def _placed(key: Key, value: str, base: Path) -> str:
     if key.setting.place == "prompts" and (value == "default" or value.startswith("hf:")):
+        return value
+    if value in key.setting.words:
         return value
     path = Path(value).expanduser()
     if path.is_absolute():
@@ -159,10 +193,14 @@ def looks_like_hub_id(value: str) -> bool:
 
 
 def _explain(
-    error: ValidationError, flags: set[tuple[str, ...]], source: Path | None, text: str
+    error: ValidationError,
+    flags: set[tuple[str, ...]],
+    schema: type[Section],
+    source: Path | None,
+    text: str,
 ) -> str:
     """One line for each wrong key: where it stands, what was given and what is expected."""
-    by_path = {key.path: key for key in keys()}
+    by_path = {key.path: key for key in keys(schema)}
     worst: dict[tuple[str, ...], Any] = {}
     lines: list[str] = []
     for item in error.errors():
@@ -200,5 +238,7 @@ def _missing(location: tuple[str, ...], source: Path | None) -> str:
         if source is None:
             return "no model is named; give --model with a folder or a Hub id."
         return f'{source}: no model is named; add [model] with path = "a folder or a Hub id".'
+    if location[:1] == ("study",):
+        return f'{source}: no model is named; add [study] with models = ["a folder or a Hub id"].'
     place = f"[{location[0]}] {location[1]}" if len(location) > 2 else "the configuration"
     return f"{source or 'command line'}: {location[-1]!r} is missing in {place}."

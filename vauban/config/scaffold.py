@@ -1,6 +1,6 @@
 """Writes the schema down for people: the annotated file of `vauban init` and the reference page.
 
-Both are read off `schema.py` and hold no text of their own about any key.
+Both are read off the schemas and hold no text of their own about any key.
 """
 
 import json
@@ -8,28 +8,42 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from vauban.config.schema import Key, keys, sections
+from vauban.config.schema import RunConfig
+from vauban.config.settings import Key, Section, keys, sections
+from vauban.config.study import StudyConfig
 from vauban.errors import InputError
 
 _EXAMPLE_MODEL = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 _WIDTH = 96
 
 
-def scaffold(model: str = _EXAMPLE_MODEL) -> str:
+_HEADS: dict[type[Section], str] = {
+    RunConfig: "# A vauban run: measure a direction, cut it, compare before and after, export.\n"
+    "# Every key is shown with its default; paths are relative to this file.\n"
+    "# Check it with `vauban --validate FILE`, run it with `vauban FILE`.\n",
+    StudyConfig: "# A vauban study: interventions x scopes on one or more models, every metric.\n"
+    "# Every key is shown with its default; paths are relative to this file.\n"
+    "# Check it with `vauban --validate FILE`, run it with `vauban study FILE`.\n",
+}
+
+
+def scaffold(model: str = _EXAMPLE_MODEL, schema: type[Section] = RunConfig) -> str:
     """The text of a complete, annotated configuration: every key with its default."""
-    parts = [
-        "# A vauban run: measure a direction, cut it, compare before and after, export.\n"
-        "# Every key is shown with its default; paths are relative to this file.\n"
-        "# Check it with `vauban --validate FILE`, run it with `vauban FILE`.\n"
-    ]
-    parts += [_entry(key, model) for key in keys() if key.section is None]
-    for name, table in sections().items():
+    parts = [_HEADS[schema]]
+    parts += [_entry(key, model) for key in keys(schema) if key.section is None]
+    for name, table in sections(schema).items():
         parts.append(f"[{name}]\n{_comment(' '.join((table.__doc__ or '').split()))}")
-        parts += [_entry(key, model) for key in keys() if key.section == name]
+        parts += [_entry(key, model) for key in keys(schema) if key.section == name]
     return "\n".join(parts)
 
 
-def write_scaffold(path: str | Path, *, model: str = _EXAMPLE_MODEL, force: bool = False) -> Path:
+def write_scaffold(
+    path: str | Path,
+    *,
+    model: str = _EXAMPLE_MODEL,
+    schema: type[Section] = RunConfig,
+    force: bool = False,
+) -> Path:
     """Write `scaffold()` to a file.
 
     Raises:
@@ -42,26 +56,37 @@ def write_scaffold(path: str | Path, *, model: str = _EXAMPLE_MODEL, force: bool
         raise InputError(f"{path} exists; give another name, or --force to replace it.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist.")
-    path.write_text(scaffold(model), encoding="utf-8")
+    path.write_text(scaffold(model, schema), encoding="utf-8")
     return path
 
 
 def reference() -> str:
     """The configuration reference as a markdown page."""
+    return "\n".join(
+        [
+            "# Configuration\n",
+            "<!-- Read off vauban/config: edit the schemas there, then run\n"
+            "python -m vauban.config > docs/reference/configuration.md -->\n",
+            "`vauban init` writes a file with every key (`vauban init --study` one of a study); "
+            "`vauban --validate FILE` checks one; `vauban FILE` runs it, `vauban study FILE` a "
+            "study. Unknown keys are errors. Paths in a file are relative to that file. Flags of "
+            "the command line win over the file.\n",
+            *_tables(RunConfig, "##"),
+            "## A study\n",
+            *_tables(StudyConfig, "###"),
+        ]
+    )
+
+
+def _tables(schema: type[Section], level: str) -> list[str]:
     parts = [
-        "# Configuration\n",
-        "<!-- Read off vauban/config/schema.py: edit that, then run\n"
-        "python -m vauban.config > docs/reference/configuration.md -->\n",
-        "`vauban init` writes a file with every key; `vauban --validate FILE` checks one; "
-        "`vauban FILE` runs it. Unknown keys are errors. Paths in a file are relative to that "
-        "file. Flags of the command line win over the file.\n",
-        "## Top level\n",
-        _table([key for key in keys() if key.section is None]),
+        f"{level} Top level\n",
+        _table([key for key in keys(schema) if key.section is None]),
     ]
-    for name, table in sections().items():
-        parts.append(f"## [{name}]\n\n{' '.join((table.__doc__ or '').split())}\n")
-        parts.append(_table([key for key in keys() if key.section == name]))
-    return "\n".join(parts)
+    for name, table in sections(schema).items():
+        parts.append(f"{level} [{name}]\n\n{' '.join((table.__doc__ or '').split())}\n")
+        parts.append(_table([key for key in keys(schema) if key.section == name]))
+    return parts
 
 
 def toml_value(value: Any) -> str:
@@ -72,7 +97,7 @@ def toml_value(value: Any) -> str:
 def _entry(key: Key, model: str) -> str:
     text = f"{key.field.description} Expects {key.setting.expects}."
     if key.required:
-        line = f"{key.name} = {toml_value(model)}"
+        line = f"{key.name} = {toml_value([model] if key.name == 'models' else model)}"
     elif key.default is None:
         line = f"# {key.name} = {key.setting.example}"
     else:

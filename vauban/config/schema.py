@@ -1,59 +1,22 @@
-"""The one schema of a run: what a configuration may say, what it defaults to, what it expects.
+"""The schema of a run: what a configuration may say, what it defaults to, what it expects.
 
 TOML validation, `vauban init`, the command line's flags and the reference page are all read off
 these classes. It knows neither files nor models; `load.py` reads files.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.fields import FieldInfo
+from pydantic import Field
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What the schema says about a key beyond its type."""
-
-    expects: str
-    """What a value has to be, in words: used in errors, in the scaffold and in the reference."""
-    flag: str | None = None
-    """The command line's name for the key, where it has one."""
-    short: str | None = None
-    metavar: str | None = None
-    place: Literal["model", "prompts", "file", "folder"] | None = None
-    """Marks strings that are places on disk: in a TOML file they are relative to that file."""
-    example: str | None = None
-    """TOML text shown, commented out, where the default is "not set"."""
-
-
-class Section(BaseModel):
-    """A table of the configuration: unknown keys are errors, values are not converted silently."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class HubDataset(Section):
-    """A prompt set on the Hugging Face Hub, written as a table (`vauban.DatasetRef`)."""
-
-    hf: str
-    split: str = "train"
-    column: str = "prompt"
-    config: str | None = None
-    limit: Annotated[int, Field(gt=0)] | None = None
-    revision: str | None = None
-
-
-NonNegative = Annotated[int, Field(ge=0)]
-Negative = Annotated[int, Field(lt=0)]
-Text = Annotated[str, Field(min_length=1)]
-Prompts = Text | list[Text] | HubDataset
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-_PROMPTS = (
-    'a JSONL or text file, "default" (the bundled set), "hf:org/name", '
-    "a table { hf = ... } or a list of prompts"
+from vauban.config.settings import (
+    PROMPTS,
+    Finite,
+    Negative,
+    NonNegative,
+    Prompts,
+    Section,
+    Setting,
+    Text,
 )
 
 
@@ -71,15 +34,13 @@ class DataSection(Section):
 
     harmful: Annotated[
         Prompts | None,
-        Setting(_PROMPTS, "--harmful", metavar="FILE", place="prompts", example='"harmful.jsonl"'),
+        Setting(PROMPTS, "--harmful", metavar="FILE", place="prompts", example='"harmful.jsonl"'),
     ] = Field(
         default=None, description="Prompts that carry the concept (for refusal: harmful requests)."
     )
     harmless: Annotated[
         Prompts | None,
-        Setting(
-            _PROMPTS, "--harmless", metavar="FILE", place="prompts", example='"harmless.jsonl"'
-        ),
+        Setting(PROMPTS, "--harmless", metavar="FILE", place="prompts", example='"harmless.jsonl"'),
     ] = Field(
         default=None, description="Prompts that do not: a mix of how-to requests and plain tasks."
     )
@@ -238,50 +199,3 @@ class RunConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values, keys in the order of the schema."""
         return self.model_dump(mode="json")
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key of the schema, as the generators see it."""
-
-    section: str | None
-    """None for a top-level key."""
-    name: str
-    field: FieldInfo
-    setting: Setting
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        return (self.name,) if self.section is None else (self.section, self.name)
-
-    @property
-    def required(self) -> bool:
-        return self.field.is_required()
-
-    @property
-    def default(self) -> Any:
-        return None if self.required else self.field.default
-
-
-def sections() -> dict[str, type[Section]]:
-    """The tables of the configuration, in order."""
-    found = {}
-    for name, field in RunConfig.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found[name] = field.annotation
-    return found
-
-
-def keys() -> Iterator[Key]:
-    """Every key, top-level ones first, in the order in which they are written."""
-    tables = sections()
-    for name, field in RunConfig.model_fields.items():
-        if name not in tables:
-            yield Key(None, name, field, _setting(field))
-    for section, table in tables.items():
-        for name, field in table.model_fields.items():
-            yield Key(section, name, field, _setting(field))
-
-
-def _setting(field: FieldInfo) -> Setting:
-    return next(item for item in field.metadata if isinstance(item, Setting))

@@ -20,13 +20,14 @@ from vauban.export.checkpoint import (
     write_edit_record,
     write_folder,
 )
-from vauban.export.resume import resume_key
+from vauban.export.resume import RECORD, resume_key, start_record
 from vauban.export.staging import check_output, staged
 from vauban.export.tensors import sha256
 from vauban.export.verify import ExportReport, logits_difference, verify_export
 from vauban.models import model_folder, residual_writers
 
 __all__ = [
+    "RECORD",
     "ExportReport",
     "check_output",
     "export_model",
@@ -34,6 +35,7 @@ __all__ = [
     "logits_difference",
     "resume_key",
     "staged",
+    "start_record",
     "verify_export",
     "write_plan",
 ]

@@ -75,6 +75,11 @@ class Finished:
         self._path.unlink(missing_ok=True)
 
 
+def start_record(folder: Path, key: str) -> None:
+    """Mark a staging folder as `key`'s, for work that keeps its own account of what is finished."""
+    (folder / RECORD).write_text(json.dumps({"key": key, "files": {}}))
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a staging folder; {} where there is none or it is damaged."""
     try:

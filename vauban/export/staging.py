@@ -43,11 +43,12 @@ def staged(
     force: bool = False,
     source: str | Path | None = None,
     resume_key: str | None = None,
+    keep_interrupted: bool = False,
 ) -> Iterator[Path]:
     """Yield a staging folder; renamed to `output_dir` on a normal exit, removed on any exception.
 
     What a killed process left beside the target is taken up where its `resume_key` is the same,
-    and removed otherwise.
+    and removed otherwise. With `keep_interrupted` Ctrl-C leaves it as a kill does.
 
     With `force` an existing folder is replaced as a whole, so no stale file can survive. A full
     disk becomes an InputError that says how much room there is.
@@ -56,14 +57,17 @@ def staged(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = target.parent / f".{target.name}.partial-{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
         if not _take_up(target, staging, resume_key):
             staging.mkdir()
     except OSError as error:
         raise InputError(f"cannot write to {target.parent}: {error.strerror}") from error
+    keep = False
     try:
         yield staging
         _publish(staging, target)
+    except KeyboardInterrupt:
+        keep = keep_interrupted
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(target.parent).free
@@ -72,7 +76,8 @@ def staged(
             ) from error
         raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -102,9 +107,10 @@ def _publish(staging: Path, target: Path) -> None:
 def _take_up(target: Path, staging: Path, key: str | None) -> bool:
     """Rename one abandoned folder of the same key to `staging`; remove the others."""
     found = False
-    for path in sorted(target.parent.glob(f".{target.name}.partial-*")):
+    others = target.parent.glob(f".{target.name}.partial-*")
+    for path in sorted(others, key=lambda p: (p != staging, p)):
         pid = path.name.rsplit("-", 1)[-1]
-        if not pid.isdigit() or int(pid) == os.getpid() or _alive(int(pid)):
+        if not pid.isdigit() or (path != staging and _alive(int(pid))):
             continue
         if key is not None and not found and read_record(path).get("key") == key:
             path.rename(staging)

@@ -22,6 +22,7 @@ from vauban.models.loading import (
     organism_path,
 )
 from vauban.models.passes import ForwardOutput
+from vauban.models.paths import unembed
 from vauban.models.rows import can_pad, can_share, row_checks
 from vauban.models.taps import Stream, tapped
 from vauban.models.verify import ForwardCheck, verify_forward
@@ -62,5 +63,6 @@ __all__ = [
     "shared_prefix",
     "tapped",
     "token_budget",
+    "unembed",
     "verify_forward",
 ]

@@ -16,7 +16,7 @@ from mlx.utils import tree_reduce
 
 from vauban.errors import ArchitectureError
 from vauban.interventions import Intervention
-from vauban.models.anatomy import Anatomy
+from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.families import LOOPS, READ_BY_NORM, Visit, family_of
 from vauban.models.taps import Stream, record_reads, stream_changes, stream_place, tapped
 from vauban.models.walk import arguments, finish, rehearse
@@ -136,6 +136,15 @@ def _walked(
     if not logits:
         return None
     return finish(model, parts.layers, tokens, cache, pick(h, logits, last), results, place)
+
+
+def unembed(model: nn.Module, h: mx.array) -> mx.array:
+    """Logits (..., V) of residuals (..., d) read by the final norm and the head alone.
+
+    The logit lens (nostalgebraist 2020); what a family does to its logits afterwards is left out.
+    """
+    parts = anatomy(model)
+    return _head(model, parts, h if parts.norm is None else parts.norm(h))
 
 
 def _head(model: nn.Module, parts: Anatomy, h: mx.array) -> mx.array:

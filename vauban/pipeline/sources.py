@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vauban.config import HubDataset, RunConfig
+from vauban.config import HubDataset, RunConfig, StudyConfig
 from vauban.errors import InputError
 from vauban.prompts import (
     LabelledPrompt,
@@ -75,7 +75,21 @@ class EvalSet:
         }
 
 
-def prompt_set(config: RunConfig, label: str, model_path: str | Path | None) -> PromptSet:
+@dataclass(frozen=True)
+class EvalRows:
+    """The held-out rows of a file by kind, thinned like `EvalSet`, with all that a line holds."""
+
+    path: Path
+    origin: str
+    harmful: tuple[LabelledPrompt, ...]
+    harmless: tuple[LabelledPrompt, ...]
+    how_to: tuple[LabelledPrompt, ...]
+    contrast: tuple[LabelledPrompt, ...]
+
+
+def prompt_set(
+    config: RunConfig | StudyConfig, label: str, model_path: str | Path | None
+) -> PromptSet:
     """The prompts of one class for measuring.
 
     Args:
@@ -106,7 +120,21 @@ def prompt_set(config: RunConfig, label: str, model_path: str | Path | None) -> 
 
 
 def eval_set(config: RunConfig, model_path: str | Path | None) -> EvalSet:
-    """The labelled held-out prompts, at most `eval.num_prompts` of each class.
+    """The labelled held-out prompts; as `eval_rows`, the texts alone."""
+    rows = eval_rows(config, model_path)
+    return EvalSet(
+        source=rows.path.name,
+        origin=rows.origin,
+        sha256=hashlib.sha256(rows.path.read_bytes()).hexdigest(),
+        harmful=_texts(rows.harmful),
+        harmless=_texts(rows.harmless),
+        how_to=_texts(rows.how_to),
+        contrast=_texts(rows.contrast),
+    )
+
+
+def eval_rows(config: RunConfig | StudyConfig, model_path: str | Path | None) -> EvalRows:
+    """The labelled held-out rows, at most `eval.num_prompts` of each class.
 
     Where there are more, every kind, language and category keeps its share.
 
@@ -136,14 +164,13 @@ def eval_set(config: RunConfig, model_path: str | Path | None) -> EvalSet:
     if not harmless:
         harmless, contrast = contrast, []
     how_to = [row for row in harmless if _kind(row) == "how-to"] or harmless
-    return EvalSet(
-        source=path.name,
+    return EvalRows(
+        path=path,
         origin=origin,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        harmful=_texts(by_label["harmful"], limit),
-        harmless=_texts(harmless, limit),
-        how_to=_texts(how_to, limit),
-        contrast=_texts(contrast, limit),
+        harmful=_thinned(by_label["harmful"], limit),
+        harmless=_thinned(harmless, limit),
+        how_to=_thinned(how_to, limit),
+        contrast=_thinned(contrast, limit),
     )
 
 
@@ -164,14 +191,18 @@ def _kind(row: LabelledPrompt) -> str:
     return str(row.get("kind", "")).replace("_", "-").lower()
 
 
-def _texts(rows: Sequence[LabelledPrompt], limit: int) -> tuple[str, ...]:
-    """At most `limit` prompts in file order, every kind, language and category in proportion.
+def _thinned(rows: Sequence[LabelledPrompt], limit: int) -> tuple[LabelledPrompt, ...]:
+    """At most `limit` rows in file order, every kind, language and category in proportion.
 
     Even distances in the file itself would fall in step with rows that alternate.
     """
     facets = ("kind", "language", "category")
     order = sorted(range(len(rows)), key=lambda i: [str(rows[i].get(f, "")) for f in facets])
-    return tuple(rows[i].prompt for i in sorted(spread(order, limit)))
+    return tuple(rows[i] for i in sorted(spread(order, limit)))
+
+
+def _texts(rows: Sequence[LabelledPrompt]) -> tuple[str, ...]:
+    return tuple(row.prompt for row in rows)
 
 
 def _from_file(path: Path, origin: str) -> PromptSet:

@@ -12,6 +12,9 @@ from vauban.report.figures import (
     shorten,
 )
 from vauban.report.samples import Sample, pick_samples, spread
+from vauban.report.study_chart import family_chart, require_charts
+from vauban.report.study_page import study_page
+from vauban.report.study_table import study_table
 from vauban.report.table import (
     HEADINGS,
     BehaviourRow,
@@ -33,6 +36,7 @@ __all__ = [
     "cells",
     "contrast_line",
     "decimal",
+    "family_chart",
     "json_safe",
     "markdown_table",
     "model_card",
@@ -42,7 +46,10 @@ __all__ = [
     "quantity",
     "rate_with_interval",
     "refusal_statement",
+    "require_charts",
     "seconds",
     "shorten",
     "spread",
+    "study_page",
+    "study_table",
 ]

@@ -1,0 +1,106 @@
+"""What a schema is made of: keys with their words, tables that refuse unknown keys.
+
+Knows pydantic; knows no key of any configuration. `schema.py` and `study.py` are made of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the schema says about a key beyond its type."""
+
+    expects: str
+    """What a value has to be, in words: used in errors, in the scaffold and in the reference."""
+    flag: str | None = None
+    """The command line's name for the key, where it has one."""
+    short: str | None = None
+    metavar: str | None = None
+    place: Literal["model", "prompts", "file", "folder"] | None = None
+    """Marks strings that are places on disk: in a TOML file they are relative to that file."""
+    words: tuple[str, ...] = ()
+    """Values that are no places although the key's values are."""
+    example: str | None = None
+    """TOML text shown, commented out, where the default is "not set"."""
+
+
+class Section(BaseModel):
+    """A table of the configuration: unknown keys are errors, values are not converted silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class HubDataset(Section):
+    """A prompt set on the Hugging Face Hub, written as a table (`vauban.DatasetRef`)."""
+
+    hf: str
+    split: str = "train"
+    column: str = "prompt"
+    config: str | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    revision: str | None = None
+
+
+NonNegative = Annotated[int, Field(ge=0)]
+Negative = Annotated[int, Field(lt=0)]
+Text = Annotated[str, Field(min_length=1)]
+Prompts = Text | list[Text] | HubDataset
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+PROMPTS = (
+    'a JSONL or text file, "default" (the bundled set), "hf:org/name", '
+    "a table { hf = ... } or a list of prompts"
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the schema, as the generators see it."""
+
+    section: str | None
+    """None for a top-level key."""
+    name: str
+    field: FieldInfo
+    setting: Setting
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return (self.name,) if self.section is None else (self.section, self.name)
+
+    @property
+    def required(self) -> bool:
+        return self.field.is_required()
+
+    @property
+    def default(self) -> Any:
+        return None if self.required else self.field.default
+
+
+def sections(schema: type[Section]) -> dict[str, type[Section]]:
+    """The tables of a configuration, in order."""
+    found = {}
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found[name] = field.annotation
+    return found
+
+
+def keys(schema: type[Section]) -> Iterator[Key]:
+    """Every key, top-level ones first, in the order in which they are written."""
+    tables = sections(schema)
+    for name, field in schema.model_fields.items():
+        if name not in tables:
+            yield Key(None, name, field, _setting(field))
+    for section, table in tables.items():
+        for name, field in table.model_fields.items():
+            yield Key(section, name, field, _setting(field))
+
+
+def _setting(field: FieldInfo) -> Setting:
+    return next(item for item in field.metadata if isinstance(item, Setting))

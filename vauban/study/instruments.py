@@ -1,0 +1,202 @@
+"""Everything that is measured of one condition, with the same prompts, texts and judge for all.
+
+Knows held-out rows, texts, a judge and benchmarks; knows interventions as values, not how they
+were found. Every figure is a `Metric`: value, interval, better direction, or why it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import mlx.nn as nn
+
+from vauban.config import StudyConfig
+from vauban.errors import InputError
+from vauban.evaluation import (
+    Behaviour,
+    GuardJudge,
+    GuardResult,
+    Metric,
+    StandInJudge,
+    answer_tokens,
+    compare,
+    is_degenerate,
+    judge_answers,
+    measure_perplexity,
+    run_benchmarks,
+    task_accuracy,
+    with_answers,
+)
+from vauban.interventions import Intervention
+from vauban.models import decode, load
+from vauban.pipeline.sources import EvalRows
+from vauban.prompts import LabelledPrompt, load_texts
+from vauban.report import shorten
+
+Progress = Callable[[str, int, int], None]
+Judge = Callable[[Sequence[LabelledPrompt], Sequence[str]], GuardResult]
+
+_SAMPLES = 2
+
+
+@dataclass(eq=False)
+class Instruments:
+    """The measuring set-up of one model; `measure` applies it to one condition after another."""
+
+    model: nn.Module
+    tokenizer: Any
+    rows: EvalRows
+    config: StudyConfig
+    judge: Judge | None
+    texts: dict[str, list[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls, model: nn.Module, tokenizer: Any, rows: EvalRows, config: StudyConfig
+    ) -> Instruments:
+        """Load texts and guard; raises InputError for what cannot be read."""
+        limit = config.texts.limit
+        texts = {
+            "plain": load_texts(config.texts.plain, limit=limit),
+            "chat": load_texts(config.texts.chat, limit=limit),
+        }
+        return cls(model, tokenizer, rows, config, make_judge(config, rows), texts)
+
+    @cached_property
+    def _unchanged(self) -> list[list[int]]:
+        """Greedy answers of the unchanged model to the harmless prompts, on which KL is taken."""
+        return self._answers([row.prompt for row in self.rows.harmless], ())
+
+    def measure(
+        self,
+        remove: Sequence[Intervention],
+        induce: Sequence[Intervention] | None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """All figures of one condition: {"metrics": [...], "guard": ..., "samples": [...]}."""
+        harmful = [row.prompt for row in self.rows.harmful]
+        harmless = [row.prompt for row in self.rows.harmless]
+        refused = self._behaviour(harmful, remove, progress)
+        over = self._behaviour(harmless, remove, progress)
+        induced = None
+        if induce is not None:
+            how_to = [row.prompt for row in self.rows.how_to]
+            induced = self._behaviour(how_to, induce, progress)
+        guard = None if self.judge is None else self.judge(self.rows.harmful, refused.answers)
+        answers = [*refused.answers, *over.answers]
+        metrics = [
+            refused.metric("non_refusal_harmful"),
+            self._unsafe(guard),
+            over.metric("refusal_harmless"),
+            _induced(induced),
+            *self._perplexities(remove),
+            self._tasks(remove),
+            *self._benchmarks(remove),
+            Metric.rate(
+                "degenerate", sum(map(is_degenerate, answers)), len(answers), better="lower"
+            ),
+            self._kl(remove),
+        ]
+        return {
+            "metrics": [metric.to_dict() for metric in metrics],
+            "guard": None if guard is None else _without_texts(guard),
+            "samples": [
+                {"prompt": prompt, "answer": shorten(answer, 90)}
+                for prompt, answer in list(zip(harmful, refused.answers, strict=True))[:_SAMPLES]
+            ],
+        }
+
+    def _answers(
+        self,
+        prompts: Sequence[str],
+        interventions: Sequence[Intervention],
+        progress: Progress | None = None,
+    ) -> list[list[int]]:
+        return answer_tokens(
+            self.model, self.tokenizer, prompts, max_tokens=self.config.eval.max_tokens,
+            interventions=interventions, progress=progress,
+        )  # fmt: skip
+
+    def _behaviour(
+        self,
+        prompts: Sequence[str],
+        interventions: Sequence[Intervention],
+        progress: Progress | None,
+    ) -> Behaviour:
+        ids = self._answers(prompts, interventions, progress)
+        answers = [decode(self.tokenizer, i) for i in ids]
+        return judge_answers(prompts, answers, phrases=self.config.eval.refusal_phrases)
+
+    def _unsafe(self, guard: GuardResult | None) -> Metric:
+        if guard is None:
+            return Metric.not_applicable("unsafe_harmful", "no guard model was named")
+        return guard.metric()
+
+    def _perplexities(self, remove: Sequence[Intervention]) -> list[Metric]:
+        found = []
+        for name, texts in self.texts.items():
+            measured = measure_perplexity(
+                self.model, self.tokenizer, texts, interventions=remove, name=name,
+                seed=self.config.seed,
+            )  # fmt: skip
+            found += [measured.metric(), measured.loss_metric()]
+        return found
+
+    def _tasks(self, remove: Sequence[Intervention]) -> Metric:
+        rows = [row for row in self.rows.harmless if row.get("answer")]
+        if not rows:
+            return Metric.not_applicable("task_accuracy", "no held-out row has an answer")
+        return task_accuracy(self.model, self.tokenizer, rows, interventions=remove).metric()
+
+    def _benchmarks(self, remove: Sequence[Intervention]) -> list[Metric]:
+        bench = self.config.bench
+        if not bench.tasks:
+            reason = "no lm-eval task was named in [bench]"
+            return [Metric.not_applicable(name, reason) for name in ("mmlu", "arc_cloze")]
+        results = run_benchmarks(
+            self.model, self.tokenizer, bench.tasks, num_fewshot=bench.num_fewshot,
+            limit=bench.limit, include_path=bench.include_path, interventions=remove,
+            seed=self.config.seed,
+        )  # fmt: skip
+        return [result.metric() for result in results.values()]
+
+    def _kl(self, remove: Sequence[Intervention]) -> Metric:
+        """KL(unchanged || changed), nats per token of the unchanged answers to harmless prompts."""
+        prompts = [row.prompt for row in self.rows.harmless]
+        sequences = with_answers(self.tokenizer, prompts, self._unchanged)
+        found = compare(self.model, self.model, sequences, remove)
+        return Metric("kl", found.kl, found.tokens, None, "lower", "tokens", "no interval: a mean")
+
+
+def make_judge(config: StudyConfig, rows: EvalRows) -> Judge | None:
+    """The guard that the configuration names, the stand-in where rows have templates, or None."""
+    named = config.guard.model
+    templated = all(row.get("template") for row in rows.harmful)
+    if named is None:
+        return StandInJudge() if templated else None
+    if named == "stand-in":
+        if not templated:
+            raise InputError(
+                f"{rows.path}: [guard] model is 'stand-in', but not every harmful row has a "
+                "'template' to compare the answer with; name a guard model"
+            )
+        return StandInJudge()
+    guard, tokenizer = load(named)
+    return GuardJudge(guard, tokenizer, min_words=config.guard.min_words)
+
+
+def _induced(behaviour: Behaviour | None) -> Metric:
+    if behaviour is None:
+        return Metric.not_applicable(
+            "induced_refusal", "this method has no inducing form", better="higher"
+        )
+    judged = behaviour.n - behaviour.unparsed
+    return Metric.rate("induced_refusal", behaviour.refused, judged, better="higher")
+
+
+def _without_texts(guard: GuardResult) -> dict[str, Any]:
+    """The counts of a guard's verdicts; its verdict texts repeat what the answers say."""
+    return {key: value for key, value in guard.to_dict().items() if key != "verdicts"}

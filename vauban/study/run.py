@@ -1,0 +1,307 @@
+"""The study: fit, choose, measure every condition, ask what remains open. The order stands here.
+
+One model after another; every finished piece is recorded, so that a killed study goes on where it
+was. The folder appears when everything is written. Prints nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from vauban.config import StudyConfig
+from vauban.errors import InputError, VaubanWarning
+from vauban.evaluation import Metric
+from vauban.export import check_output, staged
+from vauban.pipeline.provenance import hash_files, system, versions
+from vauban.pipeline.sources import EvalRows, PromptSet, eval_rows, prompt_set
+from vauban.pipeline.stages import Opened, model_name, open_model
+from vauban.report import family_chart, json_safe, require_charts, study_page, study_table
+from vauban.study.choose import Choice, Selected, choose
+from vauban.study.composition import compose
+from vauban.study.conditions import NEEDED, Condition, conditions
+from vauban.study.fits import Fits, fit
+from vauban.study.further import further_directions
+from vauban.study.instruments import Instruments
+from vauban.study.journal import Journal
+
+Progress = Callable[[str, int, int], None]
+
+FORMAT = 1
+"""The version of study.json's layout."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study. `document` is what study.json holds."""
+
+    output_dir: Path
+    document: Mapping[str, Any]
+    seconds: float
+    resumed: int
+    """Pieces of work that an earlier, killed run of the same study had finished."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.document, "output_dir": str(self.output_dir), "seconds": self.seconds}
+
+    def summary(self) -> str:
+        """One table per model and the folder, as plain lines."""
+        parts = [study_table(block) for block in self.document["models"]]
+        return "\n\n".join([*parts, f"written to {self.output_dir}"])
+
+
+def run_study(
+    config: StudyConfig,
+    *,
+    progress: Progress | None = None,
+    on_model: Callable[[str, Opened], None] | None = None,
+) -> StudyResult:
+    """Compare interventions x scopes with matched selection on one or more models.
+
+    Seed study: Rocchetti & Ferrara 2026 (arXiv 2606.13720), difference in means against INLP, with
+    its rank inflation, lost order and cancelling flips put right and shown beside.
+
+    Writes study.json (every figure raw, with interval, change and better direction), table.md,
+    chart.png and study.html into `config.output.dir`, which must not exist unless `force`.
+
+    Raises InputError for prompts, texts, models or an output folder that cannot be used; a study
+    that was killed goes on when it is started again with the same configuration.
+    """
+    started = time.monotonic()
+    check_output(config.output.dir, force=config.output.force)
+    # The chart needs matplotlib: better said before the long work than after it.
+    require_charts()
+    key = _key(config)
+    with staged(
+        config.output.dir, force=config.output.force, resume_key=key, keep_interrupted=True
+    ) as folder:
+        journal = Journal(folder, key)
+        blocks = [
+            _one_model(path, config, journal, progress, on_model) for path in config.study.models
+        ]
+        document = json_safe(
+            {
+                "format": FORMAT,
+                "configuration": config.to_dict(),
+                "versions": versions(),
+                "system": system(),
+                "models": blocks,
+            }
+        )
+        (folder / "study.json").write_text(
+            json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        tables = "\n\n".join(study_table(block, markdown=True) for block in blocks)
+        (folder / "table.md").write_text(tables + "\n", encoding="utf-8")
+        family_chart(document["models"], folder / "chart.png")
+        (folder / "study.html").write_text(study_page(document), encoding="utf-8")
+        resumed = journal.resumed
+        journal.close()
+    seconds = round(time.monotonic() - started, 2)
+    return StudyResult(Path(config.output.dir), document, seconds, resumed)
+
+
+def _one_model(
+    path: str,
+    config: StudyConfig,
+    journal: Journal,
+    progress: Progress | None,
+    on_model: Callable[[str, Opened], None] | None,
+) -> dict[str, Any]:
+    """Everything of one model as JSON values; from the journal alone where it is all there."""
+    done = f"{path}: done"
+    if done in journal:
+        return journal.once(done, dict)
+    opened = open_model(path, progress=progress)
+    if on_model:
+        on_model(path, opened)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VaubanWarning)
+        block = _measure_model(path, opened, config, journal, progress)
+    block["warnings"] = list(
+        dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, VaubanWarning))
+    )
+    value = journal.once(done, lambda: json_safe(block))
+    del opened
+    gc.collect()
+    mx.clear_cache()
+    return value
+
+
+def _measure_model(
+    path: str, opened: Opened, config: StudyConfig, journal: Journal, progress: Progress | None
+) -> dict[str, Any]:
+    model, tokenizer, folder = opened.model, opened.tokenizer, opened.folder
+    sets = {label: prompt_set(config, label, folder) for label in ("harmful", "harmless")}
+    rows = eval_rows(config, folder)
+    _check_overlap(sets, rows)
+    fitted, validation = _split(sets, config)
+    instruments = Instruments.prepare(model, tokenizer, rows, config)
+    fits = fit(model, tokenizer, fitted["harmful"], fitted["harmless"], config, progress)
+    choices = _choices(path, opened, fits, validation, config, journal, progress)
+    todo = conditions(fits, choices, config)
+    facts: dict[str, Any] = {}
+    if config.study.composition and "ablation" in choices:
+        held_out = tuple([row.prompt for row in part] for part in (rows.harmful, rows.harmless))
+        facts, more = compose(
+            model, tokenizer, fits, choices["ablation"], fitted["harmful"], fitted["harmless"],
+            (held_out[0], held_out[1]),
+        )  # fmt: skip
+        todo += more
+    measured = []
+    for number, condition in enumerate(todo):
+        if progress:
+            progress(f"conditions of {model_name(path)}", number, len(todo))
+        found = journal.once(f"{path}: {condition.name}", lambda c=condition: _one(instruments, c))
+        measured.append({**condition.to_dict(), **found})
+    _add_deltas(measured)
+    if progress:
+        progress(f"conditions of {model_name(path)}", len(todo), len(todo))
+    further = []
+    if config.study.further and "nullspace" in choices:
+        further = [
+            direction.to_dict()
+            for direction in further_directions(
+                model, tokenizer, fits, choices["nullspace"].key, rows
+            )
+        ]
+    return {
+        "model": model_name(path),
+        "info": opened.info.to_dict(),
+        "forward": opened.check.to_dict(),
+        "weights": hash_files(folder, "*.safetensors", stage="hash", progress=progress),
+        "prompts": {label: found.to_dict() for label, found in sets.items()},
+        "split": {
+            name: {label: len(part) for label, part in parts.items()}
+            for name, parts in (("fitted", fitted), ("validation", validation))
+        },
+        "held_out": {
+            "source": rows.path.name,
+            "sha256": hashlib.sha256(rows.path.read_bytes()).hexdigest(),
+            **{kind: len(getattr(rows, kind)) for kind in ("harmful", "harmless", "how_to")},
+        },
+        "choices": {name: choice.to_dict() for name, choice in choices.items()},
+        "inlp": _inlp_facts(fits, choices),
+        "conditions": measured,
+        "composition": facts,
+        "further": further,
+    }
+
+
+def _one(instruments: Instruments, condition: Condition) -> dict[str, Any]:
+    return json_safe(instruments.measure(condition.remove, condition.induce))
+
+
+def _add_deltas(measured: Sequence[dict[str, Any]]) -> None:
+    """Give every figure its change from the baseline's, and the gain that its direction makes."""
+    baseline = {m["name"]: _metric(m) for m in measured[0]["metrics"]}
+    for condition in measured:
+        for figure in condition["metrics"]:
+            figure["delta"] = _metric(figure).delta(baseline[figure["name"]]).to_dict()
+
+
+def _metric(figure: Mapping[str, Any]) -> Metric:
+    given = {name: value for name, value in figure.items() if name != "delta"}
+    low_high = given.pop("interval")
+    return Metric(**given, interval=None if low_high is None else (low_high[0], low_high[1]))
+
+
+def _choices(
+    path: str, opened: Opened, fits: Fits, validation: Mapping[str, list[str]],
+    config: StudyConfig, journal: Journal, progress: Progress | None,
+) -> dict[Selected, Choice]:  # fmt: skip
+    """The matched selection of every method that the configuration needs."""
+    wanted = dict.fromkeys(NEEDED[m] for m in config.study.methods if m in NEEDED)
+    found: dict[Selected, Choice] = {}
+    for method in wanted:
+        made: list[Choice] = []
+
+        def work(method: Selected = method, made: list[Choice] = made) -> dict[str, Any]:
+            made.append(
+                choose(
+                    opened.model, opened.tokenizer, method, fits,
+                    validation["harmful"], validation["harmless"], config, progress,
+                )
+            )  # fmt: skip
+            return json_safe(made[0].to_dict())
+
+        record = journal.once(f"{path}: choice of {method}", work)
+        found[method] = made[0] if made else Choice.from_dict(record, method, fits)
+    return found
+
+
+def _inlp_facts(fits: Fits, choices: Mapping[Selected, Choice]) -> dict[str, Any]:
+    """The rank of INLP at every place, and everything about the chosen one."""
+    ranks = [
+        {"position": p, "residual": r, "rank": found.rank, "accuracies": list(found.accuracies)}
+        for (p, r), found in fits.inlp.items()
+    ]
+    chosen = choices.get("nullspace")
+    return {"ranks": ranks, "chosen": fits.inlp[chosen.key].to_dict() if chosen else None}
+
+
+def _split(
+    sets: Mapping[str, PromptSet], config: StudyConfig
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """(fitted, validation) prompts by class: seeded, disjoint, as many of each class to fit."""
+    smallest = min(len(found.prompts) for found in sets.values())
+    wanted = config.study.validation
+    if smallest - wanted < 8:
+        raise InputError(
+            f"{smallest} prompts in the smaller class: {wanted} are set aside for selection and "
+            f"{smallest - wanted} are left to fit; expected at least 8. Lower [study] validation "
+            "or give more prompts"
+        )
+    fitted, validation = {}, {}
+    for label, found in sets.items():
+        order = np.random.default_rng(config.seed).permutation(len(found.prompts))
+        prompts = [found.prompts[i] for i in order]
+        validation[label] = prompts[:wanted]
+        fitted[label] = prompts[wanted:smallest]
+    return fitted, validation
+
+
+def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalRows) -> None:
+    """Prompts of both classes, or of both the fit and the evaluation, make every figure wrong."""
+    both = set(sets["harmful"].prompts) & set(sets["harmless"].prompts)
+    if both:
+        raise InputError(f"{len(both)} prompts are in both classes, first {sorted(both)[0]!r}")
+    measured = {p for found in sets.values() for p in found.prompts}
+    shared = [r.prompt for r in (*rows.harmful, *rows.harmless) if r.prompt in measured]
+    if shared:
+        raise InputError(
+            f"{len(shared)} held-out prompts are fitted on too, first {shared[0]!r}; take them "
+            "out of one of the two sets"
+        )
+
+
+def _key(config: StudyConfig) -> str:
+    """A digest of what the results depend on: configuration, versions, the files that are named."""
+    digest = hashlib.sha256()
+    settings = config.to_dict()
+    settings.pop("output")
+    digest.update(json.dumps([settings, versions()], sort_keys=True).encode())
+    for path in (*config.study.models, *_files(config)):
+        folder = Path(path)
+        names = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
+        for name in names:
+            if name.is_file():
+                stat = name.stat()
+                digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _files(config: StudyConfig) -> Sequence[str]:
+    given = (config.data.harmful, config.data.harmless, config.data.eval)
+    texts = (config.texts.plain, config.texts.chat, config.guard.model)
+    return [v for v in (*given, *texts) if isinstance(v, str)]
