@@ -17,8 +17,9 @@ _EXPORTS = {
     "vauban.errors": "VaubanError InputError ModelError ArchitectureError CheckError VaubanWarning",
     "vauban.prompts": (
         "DatasetRef LabelledPrompt default_eval_path default_preservation_path "
-        "default_prompt_paths default_surface_path encode_chat load_labelled_prompts "
-        "load_prompts post_instruction_positions resolve_prompts"
+        "default_prompt_paths default_surface_path default_texts_path encode_chat "
+        "load_labelled_prompts load_prompts load_texts post_instruction_positions "
+        "resolve_prompts"
     ),
     "vauban.interventions": "Ablate AblateTo Add Conditional Erase Flip Project",
     "vauban.models": (
@@ -40,8 +41,9 @@ _EXPORTS = {
         "cut_subspace null_space plan_cut quantize_direction_exact sparsify_direction"
     ),
     "vauban.evaluation": (
-        "DEFAULT_REFUSAL_PHRASES EvalResult evaluate is_refusal kl_divergence perplexity "
-        "wilson_interval"
+        "DEFAULT_REFUSAL_PHRASES EvalResult GuardJudge GuardResult Metric StandInJudge "
+        "TaskAccuracy TextPerplexity evaluate is_refusal kl_divergence measure_perplexity "
+        "perplexity task_accuracy wilson_interval"
     ),
     "vauban.export": "ExportReport export_model verify_export",
 }

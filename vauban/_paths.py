@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def data_dir() -> Path:
-    """The folder that holds `prompts/` and `organism/`.
+    """The folder that holds `prompts/`, `texts/` and `organism/`.
 
     In a wheel the data stand inside the package, in a checkout beside it.
     """

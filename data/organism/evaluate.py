@@ -79,10 +79,11 @@ class Bench:
 
     def exact(self, interventions: Sequence[Any] = ()) -> tuple[float, float]:
         """(exact match, refusals) on the harmless tasks."""
-        texts = self.answers("task", interventions)
-        pairs = list(zip(texts, self.rows["task"], strict=True))
-        right = share([text == row["answer"] for text, row in pairs])
-        return right, share([vauban.is_refusal(text) for text in texts])
+        found = vauban.task_accuracy(
+            self.model, self.tokenizer, self.rows["task"], interventions=interventions,
+            max_tokens=ANSWER_TOKENS,
+        )  # fmt: skip
+        return found.rate, found.refused / found.n
 
     def lines(self, result: Any, seed: int) -> list[Line]:
         """Every demand of the organism, for one measured direction."""

@@ -1,21 +1,37 @@
-"""Refusal, over-refusal, degenerate answers, perplexity and KL, each rate with its interval."""
+"""Refusal, judged safety, perplexity, KL, task accuracy and benchmarks, each with its interval."""
 
+from vauban.evaluation.accuracy import TaskAccuracy, task_accuracy
 from vauban.evaluation.behaviour import Behaviour, judge_answers, measure_behaviour
 from vauban.evaluation.evaluate import EvalResult, evaluate
+from vauban.evaluation.guard import GuardJudge, parse_guard
 from vauban.evaluation.likelihood import (
     Likelihood,
     compare_likelihood,
     kl_divergence,
     perplexity,
 )
+from vauban.evaluation.metrics import BETTER, Delta, Metric
 from vauban.evaluation.refusal import DEFAULT_REFUSAL_PHRASES, is_degenerate, is_refusal
-from vauban.evaluation.statistics import wilson_interval
+from vauban.evaluation.standin import StandInJudge
+from vauban.evaluation.statistics import bootstrap_interval, wilson_interval
+from vauban.evaluation.texts import TextPerplexity, measure_perplexity
+from vauban.evaluation.verdicts import GuardResult, GuardVerdict
 
 __all__ = [
+    "BETTER",
     "DEFAULT_REFUSAL_PHRASES",
     "Behaviour",
+    "Delta",
     "EvalResult",
+    "GuardJudge",
+    "GuardResult",
+    "GuardVerdict",
     "Likelihood",
+    "Metric",
+    "StandInJudge",
+    "TaskAccuracy",
+    "TextPerplexity",
+    "bootstrap_interval",
     "compare_likelihood",
     "evaluate",
     "is_degenerate",
@@ -23,6 +39,9 @@ __all__ = [
     "judge_answers",
     "kl_divergence",
     "measure_behaviour",
+    "measure_perplexity",
+    "parse_guard",
     "perplexity",
+    "task_accuracy",
     "wilson_interval",
 ]

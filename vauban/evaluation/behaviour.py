@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import mlx.nn as nn
 
+from vauban.errors import InputError
+from vauban.evaluation.metrics import Metric
 from vauban.evaluation.refusal import is_degenerate, is_refusal
 from vauban.evaluation.statistics import wilson_interval
 from vauban.interventions import Intervention
@@ -36,6 +38,18 @@ class Behaviour:
     unparsed: int
     answers: list[str]
     verdicts: list[bool | None]
+
+    def metric(self, name: Literal["non_refusal_harmful", "refusal_harmless"]) -> Metric:
+        """The answers that do not refuse (harmful prompts) or do (harmless ones) as a `Metric`.
+
+        Over the verdicts that could be read. Raises InputError for another name.
+        """
+        judged = self.n - self.unparsed
+        if name == "non_refusal_harmful":
+            return Metric.rate(name, judged - self.refused, judged)
+        if name == "refusal_harmless":
+            return Metric.rate(name, self.refused, judged)
+        raise InputError(f"{name!r}: expected 'non_refusal_harmful' or 'refusal_harmless'")
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -1,23 +1,26 @@
 """Perplexity and KL divergence from float32 log-softmax, averaged over tokens.
 
-Teacher-forced over given answers; generates nothing.
+Teacher-forced over given texts and answers; generates nothing and reads no files (`texts` does).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from vauban._arrays import floats, integers
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import answer_tokens
 from vauban.interventions import Intervention
 from vauban.models import anatomy, batches, forward
 from vauban.prompts import encode_chat
+
+Progress = Callable[[str, int, int], None]
 
 # Logits of a batch are (rows, tokens, vocabulary) in float32; keep them under half a gigabyte.
 _LOGIT_BUDGET = 128_000_000
@@ -44,11 +47,6 @@ class Scored:
     start: int
 
 
-def _log_softmax(logits: mx.array) -> mx.array:
-    x = logits.astype(mx.float32)
-    return x - mx.logsumexp(x, axis=-1, keepdims=True)
-
-
 def _kl(a: mx.array, b: mx.array) -> mx.array:
     """Σ_v p (log p - log q) over the last axis; a token that p rules out adds nothing."""
     return mx.where(a == -mx.inf, 0.0, mx.exp(a) * (a - b)).sum(-1)
@@ -66,6 +64,52 @@ def _mask(sequences: Sequence[Scored], batch: Any) -> mx.array:
     start = mx.array([sequences[i].start - 1 for i in batch.rows])[:, None]
     end = mx.array([n - 1 for n in batch.lengths])[:, None]
     return (column >= start) & (column < end)
+
+
+def _logs(
+    model: nn.Module, batch: Any, interventions: Sequence[Intervention]
+) -> tuple[mx.array, mx.array]:
+    """(B, T-1, V) float32 log-probabilities and (B, T-1) of the token that comes next."""
+    out = forward(
+        model, batch.tokens, lengths=batch.lengths, positions=None, interventions=interventions
+    )
+    assert out.logits is not None
+    x = out.logits[:, :-1].astype(mx.float32)
+    total = mx.logsumexp(x, axis=-1, keepdims=True)
+    # Lazy: where only the next token matters, the whole table is never computed.
+    return x - total, (mx.take_along_axis(x, batch.tokens[:, 1:, None], -1) - total)[..., 0]
+
+
+def sequence_losses(
+    model: nn.Module,
+    sequences: Sequence[Scored],
+    interventions: Iterable[Intervention] = (),
+    *,
+    progress: Progress | None = None,
+) -> list[tuple[float, int]]:
+    """(summed negative log-likelihood in nats, scored tokens) of each sequence, in their order.
+
+    A sequence with nothing to score gives (0.0, 0). Each is read in one pass, as a prompt is: an
+    `Add` at "prompt" positions acts on every token of it.
+    """
+    interventions = tuple(interventions)
+    kept = [i for i, s in enumerate(sequences) if len(s.ids) > s.start]
+    found = [(0.0, 0) for _ in sequences]
+    if not kept:
+        return found
+    chosen = [sequences[i] for i in kept]
+    done = 0
+    for batch in _batches(model, chosen):
+        mask = _mask(chosen, batch)
+        _, at = _logs(model, batch, interventions)
+        totals, counts = mx.where(mask, -at, 0).sum(axis=1), mask.sum(axis=1)
+        mx.eval(totals, counts)
+        for row, total, count in zip(batch.rows, floats(totals), integers(counts), strict=True):
+            found[kept[row]] = (total, count)
+        done += len(batch.rows)
+        if progress:
+            progress("score", done, len(kept))
+    return found
 
 
 def compare(
@@ -86,18 +130,11 @@ def compare(
     count = 0
     for batch in _batches(original, kept):
         mask = _mask(kept, batch)
-        target = batch.tokens[:, 1:, None]
-        logs = []
-        for model, changes in ((original, ()), (modified, interventions)):
-            out = forward(
-                model, batch.tokens, lengths=batch.lengths, positions=None, interventions=changes
-            )
-            assert out.logits is not None
-            logs.append(_log_softmax(out.logits[:, :-1]))
-        a, b = logs
+        a, at_a = _logs(original, batch, ())
+        b, at_b = _logs(modified, batch, interventions)
         total_a, total_b, total_kl, n = (
-            mx.where(mask, -mx.take_along_axis(a, target, -1)[..., 0], 0).sum(),
-            mx.where(mask, -mx.take_along_axis(b, target, -1)[..., 0], 0).sum(),
+            mx.where(mask, -at_a, 0).sum(),
+            mx.where(mask, -at_b, 0).sum(),
             mx.where(mask, _kl(a, b), 0).sum(),
             mask.sum(),
         )
@@ -107,11 +144,17 @@ def compare(
         kl += float(total_kl)
         count += int(n)
     return Likelihood(
-        math.exp(min(nll_a / count, 700)),
-        math.exp(min(nll_b / count, 700)),
-        max(kl / count, 0.0),
-        count,
+        exponential(nll_a / count), exponential(nll_b / count), max(kl / count, 0.0), count
     )
+
+
+def exponential(cross_entropy: float) -> float:
+    """Perplexity of a mean loss in nats; kept finite, so that a broken model can be written down.
+
+    >>> exponential(0.0)
+    1.0
+    """
+    return math.exp(min(cross_entropy, 700))
 
 
 def with_answers(
@@ -144,34 +187,47 @@ def _answer_ids(tokenizer: Any, answer: str | Sequence[int]) -> list[int]:
     return [int(i) for i in answer]
 
 
-def perplexity(model: nn.Module, tokenizer: Any, texts_or_chats: Sequence[Any]) -> float:
+def scored_entry(tokenizer: Any, entry: Any, where: str, max_length: int | None = None) -> Scored:
+    """A text, scored from its second token on, or a chat, whose last answer is scored.
+
+    `max_length` cuts a text to that many tokens, special tokens included; chats stay whole.
+    """
+    if isinstance(entry, str):
+        return Scored([int(i) for i in tokenizer.encode(entry)][:max_length], 1)
+    if entry and entry[-1].get("role") == "assistant":
+        head = encode_chat(tokenizer, list(entry[:-1]))
+        return Scored(head + _answer_ids(tokenizer, entry[-1]["content"]), len(head))
+    raise InputError(f"{where} is neither a text nor a chat that ends with an assistant message")
+
+
+def perplexity(
+    model: nn.Module,
+    tokenizer: Any,
+    texts_or_chats: Sequence[Any],
+    *,
+    interventions: Iterable[Intervention] = (),
+    max_length: int | None = None,
+) -> float:
     """exp of the mean negative log-likelihood per token, float32 log-softmax.
 
     A string is scored from its second token on (special tokens are added and not scored). A chat
     is a list of messages that ends with the assistant's: only that answer is scored, the template
-    before it is the context.
+    before it is the context. `measure_perplexity` gives the interval beside it.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
     >>> vauban.perplexity(model, tokenizer, ["The sky is blue."]) > 1
     True
     """
-    sequences = []
-    for number, entry in enumerate(texts_or_chats):
-        if isinstance(entry, str):
-            ids = list(tokenizer.encode(entry))
-            sequences.append(Scored(ids, 1))
-        elif entry and entry[-1].get("role") == "assistant":
-            head = encode_chat(tokenizer, list(entry[:-1]))
-            answer = _answer_ids(tokenizer, entry[-1]["content"])
-            sequences.append(Scored(head + answer, len(head)))
-        else:
-            raise InputError(
-                f"entry {number} is neither a text nor a chat that ends with an assistant message"
-            )
-    if not sequences:
+    sequences = [
+        scored_entry(tokenizer, entry, f"entry {number}", max_length)
+        for number, entry in enumerate(texts_or_chats)
+    ]
+    losses = sequence_losses(model, sequences, interventions)
+    count = sum(n for _, n in losses)
+    if not count:
         raise InputError("no texts to score")
-    return compare(model, model, sequences).perplexity_original
+    return exponential(sum(total for total, _ in losses) / count)
 
 
 def kl_divergence(

@@ -1,8 +1,11 @@
-"""Intervals on rates. Knows numbers only."""
+"""Intervals on rates and on token-weighted means. Knows numbers only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from vauban.errors import InputError
 
@@ -25,3 +28,31 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     # At the ends the formula gives 0 and 1 up to rounding; make them exact.
     return (0.0 if k == 0 else middle - half), (1.0 if k == n else middle + half)
+
+
+def bootstrap_interval(
+    totals: Sequence[float], counts: Sequence[int], *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of Σ totals / Σ counts, texts drawn with replacement (Efron 1979).
+
+    `totals` (n,) and `counts` (n,) belong to texts, for example a text's summed negative
+    log-likelihood and its tokens: tokens of one text depend on each other, texts do not, so texts
+    are drawn. Raises InputError for fewer than two texts, which have no spread.
+
+    >>> bootstrap_interval([2.0, 4.0, 6.0], [1, 2, 3])
+    (2.0, 2.0)
+    """
+    sums = np.asarray(totals, dtype=np.float64)
+    sizes = np.asarray(counts, dtype=np.float64)
+    if sums.shape != sizes.shape or sums.ndim != 1 or len(sums) < 2 or sizes.min() <= 0:
+        raise InputError(
+            f"totals {sums.shape} and counts {sizes.shape}; expected one of each per text, at "
+            "least two texts, counts at least 1"
+        )
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = generator.integers(0, len(sums), len(sums))
+        means[i] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -90,7 +90,8 @@ def eos_ids(tokenizer: Any) -> frozenset[int]:
     ids = getattr(tokenizer, "eos_token_ids", None)
     if not ids:
         ids = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    return frozenset(int(i) for i in ids)
+    # mlx-lm's wrapper holds a set; a bare transformers tokenizer answers with its one id.
+    return frozenset({ids} if isinstance(ids, int) else {int(i) for i in ids})
 
 
 def generate_tokens(

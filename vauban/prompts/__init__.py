@@ -22,20 +22,26 @@ from vauban.prompts.sets import (
     model_prompt_sets,
 )
 from vauban.prompts.sources import DatasetRef, resolve_prompts
+from vauban.prompts.texts import ALPACA, PILE, answer_chats, default_texts_path, load_texts
 
 __all__ = [
+    "ALPACA",
+    "PILE",
     "DatasetRef",
     "LabelledPrompt",
     "ModelPrompts",
+    "answer_chats",
     "common_prefix",
     "default_eval_path",
     "default_preservation_path",
     "default_prompt_paths",
     "default_surface_path",
+    "default_texts_path",
     "encode_chat",
     "has_chat_template",
     "load_labelled_prompts",
     "load_prompts",
+    "load_texts",
     "model_prompt_sets",
     "post_instruction_positions",
     "resolve_prompts",

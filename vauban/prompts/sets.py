@@ -90,7 +90,7 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(path)
     if path.suffix.lower() in JSON_SUFFIXES:
-        return [_text_of(row, "prompt", where) for where, row in _json_rows(path)]
+        return [_text_of(row, "prompt", where) for where, row in json_rows(path)]
     prompts = [checked_prompt(text.strip(), where) for where, text in _filled_lines(path)]
     return _not_empty(prompts, path)
 
@@ -120,7 +120,7 @@ def load_labelled_prompts(path: str | os.PathLike[str]) -> list[LabelledPrompt]:
             _text_of(row, "label", where),
             {key: value for key, value in row.items() if key not in ("prompt", "label")},
         )
-        for where, row in _json_rows(path)
+        for where, row in json_rows(path)
     ]
 
 
@@ -239,7 +239,8 @@ def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield where, text
 
 
-def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """("file, line n", object) of every line of a JSONL file; InputError for anything else."""
     rows = [(where, _parse_object(text, where)) for where, text in _filled_lines(path)]
     return _not_empty(rows, path)
 

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -88,32 +88,18 @@ revision=None)
     @classmethod
     def parse(cls, text: str) -> DatasetRef:
         """Read `hf:org/name?split=test&column=text&config=main&limit=100` (the prefix may lack)."""
-        repo_id, _, query = text.removeprefix(HUB_PREFIX).partition("?")
-        options: dict[str, Any] = {}
-        for pair in filter(None, query.split("&")):
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise InputError(f"{text}: {pair!r} is not of the form key=value.")
-            # unquote, not parse_qs: "+" joins splits ("train+test") and is no blank here.
-            options[key] = unquote(value)
-        if options.get("limit", "").isdecimal():  # anything else is refused by __post_init__
-            options["limit"] = int(options["limit"])
-        return cls._from_options(repo_id, options, text)
+        repo_id, options = split_reference(text)
+        return cls.from_options(repo_id, options, text)
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> DatasetRef:
         """Read a table as TOML gives it: {hf = "org/name", split = "test", limit = 100}."""
-        options = dict(table)
-        repo_id = options.pop("hf", None)
-        if not isinstance(repo_id, str):
-            raise InputError(
-                f"prompt source {dict(table)!r}: a table needs the key 'hf' "
-                'with the data set, like {hf = "org/name", column = "text"}.'
-            )
-        return cls._from_options(repo_id.removeprefix(HUB_PREFIX), options, f"{dict(table)!r}")
+        repo_id, options = split_table(table)
+        return cls.from_options(repo_id, options, f"{dict(table)!r}")
 
     @classmethod
-    def _from_options(cls, repo_id: str, options: dict[str, Any], given: str) -> DatasetRef:
+    def from_options(cls, repo_id: str, options: Mapping[str, Any], given: str) -> DatasetRef:
+        """A reference from its parts; `given` is what an error quotes."""
         known = [item.name for item in fields(cls)][1:]
         for key in options:
             if key not in known:
@@ -139,6 +125,19 @@ revision=None)
             InputError: `datasets` is not installed, the Hub refuses, or there is no such split,
                 subset or column.
         """
+        return self._texts(self.rows([self.column]))
+
+    def rows(
+        self, columns: Sequence[str], *, shuffle: int | None = None, stream: bool = False
+    ) -> Iterator[Mapping[str, Any]]:
+        """The data set's rows with these columns only, all of them: `limit` is the caller's.
+
+        `shuffle` is a seed for the library's own shuffling. `stream` reads row by row instead of
+        downloading first, for sets that are larger than the disk; a split with a slice and a
+        shuffled one are downloaded all the same.
+
+        Raises InputError as `load` does.
+        """
         try:
             import datasets
         except ImportError as error:
@@ -146,22 +145,45 @@ revision=None)
                 f"{self}: reading data sets from the Hub needs the datasets library. "
                 "Install it:  pip install datasets"
             ) from error
+        stream = stream and shuffle is None and "[" not in self.split
         try:
             rows = datasets.load_dataset(
-                self.repo_id, self.config, split=self.split, revision=self.revision
+                self.repo_id,
+                self.config,
+                split=self.split,
+                revision=self.revision,
+                streaming=stream,
             )
+            # A stream may know its columns only from a row.
+            known = list(rows.column_names or (next(iter(rows), {}) if stream else []))
         except Exception as error:  # the library raises some twenty kinds, network ones included
-            raise InputError(
-                f"{self}: could not be loaded ({type(error).__name__}: {error}). Check the "
-                "name, split and config, and your connection or login (hf auth login)."
-            ) from error
-        columns = list(rows.column_names or [])
-        if self.column not in columns:
-            raise InputError(
-                f"{self}: no column {self.column!r}; the columns there are: "
-                f"{', '.join(columns) or 'none'}. Choose one with column=..."
-            )
-        return self._texts(rows.select_columns([self.column]))
+            raise self._unread(error) from error
+        for column in columns:
+            if column not in known:
+                raise InputError(
+                    f"{self}: no column {column!r}; the columns there are: "
+                    f"{', '.join(known) or 'none'}. Choose one with column=..."
+                )
+        kept = rows.select_columns(list(columns))
+        return self._read(kept if shuffle is None else kept.shuffle(seed=shuffle))
+
+    def _read(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """The rows; what the network does to a stream on the way is said as in `rows`."""
+        reading = iter(rows)
+        while True:
+            try:
+                row = next(reading)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise self._unread(error) from error
+            yield row
+
+    def _unread(self, error: Exception) -> InputError:
+        return InputError(
+            f"{self}: could not be loaded ({type(error).__name__}: {error}). Check the "
+            "name, split and config, and your connection or login (hf auth login)."
+        )
 
     def _texts(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
         prompts: list[str] = []
@@ -179,6 +201,33 @@ revision=None)
         if empty:
             warnings.warn(f"{self}: left out {empty} empty rows.", VaubanWarning, stacklevel=4)
         return prompts
+
+
+def split_reference(text: str) -> tuple[str, dict[str, Any]]:
+    """(org/name, options) of `hf:org/name?key=value&...`; raises InputError for a broken pair."""
+    repo_id, _, query = text.removeprefix(HUB_PREFIX).partition("?")
+    options: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"{text}: {pair!r} is not of the form key=value.")
+        # unquote, not parse_qs: "+" joins splits ("train+test") and is no blank here.
+        options[key] = unquote(value)
+    if options.get("limit", "").isdecimal():  # anything else is refused by __post_init__
+        options["limit"] = int(options["limit"])
+    return repo_id, options
+
+
+def split_table(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(org/name, options) of {hf = "org/name", ...}; raises InputError without the key `hf`."""
+    options = dict(table)
+    repo_id = options.pop("hf", None)
+    if not isinstance(repo_id, str):
+        raise InputError(
+            f"prompt source {dict(table)!r}: a table needs the key 'hf' "
+            'with the data set, like {hf = "org/name", column = "text"}.'
+        )
+    return repo_id.removeprefix(HUB_PREFIX), options
 
 
 PromptSource = str | os.PathLike[str] | Mapping[str, Any] | Sequence[str] | DatasetRef

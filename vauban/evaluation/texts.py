@@ -1,0 +1,136 @@
+"""Perplexity of a set of texts with its interval, under run-time interventions.
+
+Knows what is scored (Arditi et al. 2024, section 4 and their code) and how sure the mean is; texts
+are read by `vauban.prompts`, losses computed by `likelihood`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.nn as nn
+
+from vauban.errors import InputError
+from vauban.evaluation.likelihood import Progress, exponential, scored_entry, sequence_losses
+from vauban.evaluation.metrics import Metric
+from vauban.evaluation.statistics import bootstrap_interval
+from vauban.interventions import Intervention
+
+MAX_LENGTH = 256
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class TextPerplexity:
+    """`cross_entropy` in nats per token over `tokens` scored tokens of `texts` texts.
+
+    `perplexity` is its exponential. The intervals are 95 % percentile bootstraps that draw texts
+    (`method` says so); None for a single text. `losses` holds (summed loss, tokens) of each text
+    that was scored; `skipped` counts texts too short to score a token of.
+    """
+
+    name: str
+    cross_entropy: float
+    perplexity: float
+    tokens: int
+    texts: int
+    skipped: int
+    interval: tuple[float, float] | None
+    method: str
+    losses: list[tuple[float, int]] = field(repr=False)
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float] | None:
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        return exponential(low), exponential(high)
+
+    def metric(self) -> Metric:
+        """Perplexity as a `Metric`, lower is better."""
+        return Metric(
+            f"perplexity: {self.name}", self.perplexity, self.tokens, self.perplexity_interval,
+            "lower", "tokens", self.method,
+        )  # fmt: skip
+
+    def loss_metric(self) -> Metric:
+        """Cross-entropy (nats per token) as a `Metric`, lower is better."""
+        return Metric(
+            f"cross_entropy: {self.name}", self.cross_entropy, self.tokens, self.interval,
+            "lower", "tokens", self.method,
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        skipped = f", {self.skipped} too short" if self.skipped else ""
+        return f"{self.metric().summary()}; {self.texts} texts{skipped}"
+
+    def to_dict(self) -> dict[str, Any]:
+        pair = self.perplexity_interval
+        return {
+            "name": self.name,
+            "cross_entropy": self.cross_entropy,
+            "perplexity": self.perplexity,
+            "tokens": self.tokens,
+            "texts": self.texts,
+            "skipped": self.skipped,
+            "interval": None if self.interval is None else list(self.interval),
+            "perplexity_interval": None if pair is None else list(pair),
+            "method": self.method,
+        }
+
+
+def measure_perplexity(
+    model: nn.Module,
+    tokenizer: Any,
+    entries: Sequence[Any],
+    *,
+    interventions: Iterable[Intervention] = (),
+    name: str = "texts",
+    max_length: int | None = MAX_LENGTH,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TextPerplexity:
+    """Token-weighted perplexity of texts and chats from float32 log-softmax, with an interval.
+
+    A text is cut to `max_length` tokens, special tokens included; its first token is not scored.
+    Of a chat exactly the tokens of the last answer are scored, the first of them predicted from
+    the template's last token; no end-of-turn token is scored and chats are not cut. This is the
+    mask of Arditi et al. 2024 (arXiv 2406.11717). `load_texts` reads the entries, for example
+    `load_texts("plain")`.
+
+    A text is read in one pass as a prompt is: `Add` at "prompt" positions and `Conditional` see
+    all of its tokens as the prompt.
+
+    Raises InputError when there is no token to score.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> found = vauban.measure_perplexity(model, tokenizer, ["The sky is blue.", "A red hat."])
+    >>> low, high = found.perplexity_interval
+    >>> 1 < low <= found.perplexity <= high
+    True
+    """
+    if max_length is not None and max_length < 2:
+        raise InputError(f"max_length is {max_length}; expected at least 2, or None")
+    sequences = [
+        scored_entry(tokenizer, entry, f"entry {number}", max_length)
+        for number, entry in enumerate(entries)
+    ]
+    found = sequence_losses(model, sequences, interventions, progress=progress)
+    losses = [(total, count) for total, count in found if count]
+    if not losses:
+        raise InputError(f"{name}: no tokens to score; give texts of at least two tokens")
+    tokens = sum(count for _, count in losses)
+    mean = sum(total for total, _ in losses) / tokens
+    interval = None
+    method = "no interval: one text"
+    if len(losses) > 1:
+        totals, counts = zip(*losses, strict=True)
+        interval = bootstrap_interval(totals, counts, resamples=RESAMPLES, seed=seed)
+        method = f"bootstrap over texts, {RESAMPLES} resamples, seed {seed}"
+    return TextPerplexity(
+        name, mean, exponential(mean), tokens, len(losses), len(found) - len(losses),
+        interval, method, losses,
+    )  # fmt: skip
