@@ -79,6 +79,18 @@ def _handler(name: str) -> Callable[..., int]:
         from vauban.cli import doctor
 
         return doctor.doctor
+    if name == "study":
+        from vauban.cli import study
+
+        return study.study
+    if name in ("probe", "steer", "geometry"):
+        from vauban.cli import directions
+
+        return {
+            "probe": directions.probe,
+            "steer": directions.steer,
+            "geometry": directions.geometry,
+        }[name]
     from vauban.cli import stages
 
     handlers: dict[str, Callable[..., int]] = {

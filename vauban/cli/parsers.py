@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Literal
 
 import vauban
-from vauban.config import RunConfig
+from vauban.config import RunConfig, StudyConfig
 from vauban.config.settings import Key, keys
 
 VERBS = {
@@ -20,6 +20,10 @@ VERBS = {
     "measure": "measure a direction and save it",
     "cut": "cut a saved direction from a model's weights",
     "evaluate": "compare two models before and after",
+    "probe": "where prompts lie along a saved direction",
+    "steer": "answers with a saved direction taken out or added, nothing written",
+    "geometry": "how saved directions lie to each other",
+    "study": "compare interventions x scopes on one or more models",
     "doctor": "what this machine and, with a model, what its layers offer",
 }
 
@@ -87,6 +91,9 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
     if name == "init":
         parser.add_argument("file", nargs="?", default="vauban.toml", help="default: vauban.toml")
         parser.add_argument("--model", help="the model to name in it: a folder or a Hub id")
+        parser.add_argument(
+            "--study", action="store_true", help="write the configuration of a study instead"
+        )
         parser.add_argument("--force", action="store_true", help="replace the file if it exists")
         return parser
     if name == "doctor":
@@ -94,6 +101,15 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--probe", action="store_true", help="find the writers by running the model, compare"
         )
+        _add_json(parser)
+        return parser
+    if name in ("probe", "steer", "geometry"):
+        _add_direction_flags(parser, name)
+        _add_json(parser)
+        return parser
+    if name == "study":
+        parser.add_argument("config", metavar="CONFIG.toml", help="as `vauban init --study` writes")
+        _add_settings(parser, keys(StudyConfig))
         _add_json(parser)
         return parser
     if name == "cut":
@@ -124,6 +140,41 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_json(parser)
     return parser
+
+
+def _add_direction_flags(parser: argparse.ArgumentParser, name: str) -> None:
+    """The flags of the verbs that look at saved directions; mlx-lm's names where it has them."""
+    if name == "geometry":
+        parser.add_argument(
+            "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
+        )
+        parser.add_argument(
+            "--threshold", type=float, default=0.1,
+            help="pairs with a smaller |cosine| are called independent (default: 0.1)",
+        )  # fmt: skip
+        return
+    parser.add_argument("--model", required=True, help="a folder or a Hub id")
+    parser.add_argument(
+        "--direction", required=True, metavar="FILE", help="as `vauban measure` saves it"
+    )
+    parser.add_argument("--prompt", "-p", action="append", help="a prompt; may be repeated")
+    parser.add_argument("--prompts", metavar="FILE", help="a JSONL or text file of prompts")
+    if name == "probe":
+        parser.add_argument(
+            "--tokens", action="store_true", help="every token, at the direction's residual"
+        )
+        return
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--alpha", type=float, default=1.0,
+        help="share of the direction taken out at every layer: 1 all, 2 reflects (default: 1)",
+    )  # fmt: skip
+    amount.add_argument(
+        "--add", type=float, metavar="K", help="add K times the raw difference at its residual"
+    )
+    parser.add_argument(
+        "--max-tokens", "-m", type=int, default=100, help="longest answer (default: 100)"
+    )
 
 
 def settings(options: argparse.Namespace) -> dict[tuple[str, ...], Any]:

@@ -19,9 +19,8 @@ METHODS: tuple[Method, ...] = (
 )  # fmt: skip
 SCOPES: tuple[Scope, ...] = ("local", "half", "all")
 
-_TEXTS = (
-    'a JSONL or text file, "default" (the shipped texts), "hf:org/name" or a table { hf = ... }'
-)
+TEXT_WORDS = ("plain", "chat", "own")
+_TEXTS = 'a JSONL or text file, "plain" or "chat" (shipped), "own", or "hf:org/name?column=text"'
 
 
 class StudySection(Section):
@@ -127,16 +126,33 @@ class StudyEvalSection(Section):
 class TextsSection(Section):
     """Two text sets for perplexity: running text, and requests with answers."""
 
-    plain: Annotated[Text, Setting(_TEXTS, place="prompts", words=("plain", "chat"))] = Field(
-        default="plain",
-        description="Pile-like: lines with `text`. plain: short neutral paragraphs, shipped; of "
-        'the Hub for example "hf:monology/pile-uncopyrighted?column=text".',
+    plain: Annotated[
+        Text | None,
+        Setting(
+            _TEXTS,
+            place="prompts",
+            words=TEXT_WORDS,
+            example='"hf:monology/pile-uncopyrighted?column=text"',
+        ),
+    ] = Field(
+        default=None,
+        description="Pile-like: lines with `text`. plain: short neutral paragraphs, shipped; own: "
+        "the held-out harmless prompts, read as running text. Not set: own for a model that "
+        "brings its own prompts (the organisms know no other world), else plain.",
     )
-    chat: Annotated[Text, Setting(_TEXTS, place="prompts", words=("plain", "chat"))] = Field(
-        default="chat",
+    chat: Annotated[
+        Text | None,
+        Setting(
+            _TEXTS,
+            place="prompts",
+            words=TEXT_WORDS,
+            example='"hf:tatsu-lab/alpaca?prompt=instruction&completion=output&empty=input"',
+        ),
+    ] = Field(
+        default=None,
         description="Alpaca-like: lines with `prompt` and `completion`; only the answer is scored. "
-        "chat: neutral requests with answers, shipped; of the Hub for example "
-        '"hf:tatsu-lab/alpaca?prompt=instruction&completion=output&empty=input".',
+        "chat: neutral requests with answers, shipped; own: held-out rows with an `answer`. Not "
+        "set: own for a model that brings its own prompts and answers, else chat.",
     )
     limit: Annotated[Annotated[int, Field(gt=0)], Setting("a whole number above 0")] = Field(
         default=256, description="At most this many texts of each set."

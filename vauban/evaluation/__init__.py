@@ -1,14 +1,21 @@
 """Refusal, judged safety, perplexity, KL, task accuracy and benchmarks, each with its interval."""
 
 from vauban.evaluation.accuracy import TaskAccuracy, task_accuracy
-from vauban.evaluation.behaviour import Behaviour, judge_answers, measure_behaviour
+from vauban.evaluation.behaviour import (
+    Behaviour,
+    answer_tokens,
+    judge_answers,
+    measure_behaviour,
+)
 from vauban.evaluation.evaluate import EvalResult, evaluate
 from vauban.evaluation.guard import GuardJudge, parse_guard
 from vauban.evaluation.likelihood import (
     Likelihood,
+    compare,
     compare_likelihood,
     kl_divergence,
     perplexity,
+    with_answers,
 )
 from vauban.evaluation.metrics import BETTER, Delta, Metric
 from vauban.evaluation.refusal import DEFAULT_REFUSAL_PHRASES, is_degenerate, is_refusal
@@ -31,7 +38,9 @@ __all__ = [
     "StandInJudge",
     "TaskAccuracy",
     "TextPerplexity",
+    "answer_tokens",
     "bootstrap_interval",
+    "compare",
     "compare_likelihood",
     "evaluate",
     "is_degenerate",
@@ -44,4 +53,5 @@ __all__ = [
     "perplexity",
     "task_accuracy",
     "wilson_interval",
+    "with_answers",
 ]

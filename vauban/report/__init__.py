@@ -14,7 +14,7 @@ from vauban.report.figures import (
 from vauban.report.samples import Sample, pick_samples, spread
 from vauban.report.study_chart import family_chart, require_charts
 from vauban.report.study_page import study_page
-from vauban.report.study_table import study_table
+from vauban.report.study_table import study_rows, study_table
 from vauban.report.table import (
     HEADINGS,
     BehaviourRow,
@@ -51,5 +51,6 @@ __all__ = [
     "shorten",
     "spread",
     "study_page",
+    "study_rows",
     "study_table",
 ]

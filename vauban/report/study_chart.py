@@ -102,13 +102,17 @@ def _draw(panel: Any, block: Mapping[str, Any]) -> None:
         )  # fmt: skip
         for x, name, gain in zip(at, metrics, gains, strict=True):
             low, high = _whisker(by_name[name])
-            if gain is None:
+            if gain is None and any(f[name]["delta"]["gain"] is not None for f in figures):
                 panel.text(x, 0.02, "n/a", ha="center", va="bottom", rotation=90, fontsize=6)
             elif high > low:
                 panel.plot([x, x], [low, high], color="black", linewidth=0.8)
     for x, name in enumerate(metrics):
-        clipped = [(bar["family"], f[name]["delta"]["gain"]) for bar, f in zip(bars, figures)]  # noqa: B905
+        clipped = [
+            (bar["family"], f[name]["delta"]["gain"]) for bar, f in zip(bars, figures, strict=True)
+        ]
         best = best_families(clipped)
+        if not best:
+            panel.text(x, 0.02, "not\napplicable", ha="center", va="bottom", fontsize=7)
         for number, (bar, (_, gain)) in enumerate(zip(bars, clipped, strict=True)):
             if bar["family"] in best and gain is not None and gain >= _top(clipped) - _TIE:
                 place = x + (number - (len(bars) - 1) / 2) * width
@@ -134,7 +138,7 @@ def _whisker(figure: Mapping[str, Any]) -> tuple[float, float]:
     ends = [end - baseline for end in interval]
     if figure["better"] == "lower":
         ends = [-end for end in reversed(ends)]
-    return tuple(max(-1.0, min(1.0, end)) for end in ends)  # type: ignore[return-value]
+    return max(-1.0, min(1.0, ends[0])), max(-1.0, min(1.0, ends[1]))
 
 
 def _wrapped(text: str) -> str:

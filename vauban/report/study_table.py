@@ -40,15 +40,15 @@ def title(name: str) -> str:
     >>> title("perplexity: chat"), title("unsafe_harmful (guard x)"), title("my_task")
     ('perplexity, chat', 'judged unsafe', 'my_task')
     """
-    base = name.split(":")[0].split(" (")[0]
-    rest = name.partition(": ")[2]
+    name = name.partition(" (")[0]
+    base, _, rest = name.partition(": ")
     heading = TITLES.get(base, base)
     return f"{heading}, {rest}" if rest else heading
 
 
 def is_rate(name: str) -> bool:
     """Whether a metric is a share, shown in percent."""
-    return name.split(":")[0] not in _NUMBERS
+    return name.partition(":")[0] not in _NUMBERS
 
 
 def value_text(figure: Figure, value: float | None) -> str:
@@ -87,23 +87,38 @@ def shown_metrics(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     return [n for n in names if n in applies and not n.startswith("cross_entropy")]
 
 
-def study_table(block: Mapping[str, Any], *, markdown: bool = False) -> str:
-    """The conditions of one model; in plain lines values alone, in markdown everything."""
+def study_rows(block: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """(headings, rows, notes) of a model's conditions, values alone: a terminal has no room."""
     conditions = block["conditions"]
     names = shown_metrics(conditions)
+    rows = []
+    for condition in conditions:
+        figures = {figure["name"]: figure for figure in condition["metrics"]}
+        values = [value_text(figures[n], figures[n]["value"]) for n in names]
+        rows.append([condition["name"], *values])
+    return ["", *map(title, names)], rows, _notes(conditions, names)
+
+
+def _notes(conditions: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """What does not apply and why, and who judged."""
     missing = [
         f"{title(figure['name'])}: not applicable ({figure['reason']})"
         for figure in conditions[0]["metrics"]
         if figure["name"] not in names and not figure["name"].startswith("cross_entropy")
     ]
-    by_name = [{figure["name"]: figure for figure in c["metrics"]} for c in conditions]
-    headings = ["", *(title(name) for name in names)]
+    judges = [n.partition(" (")[2].removesuffix(")") for n in names if n.startswith("unsafe")]
+    return [*missing, *(f"judged unsafe by: {judge}" for judge in judges if judge)]
+
+
+def study_table(block: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The conditions of one model; in plain lines values alone, in markdown everything."""
     if not markdown:
-        rows = [
-            [c["name"], *(value_text(figures[n], figures[n]["value"]) for n in names)]
-            for c, figures in zip(conditions, by_name, strict=True)
-        ]
-        return "\n".join([block["model"], *aligned(headings, rows), *missing])
+        headings, rows, notes = study_rows(block)
+        return "\n".join([block["model"], *aligned(headings, rows), *notes])
+    conditions = block["conditions"]
+    names = shown_metrics(conditions)
+    by_name = [{figure["name"]: figure for figure in c["metrics"]} for c in conditions]
+    headings = ["", *map(title, names)]
     better = ["better", *(f"*{by_name[0][n]['better']}*" for n in names)]
     lines = [
         f"### {block['model']}\n",
@@ -115,9 +130,7 @@ def study_table(block: Mapping[str, Any], *, markdown: bool = False) -> str:
         _pipe([c["name"], *(cell(figures[n], change=n_row > 0) for n in names)])
         for n_row, (c, figures) in enumerate(zip(conditions, by_name, strict=True))
     ]
-    notes = [f"\n{note}." for note in missing]
-    judged = [n for n in names if n.startswith("unsafe_harmful (")]
-    notes += [f"\nJudged by the {n.partition('(')[2].rstrip(')')}." for n in judged]
+    notes = [f"\n{note[0].upper()}{note[1:]}." for note in _notes(conditions, names)]
     return "\n".join([*lines, *notes])
 
 

@@ -53,7 +53,7 @@ def compose(
 
     once: list[Intervention] = []
     again: list[Intervention] = []
-    layers = []
+    layers: list[dict[str, Any]] = []
     for block in range(n_layers):
         first = fits.difference((position, block))
         low, _ = fits.means((position, block))

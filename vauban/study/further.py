@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from vauban._arrays import floats
+from vauban._arrays import floats, integers
 from vauban.activations import collect_activations
 from vauban.directions.scores import auc
 from vauban.models import unembed
@@ -122,5 +122,4 @@ def _enough(inside: np.ndarray, members: np.ndarray) -> bool:
 
 def _favoured(model: nn.Module, tokenizer: Any, direction: mx.array) -> list[str]:
     logits = unembed(model, direction[None])[0]
-    top = mx.argsort(-logits)[:_TOKENS].tolist()
-    return [tokenizer.decode([int(token)]) for token in top]  # type: ignore[union-attr]
+    return [tokenizer.decode([token]) for token in integers(mx.argsort(-logits)[:_TOKENS])]

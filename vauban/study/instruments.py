@@ -33,7 +33,7 @@ from vauban.evaluation import (
 from vauban.interventions import Intervention
 from vauban.models import decode, load
 from vauban.pipeline.sources import EvalRows
-from vauban.prompts import LabelledPrompt, load_texts
+from vauban.prompts import LabelledPrompt, answer_chats, load_texts
 from vauban.report import shorten
 
 Progress = Callable[[str, int, int], None]
@@ -58,12 +58,9 @@ class Instruments:
         cls, model: nn.Module, tokenizer: Any, rows: EvalRows, config: StudyConfig
     ) -> Instruments:
         """Load texts and guard; raises InputError for what cannot be read."""
-        limit = config.texts.limit
-        texts = {
-            "plain": load_texts(config.texts.plain, limit=limit),
-            "chat": load_texts(config.texts.chat, limit=limit),
-        }
-        return cls(model, tokenizer, rows, config, make_judge(config, rows), texts)
+        return cls(
+            model, tokenizer, rows, config, make_judge(config, rows), text_sets(config, rows)
+        )
 
     @cached_property
     def _unchanged(self) -> list[list[int]]:
@@ -186,6 +183,27 @@ def make_judge(config: StudyConfig, rows: EvalRows) -> Judge | None:
         return StandInJudge()
     guard, tokenizer = load(named)
     return GuardJudge(guard, tokenizer, min_words=config.guard.min_words)
+
+
+def text_sets(config: StudyConfig, rows: EvalRows) -> dict[str, list[Any]]:
+    """{name: texts}, one set of running text and one of answered requests.
+
+    A model that brings its own prompts is measured on its own world unless the configuration names
+    something else: on general text the perplexity of an organism is in the thousands.
+    """
+    settings = config.texts
+    prompts = [row.prompt for row in rows.harmless]
+    answered = answer_chats(rows.harmless)
+    at_home = rows.origin == "model folder"
+    plain = settings.plain or ("own" if at_home else "plain")
+    chat = settings.chat or ("own" if at_home and answered else "chat")
+    if chat == "own" and not answered:
+        raise InputError(f"{rows.path}: [texts] chat is 'own', but no harmless row has an 'answer'")
+    limit = settings.limit
+    return {
+        "plain": prompts[:limit] if plain == "own" else load_texts(plain, limit=limit),
+        "chat": list(answered[:limit]) if chat == "own" else load_texts(chat, limit=limit),
+    }
 
 
 def _induced(behaviour: Behaviour | None) -> Metric:

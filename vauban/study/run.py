@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def run_study(
     ) as folder:
         journal = Journal(folder, key)
         blocks = [
-            _one_model(path, config, journal, progress, on_model) for path in config.study.models
+            _one_model(path, config, journal, _within(progress, model_name(path)), on_model)
+            for path in config.study.models
         ]
         document = json_safe(
             {
@@ -161,12 +163,12 @@ def _measure_model(
     measured = []
     for number, condition in enumerate(todo):
         if progress:
-            progress(f"conditions of {model_name(path)}", number, len(todo))
-        found = journal.once(f"{path}: {condition.name}", lambda c=condition: _one(instruments, c))
+            progress("conditions", number, len(todo))
+        found = journal.once(f"{path}: {condition.name}", partial(_one, instruments, condition))
         measured.append({**condition.to_dict(), **found})
     _add_deltas(measured)
     if progress:
-        progress(f"conditions of {model_name(path)}", len(todo), len(todo))
+        progress("conditions", len(todo), len(todo))
     further = []
     if config.study.further and "nullspace" in choices:
         further = [
@@ -202,6 +204,13 @@ def _one(instruments: Instruments, condition: Condition) -> dict[str, Any]:
     return json_safe(instruments.measure(condition.remove, condition.induce))
 
 
+def _within(progress: Progress | None, name: str) -> Progress | None:
+    """The same callable with the name of a part before each stage."""
+    if progress is None:
+        return None
+    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
+
+
 def _add_deltas(measured: Sequence[dict[str, Any]]) -> None:
     """Give every figure its change from the baseline's, and the gain that its direction makes."""
     baseline = {m["name"]: _metric(m) for m in measured[0]["metrics"]}
@@ -230,7 +239,8 @@ def _choices(
             made.append(
                 choose(
                     opened.model, opened.tokenizer, method, fits,
-                    validation["harmful"], validation["harmless"], config, progress,
+                    validation["harmful"], validation["harmless"], config,
+                    _within(progress, method),
                 )
             )  # fmt: skip
             return json_safe(made[0].to_dict())

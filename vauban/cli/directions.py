@@ -1,0 +1,114 @@
+"""The verbs that look at saved directions: `probe`, `steer` and `geometry`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vauban.cli.console import Console
+from vauban.directions import DirectionResult
+from vauban.errors import InputError
+from vauban.interventions import Add, Project
+from vauban.models import generate
+from vauban.pipeline.stages import open_model
+from vauban.prompts import load_prompts
+from vauban.quick import analyze_geometry, probe_prompt, scan
+from vauban.report import decimal, shorten
+
+
+def probe(options: argparse.Namespace) -> int:
+    """Where prompts lie along a direction, residual by residual, or token by token."""
+    prompts = _prompts(options)
+    result = DirectionResult.load(options.direction)
+    console = Console(as_json=options.json)
+    with console.progress() as progress:
+        opened = open_model(options.model, progress=progress)
+    if options.tokens:
+        scans = [scan(opened.model, opened.tokenizer, prompt, result) for prompt in prompts]
+        for found in scans:
+            pairs = zip(found.tokens, found.projections, strict=True)
+            console.grid(
+                ["token", f"residual {found.residual_index}"],
+                [[repr(token)[1:-1], decimal(value)] for token, value in pairs],
+            )
+        console.document({"direction": options.direction, "scans": [s.to_dict() for s in scans]})
+        return 0
+    probes = [probe_prompt(opened.model, opened.tokenizer, prompt, result) for prompt in prompts]
+    for name, value in result.projections.items():
+        console.line(
+            f"mean of the {name} prompts at residual {result.residual_index}: {value:+.2f}"
+        )
+    residuals = range(len(probes[0].projections))
+    marks = ["*" if r == result.residual_index else "" for r in residuals]
+    console.grid(
+        ["last token of", *(f"{r}{mark}" for r, mark in zip(residuals, marks, strict=True))],
+        [[shorten(p.prompt, 40), *(decimal(v) for v in p.projections)] for p in probes],
+    )
+    console.line("* the residual that the direction was measured at")
+    console.document({"direction": options.direction, "probes": [p.to_dict() for p in probes]})
+    return 0
+
+
+def steer(options: argparse.Namespace) -> int:
+    """Answers with the direction taken out, reflected, or added, beside the model's own."""
+    prompts = _prompts(options)
+    result = DirectionResult.load(options.direction)
+    if options.add is None:
+        change: Any = Project(result.direction, options.alpha)
+        what = f"h - {options.alpha:g} d(d.h) at every layer"
+    else:
+        change = Add.from_result(result, options.add)
+        what = f"h {options.add:+g} times the raw difference at residual {result.residual_index}"
+    console = Console(as_json=options.json)
+    with console.progress() as progress:
+        opened = open_model(options.model, progress=progress)
+    answers = [
+        generate(
+            opened.model, opened.tokenizer, prompts, max_tokens=options.max_tokens,
+            interventions=changes,
+        )
+        for changes in ((), (change,))
+    ]  # fmt: skip
+    for prompt, before, after in zip(prompts, *answers, strict=True):
+        console.pairs(prompt, [("before", before), ("steered", after)])
+    console.line(f"steered: {what}")
+    rows = [
+        {"prompt": p, "before": b, "steered": s} for p, b, s in zip(prompts, *answers, strict=True)
+    ]
+    console.document({"direction": options.direction, "intervention": what, "answers": rows})
+    return 0
+
+
+def geometry(options: argparse.Namespace) -> int:
+    """How saved directions lie to each other."""
+    names = [Path(file).stem for file in options.files]
+    if len(set(names)) < len(names):
+        names = list(options.files)
+    if len(set(names)) < len(names):
+        raise InputError("a file is named twice; expected different directions to compare")
+    directions = {
+        name: DirectionResult.load(file) for name, file in zip(names, options.files, strict=True)
+    }
+    found = analyze_geometry(directions, options.threshold)
+    console = Console(as_json=options.json)
+    console.line(f"cosines; the set spans about {found.rank:.2f} dimensions")
+    console.grid(
+        ["", *found.names],
+        [
+            [name, *(f"{value:+.3f}" for value in row)]
+            for name, row in zip(found.names, found.cosines, strict=True)
+        ],
+    )
+    for a, b in found.independent:
+        console.line(f"independent (|cosine| below {found.threshold:g}): {a}, {b}")
+    console.document(found.to_dict())
+    return 0
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    """The prompts of --prompt and --prompts, in this order."""
+    found = [*(options.prompt or [])]
+    if options.prompts:
+        found += load_prompts(options.prompts)
+    if not found:
+        raise InputError("no prompt is given; use --prompt TEXT or --prompts FILE")
+    return found
