@@ -37,7 +37,8 @@ def test_progress_never_goes_back_and_every_stage_ends(plain):
     _, stages = plain
     order = list(dict.fromkeys(stage for stage, _, _ in stages))
     assert order == [
-        *("load model", "verify forward pass", "measure", "evaluate", "contrast prompts"),
+        *("load model", "verify forward pass", "measure", "select", "evaluate"),
+            "contrast prompts",
         *("random direction", "addition", "hash the source", "write and read back"),
     ]
     for name in order:

@@ -6,7 +6,9 @@ Takes finished values and a console; decides wording and order, computes nothing
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import vauban
 from vauban.cli.console import Console
@@ -32,6 +34,10 @@ def header(console: Console, plan: RunPlan) -> None:
     layers = config.cut.layers
     blocks = f"{layers} layers" if isinstance(layers, str) else f"layers {layers}"
     layer = config.measure.layer
+    how = {
+        "causal": "layer chosen by what cutting and adding do",
+        "auto": "layer chosen by separation",
+    }
     rows = [
         ("device", device_line(opened.device)),
         *model_lines(opened.info),
@@ -40,7 +46,7 @@ def header(console: Console, plan: RunPlan) -> None:
         ("held out", held_out_line(plan.held_out)),
         (
             "plan",
-            f"measure ({'layer chosen by separation' if layer == 'auto' else f'block {layer}'}), "
+            f"measure ({how.get(str(layer), f'block {layer}')}), "
             f"cut α = {config.cut.alpha:g} in {blocks}, compare, "
             f"write {config.output.dir}",
         ),
@@ -125,6 +131,7 @@ def outcome(console: Console, result: RunResult) -> None:
                 f"along it: harmless {decimal(direction['projections']['harmless'])}, harmful "
                 f"{decimal(direction['projections']['harmful'])}",
             ),
+            *chosen_lines(direction.get("provenance", {}).get("selection")),
             (
                 "cut",
                 f"{export['modules_edited']} residual writers; in none of them more than "
@@ -166,6 +173,23 @@ def samples(console: Console, found: tuple[Sample, ...]) -> None:
         console.line(f"  before  {shorten(sample.original, width) or '(empty)'}")
         console.line(f"  after   {shorten(sample.modified, width) or '(empty)'}", "cyan")
     console.line()
+
+
+def chosen_lines(selection: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What cutting and adding the chosen direction do to the first answer token; [] without."""
+    if not selection:
+        return []
+    best, base = selection["kept"][0], selection["baseline"]
+    offered = len(selection["kept"]) + len(selection["dropped"])
+    return [
+        (
+            "chosen",
+            f"position {selection['position']}, {len(selection['kept'])} of {offered} candidates "
+            f"passed; log-odds of a refusal: harmful {base['harmful']:+.1f}, cut "
+            f"{best['bypass']:+.1f}; harmless {base['harmless']:+.1f}, added "
+            f"{best['induce']:+.1f}; KL of the cut on harmless {decimal(best['kl'], 2)}",
+        )
+    ]
 
 
 def next_command(result: RunResult) -> str:

@@ -63,12 +63,14 @@ class MeasureSection(Section):
         default="mean_difference", description="The estimator of the direction."
     )
     layer: Annotated[
-        Literal["auto"] | NonNegative,
-        Setting('"auto" or a block index, 0 for the first', "--layer", metavar="CHOICE"),
+        Literal["causal", "auto"] | NonNegative,
+        Setting('"causal", "auto" or a block index, 0 for the first', "--layer", metavar="CHOICE"),
     ] = Field(
-        default="auto",
-        description="Whose output the direction is taken from; auto: the best separated "
-        "residual among the first 80 % of the layers, on prompts held out for it.",
+        default="causal",
+        description="Whose output the direction is taken from, among the first 80 % of the "
+        "layers. causal: the one whose removal ends refusal best, whose addition brings it about "
+        "and which costs little elsewhere, on prompts held out for it; auto: the best separated "
+        "one, which is cheaper.",
     )
     positions: Annotated[
         Literal["post_instruction"] | list[Negative] | None,
@@ -78,7 +80,8 @@ class MeasureSection(Section):
         ),
     ] = Field(
         default=None,
-        description="Token positions looked at; not set: the last token of the prompt.",
+        description="Token positions looked at; not set: every template token after the "
+        "instruction for causal, else the last token of the prompt.",
     )
     clip_quantile: Annotated[
         float, Setting("a number from 0 up to, not including, 0.5", "--clip-quantile", metavar="Q")

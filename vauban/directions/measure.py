@@ -68,9 +68,10 @@ def measure(
     and at each position. A held-out third of the prompts (seeded) scores the layers: Cohen's d of
     its projections on the direction of the other two thirds. `layer="auto"` takes the largest
     among residuals <= int(0.8 · L), ties to the earlier; an int picks a block output. "causal" asks
-    `select_direction` what the directions of the other two thirds do to the answers to at most
-    32 + 32 held-out prompts (`selection` holds its options); where none passes its filters, the
-    choice of "auto" stands and `warnings` says so. The returned directions use all prompts.
+    `select_direction` what the directions of the other two thirds, at the same residuals, do to the
+    answers to at most 32 + 32 held-out prompts (`selection` holds its options); where none passes
+    its filters, the choice of "auto" stands and `warnings` says so. The returned directions use all
+    prompts.
 
     `positions`: None is the last token, a tuple of negative ints, or "post_instruction" (every
     template token after the instruction); the best position is kept. `clip_quantile` > 0
@@ -115,13 +116,15 @@ def measure(
         offered = {
             (position, r): raw[r, i]
             for i, position in enumerate(wanted)
-            for r in range(1, n_layers)
+            for r in range(1, min(residual_limit(n_layers) + 1, n_layers))
         }
         tested = {n: [sets[n][i] for i in splits[n][1][:_VALIDATION]] for n in sets}
         (position, residual), found, notes = choose_causally(
             model, tokenizer, offered, tested["harmful"], tested["harmless"],
             (wanted[column], residual),
-            **{"batch_size": batch_size, "progress": progress, **(selection or {})},
+            # The layers are those of "auto": int(0.8 · L) itself is still offered.
+            **{"prune_layers": 0.0, "batch_size": batch_size, "progress": progress},
+            **(selection or {}),
         )  # fmt: skip
         column = wanted.index(position)
         facts["selection"] = found.to_dict() if found else None

@@ -76,6 +76,8 @@ def measure_stage(
     settings = config.measure
     _tell(progress, "measure", 0, len(harmful.prompts) + len(harmless.prompts))
     positions = settings.positions
+    if positions is None and settings.layer == "causal":
+        positions = "post_instruction"
     return measure(
         opened.model,
         opened.tokenizer,

@@ -47,7 +47,7 @@ def load(path: str | Path) -> tuple[Any, Any]:
 def measure_direction(
     model: Any, tokenizer: Any, harmful: Any = None, harmless: Any = None
 ) -> DirectionResult:
-    """Measure with `vauban.measure`'s defaults.
+    """Measure as `vauban MODEL` does: the layer and position are chosen causally.
 
     Args:
         harmful, harmless: anything `resolve_prompts` takes; None: the sets that the model's
@@ -58,6 +58,8 @@ def measure_direction(
         tokenizer,
         _prompts(tokenizer, harmful, "harmful"),
         _prompts(tokenizer, harmless, "harmless"),
+        layer="causal",
+        positions="post_instruction",
     )
 
 
