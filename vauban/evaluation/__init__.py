@@ -2,6 +2,7 @@
 
 from vauban.evaluation.accuracy import TaskAccuracy, task_accuracy
 from vauban.evaluation.behaviour import Behaviour, judge_answers, measure_behaviour
+from vauban.evaluation.capability import BenchmarkResult, run_benchmarks
 from vauban.evaluation.evaluate import EvalResult, evaluate
 from vauban.evaluation.guard import GuardJudge, parse_guard
 from vauban.evaluation.likelihood import (
@@ -21,6 +22,7 @@ __all__ = [
     "BETTER",
     "DEFAULT_REFUSAL_PHRASES",
     "Behaviour",
+    "BenchmarkResult",
     "Delta",
     "EvalResult",
     "GuardJudge",
@@ -42,6 +44,7 @@ __all__ = [
     "measure_perplexity",
     "parse_guard",
     "perplexity",
+    "run_benchmarks",
     "task_accuracy",
     "wilson_interval",
 ]
