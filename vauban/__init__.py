@@ -41,9 +41,9 @@ _EXPORTS = {
         "cut_subspace null_space plan_cut quantize_direction_exact sparsify_direction"
     ),
     "vauban.evaluation": (
-        "DEFAULT_REFUSAL_PHRASES EvalResult GuardJudge GuardResult Metric StandInJudge "
-        "TaskAccuracy TextPerplexity evaluate is_refusal kl_divergence measure_perplexity "
-        "perplexity task_accuracy wilson_interval"
+        "BenchmarkResult DEFAULT_REFUSAL_PHRASES EvalResult GuardJudge GuardResult Metric "
+        "StandInJudge TaskAccuracy TextPerplexity evaluate is_refusal kl_divergence "
+        "measure_perplexity perplexity run_benchmarks task_accuracy wilson_interval"
     ),
     "vauban.export": "ExportReport export_model verify_export",
 }

@@ -38,7 +38,7 @@ def test_progress_never_goes_back_and_every_stage_ends(plain):
     order = list(dict.fromkeys(stage for stage, _, _ in stages))
     assert order == [
         *("load model", "verify forward pass", "measure", "select", "evaluate"),
-            "contrast prompts",
+        "contrast prompts",
         *("random direction", "addition", "hash the source", "write and read back"),
     ]
     for name in order:

@@ -7,6 +7,7 @@ from vauban.evaluation.behaviour import (
     judge_answers,
     measure_behaviour,
 )
+from vauban.evaluation.capability import BenchmarkResult, run_benchmarks
 from vauban.evaluation.evaluate import EvalResult, evaluate
 from vauban.evaluation.guard import GuardJudge, parse_guard
 from vauban.evaluation.likelihood import (
@@ -28,6 +29,7 @@ __all__ = [
     "BETTER",
     "DEFAULT_REFUSAL_PHRASES",
     "Behaviour",
+    "BenchmarkResult",
     "Delta",
     "EvalResult",
     "GuardJudge",
@@ -51,6 +53,7 @@ __all__ = [
     "measure_perplexity",
     "parse_guard",
     "perplexity",
+    "run_benchmarks",
     "task_accuracy",
     "wilson_interval",
     "with_answers",

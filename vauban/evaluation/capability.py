@@ -1,0 +1,302 @@
+"""Capability benchmarks (MMLU, ARC) by lm-eval, on a model under run-time interventions.
+
+Knows task names, protocols and how results are counted; the model side is `harness`, the tasks
+are lm-eval's and the files in `tasks/`. Needs the extra `bench`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from vauban.errors import InputError
+from vauban.evaluation.metrics import Metric
+from vauban.evaluation.statistics import wilson_interval
+from vauban.interventions import Intervention
+
+Progress = Callable[[str, int, int], None]
+
+TASKS_DIR = Path(__file__).parent / "tasks"
+"""lm-eval task files that vauban brings."""
+
+LM_EVAL_NAMES: Mapping[str, str] = {"arc_cloze": "arc_challenge"}
+"""Names of ours for protocols of lm-eval. ARC has two that are not comparable: `arc_cloze` scores
+the text of each choice behind "Question: ...\\nAnswer:", `arc_letter5` the letters A to D behind
+the listed choices, four-choice questions only, five fixed examples."""
+
+# What a task may count as right, in the order in which it is looked for.
+_COUNTED = ("acc", "exact_match")
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """`correct` of `n` questions: `acc`, its standard error and 95 % Wilson `interval`.
+
+    `name` is the task as it was asked for, `task` lm-eval's; `version` and `num_fewshot` are the
+    task's. A group (MMLU) pools its questions; `subtasks` holds (correct, n) of each part.
+    `others` are further metrics as lm-eval reports them (acc_norm). Where the benchmark does not
+    apply to a model, `acc`, `stderr` and `interval` are None and `reason` says why.
+    """
+
+    name: str
+    task: str
+    acc: float | None
+    correct: int
+    n: int
+    stderr: float | None
+    interval: tuple[float, float] | None
+    version: str
+    num_fewshot: int | None
+    subtasks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+    @classmethod
+    def not_applicable(cls, name: str, reason: str) -> BenchmarkResult:
+        """The benchmark that a model cannot do, with the reason; never a 0."""
+        if not reason:
+            raise InputError(f"{name}: say why the benchmark does not apply")
+        task = LM_EVAL_NAMES.get(name, name)
+        return cls(name, task, None, 0, 0, None, None, "", None, reason=reason)
+
+    def metric(self) -> Metric:
+        """Accuracy as a `Metric`, higher is better."""
+        if self.acc is None:
+            return Metric.not_applicable(self.name, self.reason, better="higher")
+        return Metric.rate(self.name, self.correct, self.n, better="higher", unit="questions")
+
+    def summary(self) -> str:
+        if self.acc is None:
+            return self.metric().summary()
+        return f"{self.metric().summary()}; {self.task} v{self.version}, {self.num_fewshot}-shot"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "task": self.task,
+            "acc": self.acc,
+            "correct": self.correct,
+            "n": self.n,
+            "stderr": self.stderr,
+            "interval": None if self.interval is None else list(self.interval),
+            "version": self.version,
+            "num_fewshot": self.num_fewshot,
+            "subtasks": {name: list(pair) for name, pair in self.subtasks.items()},
+            "others": dict(self.others),
+            "reason": self.reason,
+        }
+
+
+def run_benchmarks(
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Sequence[str] = ("mmlu", "arc_cloze"),
+    *,
+    num_fewshot: int | None = 5,
+    limit: int | None = None,
+    include_path: str | os.PathLike[str] | None = None,
+    interventions: Iterable[Intervention] = (),
+    seed: int = 0,
+    not_applicable: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, BenchmarkResult]:
+    """Run lm-eval tasks on `model` under `interventions`; one `BenchmarkResult` per task asked for.
+
+    Args:
+        tasks: lm-eval task or group names, or `arc_cloze` and `arc_letter5` (`LM_EVAL_NAMES`).
+        num_fewshot: examples in the context; None leaves it to each task.
+        limit: questions per task, of a group per subtask; for trying out.
+        include_path: a folder with task files of your own, searched first.
+        seed: draws the examples where a task draws them.
+        not_applicable: {task: reason} for tasks the model cannot do, which are not run.
+
+    Scored through mlx-lm's own adapter by log-likelihood, plain text, no chat template. The data
+    come from the Hub through lm-eval, unless the task files name local ones.
+
+    Raises InputError without lm-eval (extra `bench`), for unknown tasks, for data that cannot be
+    loaded and for tasks that count nothing right or wrong.
+
+    Sources: Hendrycks et al. 2021 (MMLU), Clark et al. 2018 (ARC), Gao et al. (lm-eval harness).
+
+    >>> run_benchmarks(None, None, ["mmlu"], not_applicable={"mmlu": "knows no facts"})["mmlu"].acc
+    """
+    if isinstance(tasks, str) or not tasks:
+        raise InputError(f"tasks is {tasks!r}; expected a list of task names that is not empty")
+    skipped = dict(not_applicable or {})
+    unasked = [name for name in skipped if name not in tasks]
+    if unasked:
+        raise InputError(f"not_applicable names {unasked[0]!r}, which is not among the tasks")
+    names = {name: LM_EVAL_NAMES.get(name, name) for name in tasks if name not in skipped}
+    raw: Mapping[str, Any] = {}
+    if names:
+        raw = _evaluated(
+            model, tokenizer, tuple(interventions), sorted(set(names.values())),
+            {"num_fewshot": num_fewshot, "limit": limit}, include_path, seed, progress,
+        )  # fmt: skip
+    return {
+        name: BenchmarkResult.not_applicable(name, skipped[name])
+        if name in skipped
+        else _result(name, names[name], raw)
+        for name in tasks
+    }
+
+
+def _evaluated(
+    model: nn.Module,
+    tokenizer: Any,
+    interventions: tuple[Intervention, ...],
+    names: list[str],
+    options: dict[str, Any],
+    include_path: str | os.PathLike[str] | None,
+    seed: int,
+    progress: Progress | None,
+) -> Mapping[str, Any]:
+    """What lm-eval returns for these tasks."""
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise InputError(
+            "benchmarks need lm-eval, which is not installed:  pip install 'vauban[bench]'"
+        ) from error
+    from vauban.evaluation.harness import InterventionLM
+
+    adapter = InterventionLM(model, tokenizer, interventions)
+    with _undisturbed(progress):
+        manager = _task_manager(names, include_path)
+        try:
+            found = lm_eval.simple_evaluate(
+                model=adapter,
+                tasks=names,
+                task_manager=manager,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+                # The standard error is computed from the counts, below.
+                bootstrap_iters=0,
+                **options,
+            )
+        except OSError as error:  # what datasets and the Hub raise is of this family
+            raise InputError(
+                f"the data of {', '.join(names)} could not be loaded ({type(error).__name__}: "
+                f"{error}). They come from the Hugging Face Hub; check the connection, or give "
+                "task files with local data by include_path."
+            ) from error
+    assert found is not None
+    return found
+
+
+def _task_manager(names: Sequence[str], include_path: Any) -> Any:
+    """An index that knows all `names`; lm-eval's own 13 000 files are read only where needed."""
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(TASKS_DIR)]
+    if include_path is not None:
+        folder = Path(include_path)
+        if not folder.is_dir():
+            raise InputError(f"include_path {str(folder)!r} is no folder")
+        folders.insert(0, str(folder))
+    for defaults in (False, True):
+        manager = TaskManager(include_path=folders, include_defaults=defaults)
+        unknown = [name for name in names if name not in manager.all_tasks]
+        if not unknown:
+            return manager
+    close = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise InputError(f"lm-eval knows no task {unknown[0]!r}{hint}")
+
+
+def _result(name: str, task: str, raw: Mapping[str, Any]) -> BenchmarkResult:
+    """Count the questions of a task, or of all the parts of a group."""
+    leaves = _leaves(task, raw)
+    counted = {leaf: _count(leaf, raw["samples"][leaf]) for leaf in leaves}
+    correct = sum(k for k, _ in counted.values())
+    n = sum(total for _, total in counted.values())
+    acc = correct / n
+    shots = {raw["n-shot"].get(leaf) for leaf in leaves}
+    reported = raw["results"].get(task, {})
+    others = {
+        key.removesuffix(",none"): float(value)
+        for key, value in reported.items()
+        if key.endswith(",none") and "stderr" not in key and isinstance(value, float)
+        and key.removesuffix(",none") not in _COUNTED
+    }  # fmt: skip
+    return BenchmarkResult(
+        name=name,
+        task=task,
+        acc=acc,
+        correct=correct,
+        n=n,
+        stderr=math.sqrt(acc * (1 - acc) / (n - 1)) if n > 1 else None,
+        interval=wilson_interval(correct, n),
+        version=str(raw["versions"].get(task, "")),
+        num_fewshot=shots.pop() if len(shots) == 1 else None,
+        subtasks=counted if leaves != [task] else {},
+        others=others,
+    )
+
+
+def _leaves(task: str, raw: Mapping[str, Any]) -> list[str]:
+    """The tasks with questions of their own below `task`."""
+    if task in raw["samples"]:
+        return [task]
+    below = raw.get("group_subtasks", {}).get(task, [])
+    found = [leaf for part in below for leaf in _leaves(part, raw)]
+    if not found:
+        raise InputError(f"lm-eval returned no questions for {task!r}; name the task, not a tag")
+    return found
+
+
+def _count(task: str, samples: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """(right, all) over the questions of one task, by the first metric that counts."""
+    metric = next((m for m in _COUNTED if samples and m in samples[0]), None)
+    if metric is None:
+        raise InputError(f"{task} measures none of {', '.join(_COUNTED)} per question")
+    values = [float(sample[metric]) for sample in samples]
+    if any(value not in (0.0, 1.0) for value in values):
+        raise InputError(f"{task}: {metric} is no right or wrong per question")
+    return int(sum(values)), len(values)
+
+
+@contextmanager
+def _undisturbed(progress: Progress | None) -> Iterator[None]:
+    """lm-eval without its log, its bars (the first goes to `progress`) and its global seeds."""
+    import lm_eval.api.task
+    import mlx_lm.evaluate
+
+    def counted(rows: Iterable[Any], total: int | None = None, **options: Any) -> Iterator[Any]:
+        for done, row in enumerate(rows, start=1):
+            yield row
+            if progress and total:
+                progress("benchmark", done, total)
+
+    def silent(rows: Iterable[Any], **options: Any) -> Iterable[Any]:
+        return rows
+
+    places: list[tuple[Any, Any]] = [(mlx_lm.evaluate, counted), (lm_eval.api.task, silent)]
+    bars = [(module, module.tqdm) for module, _ in places]
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    seeds = random.getstate(), np.random.get_state()
+    try:
+        logger.setLevel(logging.ERROR)
+        for module, bar in places:
+            module.tqdm = bar
+        yield
+    finally:
+        for module, tqdm in bars:
+            module.tqdm = tqdm
+        logger.setLevel(level)
+        random.setstate(seeds[0])
+        np.random.set_state(seeds[1])
