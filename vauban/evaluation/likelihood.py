@@ -16,6 +16,7 @@ import mlx.nn as nn
 from vauban._arrays import floats, integers
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import answer_tokens
+from vauban.evaluation.statistics import bootstrap_interval
 from vauban.interventions import Intervention
 from vauban.models import anatomy, batches, forward
 from vauban.prompts import encode_chat
@@ -28,12 +29,16 @@ _LOGIT_BUDGET = 128_000_000
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Over `tokens` scored tokens; `kl` is KL(original || modified), nats per token."""
+    """Over `tokens` scored tokens; `kl` is KL(original || modified), nats per token.
+
+    `kl_interval` is the 95 % bootstrap over answers (2000 resamples, seed 0); None for one answer.
+    """
 
     perplexity_original: float
     perplexity_modified: float
     kl: float
     tokens: int
+    kl_interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,25 +131,32 @@ def compare(
     kept = [s for s in sequences if len(s.ids) > s.start]
     if not kept:
         raise InputError("no tokens to score: all answers are empty")
-    nll_a = nll_b = kl = 0.0
-    count = 0
+    losses_a: list[float] = []
+    losses_b: list[float] = []
+    kls: list[float] = []
+    counts: list[int] = []
     for batch in _batches(original, kept):
         mask = _mask(kept, batch)
         a, at_a = _logs(original, batch, ())
         b, at_b = _logs(modified, batch, interventions)
-        total_a, total_b, total_kl, n = (
-            mx.where(mask, -at_a, 0).sum(),
-            mx.where(mask, -at_b, 0).sum(),
-            mx.where(mask, _kl(a, b), 0).sum(),
-            mask.sum(),
-        )
-        mx.eval(total_a, total_b, total_kl, n)
-        nll_a += float(total_a)
-        nll_b += float(total_b)
-        kl += float(total_kl)
-        count += int(n)
+        # One sum per sequence: the interval draws sequences.
+        sums = [mx.where(mask, term, 0).sum(axis=1) for term in (-at_a, -at_b, _kl(a, b), mask)]
+        mx.eval(sums)
+        losses_a += floats(sums[0])
+        losses_b += floats(sums[1])
+        kls += floats(sums[2])
+        counts += integers(sums[3])
+    count = sum(counts)
+    interval = None
+    if len(kls) > 1:
+        low, high = bootstrap_interval(kls, counts)
+        interval = max(low, 0.0), max(high, 0.0)
     return Likelihood(
-        exponential(nll_a / count), exponential(nll_b / count), max(kl / count, 0.0), count
+        exponential(sum(losses_a) / count),
+        exponential(sum(losses_b) / count),
+        max(sum(kls) / count, 0.0),
+        count,
+        interval,
     )
 
 

@@ -165,7 +165,10 @@ class Instruments:
         prompts = [row.prompt for row in self.rows.harmless]
         sequences = with_answers(self.tokenizer, prompts, self._unchanged)
         found = compare(self.model, self.model, sequences, remove)
-        return Metric("kl", found.kl, found.tokens, None, "lower", "tokens", "no interval: a mean")
+        return Metric(
+            "kl", found.kl, found.tokens, found.kl_interval, "lower", "tokens",
+            "bootstrap over answers, 2000 resamples, seed 0",
+        )  # fmt: skip
 
 
 def make_judge(config: StudyConfig, rows: EvalRows) -> Judge | None:

@@ -130,9 +130,8 @@ def _one_model(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", VaubanWarning)
         block = _measure_model(path, opened, config, journal, progress)
-    block["warnings"] = list(
-        dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, VaubanWarning))
-    )
+    told = [str(w.message) for w in caught if issubclass(w.category, VaubanWarning)]
+    block["warnings"] = list(dict.fromkeys([*told, *_unread(block["conditions"])]))
     value = journal.once(done, lambda: json_safe(block))
     del opened
     gc.collect()
@@ -198,6 +197,18 @@ def _measure_model(
         "composition": facts,
         "further": further,
     }
+
+
+def _unread(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence where a guard's verdicts could not be read: they are never counted as safe."""
+    found = [c["guard"] for c in conditions if c["guard"]]
+    unparsed = sum(g["unparsed"] for g in found)
+    if not unparsed:
+        return []
+    return [
+        f"{found[0]['judge']}: {unparsed} of {sum(g['n'] for g in found)} verdicts could not be "
+        "read; they are in the denominator and counted apart, see guard.unparsed of study.json"
+    ]
 
 
 def _one(instruments: Instruments, condition: Condition) -> dict[str, Any]:
