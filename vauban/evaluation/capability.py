@@ -205,9 +205,9 @@ def _task_manager(names: Sequence[str], include_path: Any) -> Any:
         folder = Path(include_path)
         if not folder.is_dir():
             raise InputError(f"include_path {str(folder)!r} is no folder")
-        folders.insert(0, str(folder))
-    for defaults in (False, True):
-        manager = _index(tuple(folders), defaults)
+        folders.insert(0, str(folder.resolve()))
+    for index in (_index, _full_index):
+        manager = index(tuple(folders))
         unknown = [name for name in names if name not in manager.all_tasks]
         if not unknown:
             return manager
@@ -216,12 +216,16 @@ def _task_manager(names: Sequence[str], include_path: Any) -> Any:
     raise InputError(f"lm-eval knows no task {unknown[0]!r}{hint}")
 
 
-@functools.lru_cache(maxsize=4)
-def _index(folders: tuple[str, ...], defaults: bool) -> Any:
-    """lm-eval's index of task files; reading all of its own takes seconds, so it is kept."""
+def _index(folders: tuple[str, ...], defaults: bool = False) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders), include_defaults=defaults)
+
+
+@functools.lru_cache(maxsize=2)
+def _full_index(folders: tuple[str, ...]) -> Any:
+    """With lm-eval's own tasks; it takes seconds to read them, so it is kept."""
+    return _index(folders, defaults=True)
 
 
 def _result(name: str, task: str, raw: Mapping[str, Any]) -> BenchmarkResult:
