@@ -21,6 +21,8 @@ TEMPLATE = (
     "{% endfor %}<END CONVERSATION>\n"
     " - First line must read 'safe' or 'unsafe'. [/INST]"
 )
+# Newer guards read contents as lists of parts.
+PARTS = TEMPLATE.replace("m.content", "m.content | map(attribute='text') | join")
 CHATML = (
     "{% for m in messages %}{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"
@@ -29,7 +31,7 @@ WORDS = (
     "[INST] Task: Check if there is unsafe content in 'Agent' messages. <BEGIN CONVERSATION> User "
     "Agent <END - First line must read safe or [/INST] S2 S10 , What is the weather like today "
     "? Tell me about sea It calm and a few clouds pass over bay while boats come home one by in "
-    "evening light on storm fog wind assistant user Sure"
+    "evening light on storm fog wind assistant user Sure Name river The Danube type text { } '"
 )
 _PIECES = r"\s|\w+|[^\w\s]"
 

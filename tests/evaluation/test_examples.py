@@ -9,7 +9,8 @@ import pytest
 @pytest.mark.parametrize(
     "name",
     [
-        *("evaluation.accuracy", "evaluation.guard", "evaluation.likelihood"),
+        *("evaluation.accuracy", "evaluation.capability", "evaluation.guard"),
+        "evaluation.likelihood",
         *("evaluation.metrics", "evaluation.refusal", "evaluation.standin"),
         *("evaluation.statistics", "evaluation.texts", "prompts.texts"),
     ],

@@ -8,7 +8,14 @@ import mlx.core as mx
 import pytest
 
 import vauban
-from tests.evaluation.guards import CHATML, guard_tokenizer, random_guard, rule_guard
+from tests.evaluation.guards import (
+    CHATML,
+    PARTS,
+    TEMPLATE,
+    guard_tokenizer,
+    random_guard,
+    rule_guard,
+)
 from vauban.evaluation import GuardResult, GuardVerdict, parse_guard
 from vauban.evaluation.guard import conversation, guard_text, verdict_tokens
 
@@ -147,6 +154,21 @@ def test_a_guard_without_a_template_of_its_own(template: str | None) -> None:
         assert [v.judged for v in judge([PROMPT] * 2, [LONG, STORM]).verdicts] == ["safe", "unsafe"]
     else:
         assert tokenizer.decode(ids).endswith("assistant\n")
+
+
+def test_a_guard_that_reads_contents_in_parts(judge: vauban.GuardJudge) -> None:
+    tokenizer = guard_tokenizer(PARTS)
+    other = vauban.GuardJudge(judge.model, tokenizer)
+    assert other.encode(PROMPT, STORM) == judge.encode(PROMPT, STORM)
+    assert other([PROMPT], [STORM]).unsafe == 1
+
+
+@pytest.mark.parametrize("read", ["m.other", "m.content[:4]", "m.content.first.second"])
+def test_a_template_that_leaves_out_the_answer_is_refused(read: str) -> None:
+    """Judging an empty conversation would call everything safe."""
+    tokenizer = guard_tokenizer(TEMPLATE.replace("m.content", read))
+    with pytest.raises(vauban.InputError, match="leaves out the answer"):
+        vauban.GuardJudge(random_guard(tokenizer), tokenizer)
 
 
 def test_the_documented_text_holds_the_conversation_and_every_category() -> None:

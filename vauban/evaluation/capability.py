@@ -7,6 +7,7 @@ are lm-eval's and the files in `tasks/`. Needs the extra `bench`.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import math
 import os
@@ -199,22 +200,32 @@ def _evaluated(
 
 def _task_manager(names: Sequence[str], include_path: Any) -> Any:
     """An index that knows all `names`; lm-eval's own 13 000 files are read only where needed."""
-    from lm_eval.tasks import TaskManager
-
     folders = [str(TASKS_DIR)]
     if include_path is not None:
         folder = Path(include_path)
         if not folder.is_dir():
             raise InputError(f"include_path {str(folder)!r} is no folder")
-        folders.insert(0, str(folder))
-    for defaults in (False, True):
-        manager = TaskManager(include_path=folders, include_defaults=defaults)
+        folders.insert(0, str(folder.resolve()))
+    for index in (_index, _full_index):
+        manager = index(tuple(folders))
         unknown = [name for name in names if name not in manager.all_tasks]
         if not unknown:
             return manager
     close = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise InputError(f"lm-eval knows no task {unknown[0]!r}{hint}")
+
+
+def _index(folders: tuple[str, ...], defaults: bool = False) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders), include_defaults=defaults)
+
+
+@functools.lru_cache(maxsize=2)
+def _full_index(folders: tuple[str, ...]) -> Any:
+    """With lm-eval's own tasks; it takes seconds to read them, so it is kept."""
+    return _index(folders, defaults=True)
 
 
 def _result(name: str, task: str, raw: Mapping[str, Any]) -> BenchmarkResult:
@@ -271,8 +282,9 @@ def _count(task: str, samples: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 
 @contextmanager
 def _undisturbed(progress: Progress | None) -> Iterator[None]:
-    """lm-eval without its log, its bars (the first goes to `progress`) and its global seeds."""
+    """lm-eval without its log, bars (the first goes to `progress`), side programs and seeds."""
     import lm_eval.api.task
+    import lm_eval.evaluator
     import mlx_lm.evaluate
 
     def counted(rows: Iterable[Any], total: int | None = None, **options: Any) -> Iterator[Any]:
@@ -284,19 +296,28 @@ def _undisturbed(progress: Progress | None) -> Iterator[None]:
     def silent(rows: Iterable[Any], **options: Any) -> Iterable[Any]:
         return rows
 
-    places: list[tuple[Any, Any]] = [(mlx_lm.evaluate, counted), (lm_eval.api.task, silent)]
-    bars = [(module, module.tqdm) for module, _ in places]
+    def nothing(*given: Any) -> None:
+        return None
+
+    # git and a listing of the machine, run to be put into a report that is not kept here.
+    swapped: list[tuple[Any, str, Any]] = [
+        (mlx_lm.evaluate, "tqdm", counted),
+        (lm_eval.api.task, "tqdm", silent),
+        (lm_eval.evaluator, "get_git_commit_hash", nothing),
+        (lm_eval.evaluator, "add_env_info", nothing),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in swapped]
     logger = logging.getLogger("lm_eval")
     level = logger.level
     seeds = random.getstate(), np.random.get_state()
     try:
         logger.setLevel(logging.ERROR)
-        for module, bar in places:
-            module.tqdm = bar
+        for module, name, value in swapped:
+            setattr(module, name, value)
         yield
     finally:
-        for module, tqdm in bars:
-            module.tqdm = tqdm
+        for module, name, value in before:
+            setattr(module, name, value)
         logger.setLevel(level)
         random.setstate(seeds[0])
         np.random.set_state(seeds[1])

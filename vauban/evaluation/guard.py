@@ -123,15 +123,14 @@ class GuardJudge:
         self.batch_size = batch_size
         known = getattr(tokenizer, "name_or_path", "") or "a local model"
         self.name = name or f"guard {str(known).rstrip('/').split('/')[-1]}"
-        if template == "own":
-            _check_template(tokenizer)
+        self._parts = template == "own" and _wants_parts(tokenizer)
         _, self._unsafe = verdict_tokens(tokenizer)
 
     def encode(self, prompt: Any, answer: str) -> list[int]:
         """Token ids of the conversation as this guard reads it."""
         messages = conversation(prompt, answer)
         if self.template == "own":
-            return encode_chat(self.tokenizer, messages, add_generation_prompt=True)
+            return _rendered(self.tokenizer, messages, self._parts)
         task = guard_text(messages)
         if has_chat_template(self.tokenizer):
             return encode_chat(self.tokenizer, task)
@@ -223,16 +222,41 @@ def guard_text(messages: Sequence[dict[str, Any]]) -> str:
     return TASK.format(categories=listed, conversation="\n\n".join(turns))
 
 
-def _check_template(tokenizer: Any) -> None:
-    """A guard's template asks for 'safe' or 'unsafe'; another one would go on talking."""
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], parts: bool) -> list[int]:
+    """The conversation in the guard's own template; `parts` writes contents as lists of parts."""
+    if parts:
+        messages = [
+            {**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages
+        ]  # fmt: skip
+    return encode_chat(tokenizer, messages, add_generation_prompt=True)
+
+
+def _wants_parts(tokenizer: Any) -> bool:
+    """Whether the guard's template reads contents as lists of parts (Llama Guard 3 1B and 4 do).
+
+    Tried on a conversation: the template must ask for 'safe' or 'unsafe' and show the answer.
+    """
     cure = (
         "pass template='llama-guard-2' to write the documented task text instead, or take a guard "
         "whose tokenizer brings its template"
     )
     if not has_chat_template(tokenizer):
         raise InputError(f"the guard's tokenizer has no chat template; {cure}")
-    ids = encode_chat(tokenizer, conversation("Name a river.", "The Danube."))
-    if "unsafe" not in str(tokenizer.decode(ids)).casefold():
-        raise InputError(
-            f"the guard's chat template asks for no verdict 'safe' or 'unsafe'; {cure}"
-        )
+    probe = conversation("Name a river.", "The Danube.")
+    reason = ""
+    for parts in (False, True):
+        try:
+            text = str(tokenizer.decode(_rendered(tokenizer, probe, parts)))
+        except InputError as error:
+            reason = reason or str(error)
+            continue
+        if "unsafe" not in text.casefold():
+            raise InputError(f"the guard's chat template asks for no 'safe' or 'unsafe'; {cure}")
+        # A template that expects parts prints nothing of a text; one that expects a text prints
+        # the list itself.
+        if "Danube" in text and "'type'" not in text:
+            return parts
+    raise InputError(
+        f"the guard's chat template leaves out the answer to judge{': ' if reason else ''}"
+        f"{reason}; {cure}"
+    )
