@@ -1,4 +1,4 @@
-"""The parts of a study on the dense organism: fits, matched choice, conditions, what they encode."""
+"""The parts of a study on the dense organism: fits, matched choice, conditions, meanings."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from vauban.study.further import further_directions
 def config(**study: Any) -> StudyConfig:
     folder = str(vauban.organism_path("dense"))
     return StudyConfig.model_validate(
-        {"study": {"models": [folder], **study}, "eval": {"num_prompts": 24}}
+        {"study": {"models": [folder], **study}, "eval": {"num_prompts": 60}}
     )
 
 
@@ -32,9 +32,7 @@ def organism() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def prompts() -> dict[str, tuple[str, ...]]:
     folder = vauban.organism_path("dense")
-    return {
-        label: prompt_set(config(), label, folder).prompts for label in ("harmful", "harmless")
-    }
+    return {label: prompt_set(config(), label, folder).prompts for label in ("harmful", "harmless")}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,12 @@ def fits(organism: Any, prompts: Any) -> Fits:
 def chosen(organism: Any, prompts: Any, fits: Fits) -> dict[Any, Choice]:
     return {
         method: choose(
-            *organism, method, fits, prompts["harmful"][48:60], prompts["harmless"][48:60], config()
+            *organism,
+            method,
+            fits,
+            prompts["harmful"][48:60],
+            prompts["harmless"][48:60],
+            config(kl_threshold=0.5),
         )
         for method in ("ablation", "addition", "nullspace", "classifier")
     }
@@ -90,6 +93,7 @@ def test_a_choice_is_select_directions_own(
     direct = select_direction(
         *organism, candidates(method, fits, 0.9), prompts["harmful"][48:60],
         prompts["harmless"][48:60], kind=kind, scope="local", multipliers=(0.5, 1.0, 2.0),
+        kl_threshold=0.5,
     )  # fmt: skip
     choice = chosen[method]
     assert choice.key == (direct.position, direct.layer)

@@ -1,0 +1,222 @@
+"""The study as a user runs it: a configuration in, a folder out, killed and taken up again."""
+
+import html
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vauban
+from vauban.cli import main
+from vauban.config import StudyConfig
+from vauban.errors import InputError
+from vauban.study import StudyResult, run_study
+from vauban.study.journal import Journal
+
+SMALL = {
+    "methods": ["ablation", "nullspace"],
+    "scopes": ["all"],
+    "ranks": [1],
+    "validation": 8,
+}
+
+
+def small(output: Path, **sections: Any) -> StudyConfig:
+    return StudyConfig.model_validate(
+        {
+            "study": {"models": [str(vauban.organism_path("dense"))], **SMALL},
+            "eval": {"num_prompts": 16, "max_tokens": 40},
+            "output": {"dir": str(output)},
+            **sections,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    return run_study(small(tmp_path_factory.mktemp("study") / "out"))
+
+
+def figures(block: dict[str, Any], name: str) -> dict[str, Any]:
+    condition = next(c for c in block["conditions"] if c["name"].startswith(name))
+    return {figure["name"]: figure for figure in condition["metrics"]}
+
+
+def test_the_folder_is_complete(finished: StudyResult) -> None:
+    names = {path.name for path in finished.output_dir.iterdir()}
+    assert names == {"study.json", "table.md", "chart.png", "study.html"}
+    document = json.loads((finished.output_dir / "study.json").read_text())
+    assert document == finished.document
+    assert (finished.output_dir / "chart.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished.output_dir / "study.html").read_text()
+    assert "<svg" in page and "http://" not in page.split("<svg")[0]
+    for condition in document["models"][0]["conditions"]:
+        assert html.escape(condition["name"]) in page
+
+
+def test_the_cut_ends_refusal_and_a_flip_at_one_is_the_projection(finished: StudyResult) -> None:
+    block = finished.document["models"][0]
+    before, cut = figures(block, "baseline"), figures(block, "directional ablation, all")
+    assert before["non_refusal_harmful"]["value"] < 0.2 < 0.7 < cut["non_refusal_harmful"]["value"]
+    projection, flip = figures(block, "null-space projection (rank"), figures(block, "flip at")
+    for name, figure in projection.items():
+        if figure["value"] is not None:
+            assert flip[name]["value"] == pytest.approx(figure["value"], rel=1e-3), name
+
+
+def test_every_figure_has_interval_change_and_direction(finished: StudyResult) -> None:
+    block = finished.document["models"][0]
+    baseline = figures(block, "baseline")
+    for condition in block["conditions"]:
+        for figure in condition["metrics"]:
+            if figure["value"] is None:
+                assert figure["reason"] and figure["delta"]["change"] is None
+                continue
+            low, high = figure["interval"]
+            assert low <= figure["value"] <= high
+            start = baseline[figure["name"]]["value"]
+            change = figure["value"] - start
+            assert figure["delta"]["change"] == pytest.approx(change)
+            sign = 1 if figure["better"] == "higher" else -1
+            assert figure["delta"]["gain"] == pytest.approx(sign * change)
+            assert -1 <= figure["delta"]["clipped"] <= 1
+
+
+def test_what_a_model_cannot_do_is_not_zero(finished: StudyResult) -> None:
+    mmlu = figures(finished.document["models"][0], "baseline")["mmlu"]
+    assert mmlu["value"] is None and "no lm-eval task" in mmlu["reason"]
+
+
+def test_the_stand_in_says_what_it_is(finished: StudyResult) -> None:
+    names = [f["name"] for f in finished.document["models"][0]["conditions"][0]["metrics"]]
+    assert any(n.startswith("unsafe_harmful (stand-in") for n in names)
+    assert "stand-in" in (finished.output_dir / "table.md").read_text()
+
+
+def test_an_existing_folder_is_not_touched(finished: StudyResult) -> None:
+    before = (finished.output_dir / "study.json").read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        run_study(small(finished.output_dir))
+    assert (finished.output_dir / "study.json").read_bytes() == before
+
+
+CONFIG = """\
+[study]
+models = [{model!r}]
+methods = ["ablation", "nullspace"]
+scopes = ["all"]
+ranks = [1]
+validation = 8
+[eval]
+num_prompts = 16
+max_tokens = 40
+[output]
+dir = "out"
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_study_goes_on_where_it_was(
+    how: signal.Signals, tmp_path: Path, finished: StudyResult
+) -> None:
+    """The second run takes over what the first had finished and ends with the same figures."""
+    file = tmp_path / "study.toml"
+    file.write_text(CONFIG.format(model=str(vauban.organism_path("dense"))).replace("'", '"'))
+    command = [sys.executable, "-m", "vauban", "study", str(file), "--json"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    lines = 0
+    while lines < 4 and process.poll() is None and time.monotonic() < deadline:
+        lines = sum(
+            path.read_text().count("\n") for path in tmp_path.glob(".out.partial-*/.journal.jsonl")
+        )
+        time.sleep(0.02)
+    os.kill(process.pid, how)
+    process.communicate(timeout=60)
+    assert lines >= 4 and process.returncode != 0
+    assert not (tmp_path / "out").exists()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr
+    assert "taken over from a run that had stopped" in again.stderr
+    found = json.loads(again.stdout)["models"][0]
+    whole = finished.document["models"][0]
+    assert found["conditions"] == whole["conditions"]
+    assert found["choices"] == whole["choices"]
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_a_cut_off_line_of_the_journal_is_done_again(tmp_path: Path) -> None:
+    first = Journal(tmp_path, "key")
+    assert first.once("a", lambda: 1) == 1
+    with (tmp_path / ".journal.jsonl").open("a") as stream:
+        stream.write('{"name": "b", "va')
+    second = Journal(tmp_path, "key")
+    assert second.resumed == 1 and "b" not in second
+    assert second.once("a", lambda: 2) == 1 and second.once("b", lambda: 3) == 3
+    assert Journal(tmp_path, "key").once("b", lambda: 4) == 3
+
+
+def test_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command from the scaffold: init, validate; unknown keys name line and suggestion."""
+    file = tmp_path / "s.toml"
+    assert main(["init", "--study", str(file), "--model", "organism"]) == 0
+    text = file.read_text()
+    assert 'models = ["organism"]' in text
+    model = str(vauban.organism_path("dense"))
+    file.write_text(text.replace('"organism"', json.dumps(model)))
+    assert main(["--validate", str(file)]) == 0
+    assert "128 prompts" in capsys.readouterr().out
+    file.write_text(f'[study]\nmodels = ["{model}"]\nscope = ["all"]\n')
+    assert main(["study", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert "line 3" in told and "'scopes'" in told
+    file.write_text(f'[study]\nmodels = ["{model}"]\nmethods = ["ablate"]\n')
+    assert main(["study", str(file)]) == 2
+    assert "element 1" in capsys.readouterr().err
+    file.write_text('[study]\nmodels = ["./nowhere"]\n')
+    assert main(["--validate", str(file)]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"harmless": ["How do I bake?", "Name a city."] * 4}}, "at least 8"),
+        ({"bench": {"tasks": ["no_such_task"]}}, "no_such_task"),
+        ({"guard": {"model": "nowhere"}}, "nowhere"),
+        ({"texts": {"plain": "nowhere.jsonl"}}, "nowhere.jsonl"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(
+    sections: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(vauban.VaubanError, match=message):
+        run_study(small(tmp_path / "out", **sections))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_in_two_sets_are_refused(tmp_path: Path) -> None:
+    rows = vauban.load_labelled_prompts(vauban.organism_path("dense") / "prompts" / "eval.jsonl")
+    harmful = [row.prompt for row in rows if row.label == "harmful"]
+    with pytest.raises(InputError, match="fitted on too"):
+        run_study(small(tmp_path / "out", data={"harmful": harmful}))
+    own = vauban.load_prompts(vauban.organism_path("dense") / "prompts" / "harmful.jsonl")
+    with pytest.raises(InputError, match="both classes"):
+        run_study(small(tmp_path / "out", data={"harmless": own}))
+
+
+def test_the_stand_in_needs_templates(tmp_path: Path) -> None:
+    rows = tmp_path / "eval.jsonl"
+    lines = [{"prompt": f"Say {i}.", "label": ("harmful", "harmless")[i % 2]} for i in range(20)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="template"):
+        run_study(small(tmp_path / "out", data={"eval": str(rows)}, guard={"model": "stand-in"}))
