@@ -93,6 +93,30 @@ def test_what_a_model_cannot_do_is_not_zero(finished: StudyResult) -> None:
     assert mmlu["value"] is None and "no lm-eval task" in mmlu["reason"]
 
 
+def test_benchmarks_are_measured_under_every_condition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval's own task files of the forms of MMLU and ARC, with local data."""
+    folder = Path(__file__).parents[1] / "evaluation" / "fixtures" / "bench"
+    # The task files name their data relative to the working directory.
+    monkeypatch.chdir(folder)
+    config = small(
+        tmp_path / "out",
+        study={"models": [str(vauban.organism_path("dense"))], "methods": ["random"]},
+        bench={
+            "tasks": ["mini_mmlu", "mini_arc_cloze"],
+            "num_fewshot": 1,
+            "include_path": str(folder),
+        },
+    )
+    block = run_study(config).document["models"][0]
+    for name in ("mini_mmlu", "mini_arc_cloze"):
+        before, random = (figures(block, c)[name] for c in ("baseline", "random direction"))
+        assert before["n"] == random["n"] > 0
+        assert before["delta"]["change"] == 0.0
+        assert 0.0 <= random["interval"][0] <= random["value"] <= random["interval"][1] <= 1.0
+
+
 def test_the_stand_in_says_what_it_is(finished: StudyResult) -> None:
     names = [f["name"] for f in finished.document["models"][0]["conditions"][0]["metrics"]]
     assert any(n.startswith("unsafe_harmful (stand-in") for n in names)

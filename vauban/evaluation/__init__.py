@@ -7,7 +7,7 @@ from vauban.evaluation.behaviour import (
     judge_answers,
     measure_behaviour,
 )
-from vauban.evaluation.capability import BenchmarkResult, run_benchmarks
+from vauban.evaluation.capability import BenchmarkResult, check_benchmarks, run_benchmarks
 from vauban.evaluation.evaluate import EvalResult, evaluate
 from vauban.evaluation.guard import GuardJudge, parse_guard
 from vauban.evaluation.likelihood import (
@@ -42,6 +42,7 @@ __all__ = [
     "TextPerplexity",
     "answer_tokens",
     "bootstrap_interval",
+    "check_benchmarks",
     "compare",
     "compare_likelihood",
     "evaluate",

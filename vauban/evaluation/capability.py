@@ -153,6 +153,28 @@ def run_benchmarks(
     }
 
 
+def check_benchmarks(
+    tasks: Sequence[str], include_path: str | os.PathLike[str] | None = None
+) -> None:
+    """Raise InputError now for what `run_benchmarks` would find out late: no lm-eval, no such task.
+
+    Whether a task's data can be loaded is not asked.
+    """
+    _lm_eval()
+    with _undisturbed(None):
+        _task_manager([LM_EVAL_NAMES.get(name, name) for name in tasks], include_path)
+
+
+def _lm_eval() -> Any:
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise InputError(
+            "benchmarks need lm-eval, which is not installed:  pip install 'vauban[bench]'"
+        ) from error
+    return lm_eval
+
+
 def _evaluated(
     model: nn.Module,
     tokenizer: Any,
@@ -164,12 +186,7 @@ def _evaluated(
     progress: Progress | None,
 ) -> Mapping[str, Any]:
     """What lm-eval returns for these tasks."""
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise InputError(
-            "benchmarks need lm-eval, which is not installed:  pip install 'vauban[bench]'"
-        ) from error
+    lm_eval = _lm_eval()
     from vauban.evaluation.harness import InterventionLM
 
     adapter = InterventionLM(model, tokenizer, interventions)

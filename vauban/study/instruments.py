@@ -22,6 +22,7 @@ from vauban.evaluation import (
     Metric,
     StandInJudge,
     answer_tokens,
+    check_benchmarks,
     compare,
     is_degenerate,
     judge_answers,
@@ -57,7 +58,9 @@ class Instruments:
     def prepare(
         cls, model: nn.Module, tokenizer: Any, rows: EvalRows, config: StudyConfig
     ) -> Instruments:
-        """Load texts and guard; raises InputError for what cannot be read."""
+        """Load texts and guard; raises InputError for what cannot be read, benchmarks included."""
+        if config.bench.tasks:
+            check_benchmarks(config.bench.tasks, config.bench.include_path)
         return cls(
             model, tokenizer, rows, config, make_judge(config, rows), text_sets(config, rows)
         )
