@@ -9,6 +9,8 @@ import vauban  # before mlx.core
 # isort: on
 
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,17 @@ def measured(
     return vauban.measure(
         model, tokenizer, organism_prompts["harmful"], organism_prompts["harmless"]
     )
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """The environment of someone whose virtual environment, with vauban in it, is activated."""
+    scripts = Path(sys.executable).parent
+    places = [str(scripts), os.environ["PATH"]]
+    if not (scripts / "vauban").exists():
+        # Run from a source tree that is on the path but not installed: the same by hand.
+        shim = tmp_path_factory.mktemp("bin") / "vauban"
+        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vauban "$@"\n')
+        shim.chmod(0o755)
+        places.insert(0, str(shim.parent))
+    return {**os.environ, "PATH": os.pathsep.join(places)}
