@@ -167,12 +167,20 @@ class EvalSection(Section):
     )
 
 
-class OutputSection(Section):
+class FolderSection(Section):
     """Where the result goes."""
 
     dir: Annotated[
         Text, Setting("a folder", "--output-dir", "-o", metavar="DIR", place="folder")
     ] = Field(default="output", description="The folder that is written; it must not exist yet.")
+    force: Annotated[bool, Setting("true or false", "--force")] = Field(
+        default=False, description="Replace the output folder if it exists."
+    )
+
+
+class OutputSection(FolderSection):
+    """Where the result goes, and in which format."""
+
     precision: Annotated[
         Literal["same", "8bit", "float"],
         Setting('"same", "8bit" or "float"', "--precision", metavar="P"),
@@ -180,9 +188,6 @@ class OutputSection(Section):
         default="same",
         description="How edited modules are stored: in the source's own format, where that is "
         "packed rounded so that the direction stays out; packed with 8 bits; or in float.",
-    )
-    force: Annotated[bool, Setting("true or false", "--force")] = Field(
-        default=False, description="Replace the output folder if it exists."
     )
 
 

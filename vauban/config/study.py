@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from vauban.config.schema import DataSection
+from vauban.config.schema import DataSection, FolderSection
 from vauban.config.settings import Finite, NonNegative, Section, Setting, Text
 
 Method = Literal[
@@ -198,17 +198,6 @@ class BenchSection(Section):
     ] = Field(default=None, description="Local lm-eval task files.")
 
 
-class StudyOutputSection(Section):
-    """Where results, table and chart go."""
-
-    dir: Annotated[Text, Setting("a folder", "--output-dir", "-o", "DIR", place="folder")] = Field(
-        default="study", description="The folder that is written; it must not exist yet."
-    )
-    force: Annotated[bool, Setting("true or false", "--force")] = Field(
-        default=False, description="Replace the output folder if it exists."
-    )
-
-
 class StudyConfig(Section):
     """Everything a study depends on; what `study.json` records under "configuration"."""
 
@@ -222,7 +211,7 @@ class StudyConfig(Section):
     texts: TextsSection = TextsSection()
     guard: GuardSection = GuardSection()
     bench: BenchSection = BenchSection()
-    output: StudyOutputSection = StudyOutputSection()
+    output: FolderSection = FolderSection()
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values, keys in the order of the schema."""
