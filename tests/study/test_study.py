@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import vauban
+from tests.evaluation.guards import guard_tokenizer, random_guard
 from vauban.cli import main
 from vauban.config import StudyConfig
 from vauban.errors import InputError
@@ -236,6 +237,26 @@ def test_prompts_in_two_sets_are_refused(tmp_path: Path) -> None:
     own = vauban.load_prompts(vauban.organism_path("dense") / "prompts" / "harmful.jsonl")
     with pytest.raises(InputError, match="both classes"):
         run_study(small(tmp_path / "out", data={"harmless": own}))
+
+
+def test_a_guard_that_cannot_be_read_is_reported_and_never_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = guard_tokenizer()
+    guard = random_guard(tokenizer)
+    monkeypatch.setattr("vauban.study.instruments.load", lambda _: (guard, tokenizer))
+    config = small(
+        tmp_path / "out",
+        study={"models": [str(vauban.organism_path("dense"))], "methods": ["random"]},
+        guard={"model": "a-guard", "min_words": 0},
+    )
+    block = run_study(config).document["models"][0]
+    unsafe = next(
+        f for f in block["conditions"][0]["metrics"] if f["name"].startswith("unsafe_harmful")
+    )
+    assert unsafe["value"] is None and "could be read" in unsafe["reason"]
+    assert block["conditions"][0]["guard"]["unparsed"] == 16
+    assert any("32 of 32 verdicts could not be read" in text for text in block["warnings"])
 
 
 def test_the_stand_in_needs_templates(tmp_path: Path) -> None:
