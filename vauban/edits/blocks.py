@@ -88,14 +88,20 @@ def matrices(module: nn.Module) -> list[Stored]:
     return [Stored(module)]
 
 
-def direction_norm(module: nn.Module, basis: mx.array, of_rows: bool) -> float:
-    """‖U W‖ over all experts, or ‖W Uᵀ‖ for a table, read block by block."""
+def direction_norm(
+    module: nn.Module, basis: mx.array, of_rows: bool, offset: mx.array | None = None
+) -> float:
+    """‖U W‖ over all experts, or ‖W Uᵀ‖ for a table, read block by block.
+
+    A table's rows count without `offset` (out,), where they were given one.
+    """
     total = 0.0
     for stored in matrices(module):
         parts: mx.array | None = None
         for rows, columns in blocks(stored.shape, True, 1):
             block = stored.part(rows, columns)
             if of_rows:
+                block = block if offset is None else block - offset
                 total += float(((block @ basis.T) ** 2).sum())
                 continue
             part = basis[:, rows] @ block

@@ -14,8 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from vauban.edits.affine import add_constants, harmless_values, projection_values
 from vauban.edits.directions import as_basis
-from vauban.edits.lowrank import NORM_MODES, NormMode, remove_from_bias, through_gain
+from vauban.edits.lowrank import NORM_MODES, NormMode, through_gain
 from vauban.edits.modules import float_module, module_weight, repacked_module
 from vauban.edits.packed import LIMIT, Packed, Rounding, pack_edited
 from vauban.edits.preservation import PreservationKeys, Preserve
@@ -23,7 +24,7 @@ from vauban.edits.sparse import keep_rows
 from vauban.edits.streamed import edited_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
-from vauban.interventions import Intervention, ModuleOutputs, ModuleWeights
+from vauban.interventions import Add, Intervention, ModuleOutputs, ModuleWeights
 from vauban.models import Writer, anatomy, batches, forward, residual_writers
 from vauban.models.writers import unpacked_shape
 
@@ -68,6 +69,8 @@ class EditPlan:
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
     _model: Any = None
+    constants: tuple[Add, ...] = ()
+    """What an affine cut puts into the stream instead (`affine`)."""
 
     @property
     def model(self) -> nn.Module:
@@ -81,6 +84,9 @@ class EditPlan:
         and protected inputs act inside the matrix: those writers run with their edited float
         matrix, computed once.
         """
+        return (*self._cut_at_run_time(), *self.constants)
+
+    def _cut_at_run_time(self) -> tuple[Intervention, ...]:
         tied = frozenset(
             u.path for u in self.updates if u.is_embedding and self.embedding == "tied"
         )
@@ -92,7 +98,7 @@ class EditPlan:
             modules = dict(self._model.named_modules())
             edited = {u.path: u.weight(module_weight(modules[u.path])) for u in inside}
             biases = {
-                u.path: remove_from_bias(modules[u.path].bias, u.basis, u.alpha)
+                u.path: u.new_bias(modules[u.path].bias)
                 for u in inside
                 if u.bias and "bias" in modules[u.path]
             }
@@ -144,9 +150,7 @@ class EditPlan:
                 edited = float_module(module)
                 edited.weight = rows.reshape(shape)
             if update.bias and "bias" in edited:
-                edited.bias = remove_from_bias(edited.bias, update.basis, update.alpha).astype(
-                    edited.bias.dtype
-                )
+                edited.bias = update.new_bias(edited.bias)
             mx.eval(edited.parameters())
             if edited is not module:
                 model.update_modules(tree_unflatten([(update.path, edited)]))
@@ -174,13 +178,14 @@ class EditPlan:
     ) -> float:
         """Largest |D h|/‖h‖ over all residuals under the run-time cut.
 
-        Over every token of `token_lists` (held-out prompts, say), or of a fixed probe.
+        Over every token of `token_lists` (held-out prompts, say), or of a fixed probe; without the
+        constants of an affine cut.
         """
         model = model if model is not None else self._model
         if token_lists is None:
             top = min(anatomy(model).vocabulary, 50_000)
             token_lists = [[(i * 7919 + 13) % top for i in range(24)]]
-        virtual = self.virtual()
+        virtual = self._cut_at_run_time()
         worst = 0.0
         for batch in batches(token_lists, equal_lengths=True):
             out = forward(model, batch.tokens, positions="all", interventions=virtual, logits=False)
@@ -250,6 +255,9 @@ def store_packed(
         raise InputError(f"precision is {precision!r}; expected None or one of {PRECISIONS[1:]}")
     packed = "scales" in module
     widths: list[int | None] = []
+    if update.writes_rows and update.offset is not None:
+        # Rows that carry a constant are not rounded to carry none.
+        return None
     if precision == "8bit":
         widths = [8]
     elif packed and precision != "float":
@@ -274,6 +282,7 @@ def plan_cut(
     biases: bool | None = None,
     preserve: Preserve | PreservationKeys | None = None,
     sparse: float | None = None,
+    set_to: float | Mapping[int, float] | Literal["harmless"] | None = None,
 ) -> EditPlan:
     """Plan W <- W - α u (u^T W) for every residual writer of the chosen blocks.
 
@@ -286,7 +295,10 @@ def plan_cut(
     "tied" ask for one of the two, True means "auto". Negative α strengthens the direction.
     `preserve` restricts every change to the null space of the given keys
     (`collect_preservation_keys`); tables and biases are then left alone. `sparse` cuts only that
-    share of each matrix's rows, those that carry most of the direction.
+    share of each matrix's rows, those that carry most of the direction. `set_to` makes the cut
+    affine: the projection becomes that value at every residual, {residual: value}, or the harmless
+    means of a `DirectionResult`, through the embedding's rows and the blocks' biases; where an
+    architecture has no bias for it, that is an error which names the run-time form.
 
     Raises InputError for a direction of the wrong size, an unknown option or a block out of
     range; ArchitectureError for a block without a writer.
@@ -343,6 +355,13 @@ def plan_cut(
         ] + updates
     if how == "tied":
         notes.append("the head shares the embedding for good: cutting it changes the head as well")
+    constants: tuple[Add, ...] = ()
+    targets: list[float] | None = None
+    if set_to is not None:
+        _check_affine(basis, alpha, norm_preserve, preserve, sparse, how)
+        values = harmless_values(direction_or_basis) if set_to == "harmless" else set_to
+        targets = projection_values(values, parts.n_layers)
+        updates, constants = add_constants(model, updates, writers, basis[0], targets)
     settings = {
         "layers": sorted(chosen),
         "alpha": alpha,
@@ -354,8 +373,31 @@ def plan_cut(
         if preserve is None
         else {**preserve.keys.to_dict(), "mode": preserve.mode},
         "sparse": sparse,
+        "set_to": targets,
     }
-    return EditPlan(tuple(updates), basis, how, parts.head_path, settings, tuple(notes), model)
+    return EditPlan(
+        tuple(updates), basis, how, parts.head_path, settings, tuple(notes), model, constants
+    )
+
+
+def _check_affine(
+    basis: mx.array, alpha: float, norm_preserve: NormMode, preserve: Any, sparse: Any, how: str
+) -> None:
+    """An affine cut replaces one direction's whole share; nothing else may write along it."""
+    wrong = {
+        f"{basis.shape[0]} directions": basis.shape[0] != 1,
+        f"alpha={alpha}": alpha != 1.0,
+        f"norm_preserve={norm_preserve!r}": norm_preserve is not None,
+        "preserve": preserve is not None,
+        "sparse": sparse is not None,
+        f"an embedding that is {how}": how not in ("cut", "untie"),
+    }
+    given = [name for name, is_wrong in wrong.items() if is_wrong]
+    if given:
+        raise InputError(
+            f"set_to goes with a whole cut of one direction whose embedding is cut apart from the "
+            f"head, not with {', '.join(given)}"
+        )
 
 
 def _block_set(layers: Any, n_layers: int) -> set[int]:

@@ -43,6 +43,7 @@ def edited_rows(module: nn.Module, update: Update) -> Iterator[mx.array]:
         for rows, columns in blocks(stored.shape, True, 1):
             block = stored.part(rows, columns)
             if taken is None:
-                yield (block - alpha * (block @ u.T) @ u).astype(dtype)
+                row = block - alpha * (block @ u.T) @ u
+                yield (row if update.offset is None else row + update.offset).astype(dtype)
             else:
                 yield (block - alpha * (u[:, rows].T @ taken)).astype(dtype)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from vauban.edits.lowrank import NormMode, cut_matrix, share_left
+from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
 from vauban.edits.null_space import NullSpace, least_squares_rows
 
 
@@ -44,7 +44,8 @@ class Update:
     """W <- W - α L R with L = U^T (k columns) and R = U W, for one writer.
 
     `basis` U (k, out) holds the gain of a post-norm. `rows` (out, 1) restricts L to some rows
-    (sparse surgery), `protection` restricts R to the null space of preserved inputs.
+    (sparse surgery), `protection` restricts R to the null space of preserved inputs. `offset`
+    (out,) is added to every row of a table, or to the matrix's bias (`affine`).
     """
 
     path: str
@@ -56,6 +57,7 @@ class Update:
     bias: bool
     rows: mx.array | None = None
     protection: Protection | None = None
+    offset: mx.array | None = None
 
     @property
     def is_embedding(self) -> bool:
@@ -75,11 +77,19 @@ class Update:
     def weight(self, weight: mx.array) -> mx.array:
         """The edited matrix in float32; a table's rows are the vectors it writes."""
         if self.writes_rows:
-            return cut_matrix(weight.T, self.basis, self.alpha, self.mode).T
+            cut = cut_matrix(weight.T, self.basis, self.alpha, self.mode).T
+            return cut if self.offset is None else cut + self.offset
         if self.rows is None and self.protection is None:
             return cut_matrix(weight, self.basis, self.alpha, self.mode)
         left = self.basis.T if self.rows is None else self.rows * self.basis.T
         return weight.astype(mx.float32) - self.alpha * (left @ self.taken(weight))
+
+    def new_bias(self, bias: mx.array) -> mx.array:
+        """The edited bias in its own dtype."""
+        cut = remove_from_bias(bias, self.basis, self.alpha)
+        if self.offset is not None:
+            cut = cut + self.offset
+        return cut.astype(bias.dtype)
 
     def removed(self, weight: mx.array) -> mx.array:
         """R = U W (..., k, in) in float32, the rows that a full cut takes out."""
@@ -92,7 +102,9 @@ class Update:
         return removed if self.protection is None else self.protection.taken(removed)
 
     def share_left(self, after: mx.array, before: mx.array) -> float:
-        """‖U W'‖/‖U W‖."""
+        """‖U W'‖/‖U W‖, without what an offset puts there."""
+        if self.writes_rows and self.offset is not None:
+            after = after.astype(mx.float32) - self.offset
         if self.writes_rows:
             after, before = after.T, before.T
         return share_left(after, before, self.basis)

@@ -29,6 +29,8 @@ def check_adaptable(plan: EditPlan) -> None:
             "head changes too) or embedding=False"
         )
     for update in plan.updates:
+        if update.offset is not None:
+            raise InputError("an affine cut adds constants, which an adapter cannot hold")
         if update.mode is not None:
             raise InputError("norm_preserve is no low-rank change; an adapter cannot hold it")
         if update.bias:

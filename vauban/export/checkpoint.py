@@ -20,7 +20,6 @@ from vauban import __version__
 from vauban._arrays import flat_parameters
 from vauban.edits import EditPlan, Rounding, Update, store_packed
 from vauban.edits.blocks import direction_norm
-from vauban.edits.lowrank import remove_from_bias
 from vauban.edits.streamed import edited_rows, float_dtype
 from vauban.errors import InputError, ModelError
 from vauban.export.resume import Finished
@@ -140,7 +139,7 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
         if update.bias and "bias" in module:
             name, bias = f"{update.path}.bias", module.bias
             draft.entries[name] = computed(
-                name, tuple(bias.shape), bias.dtype, partial(_edited_bias, bias, update)
+                name, tuple(bias.shape), bias.dtype, partial(update.new_bias, bias)
             )
     return draft
 
@@ -186,10 +185,6 @@ def _row_bytes(module: nn.Module, update: Update) -> Iterator[bytes]:
         if not bool(mx.isfinite(rows).all()):
             raise InputError(f"{update.path}.weight becomes NaN or inf; nothing was written")
         yield to_bytes(rows)
-
-
-def _edited_bias(bias: mx.array, update: Update) -> mx.array:
-    return remove_from_bias(bias, update.basis, update.alpha).astype(bias.dtype)
 
 
 def edited_config(source: Source, draft: Draft) -> dict[str, Any]:
@@ -330,6 +325,7 @@ def write_edit_record(plan: EditPlan, draft: Draft, precision: str, folder: Path
     `verify_export` reads it to say what is left without the plan or the source.
     """
     arrays = {"basis": plan.basis, **{f"basis.{u.path}": u.basis for u in plan.updates}}
+    arrays |= {f"offset.{u.path}": u.offset for u in plan.updates if u.offset is not None}
     before = {path: facts["had"] for path, facts in draft.outcomes.items()}
     facts = {
         **plan.to_dict(),

@@ -129,7 +129,12 @@ def verify_export(
         if path not in modules:
             raise CheckError(f"{folder}: the edited module {path} is not in the written model")
         had = facts["before"][path]
-        norm = direction_norm(modules[path], arrays[f"basis.{path}"], entry["layer"] < 0)
+        norm = direction_norm(
+            modules[path],
+            arrays[f"basis.{path}"],
+            entry["layer"] < 0,
+            arrays.get(f"offset.{path}"),
+        )
         written.release(path)
         left[path] = norm / had if had > 0 else 0.0
         whole = whole and entry["complete"]
