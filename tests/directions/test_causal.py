@@ -243,3 +243,17 @@ def test_bad_input(organism: Any, arguments: Any, message: str) -> None:
     given = {"candidates": {(-1, 1): mx.ones(128)}, "harmful": ["a"], "harmless": ["b"]}
     with pytest.raises(vauban.InputError, match=message):
         vauban.select_direction(*organism, **{**given, **arguments})
+
+
+def test_measure_falls_back_where_no_word_of_refusal_is_one_token(
+    organism: Any, organism_prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = organism
+    sets = organism_prompts["harmful"][:12], organism_prompts["harmless"][:12]
+    monkeypatch.setattr(
+        "vauban.directions.causal.refusal_token_ids",
+        lambda tokenizer: vauban.refusal_token_ids(tokenizer, ["antidisestablishmentarianism"]),
+    )
+    found = vauban.measure(model, tokenizer, *sets, layer="causal")
+    assert found.layer_index == vauban.measure(model, tokenizer, *sets).layer_index
+    assert any("is a single token" in w for w in found.warnings)

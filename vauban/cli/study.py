@@ -1,6 +1,8 @@
 """`vauban study CONFIG.toml`: what is compared, the tables, and where everything was written."""
 
 import argparse
+import shlex
+import sys
 
 from vauban.cli import show
 from vauban.cli.console import Console
@@ -41,6 +43,7 @@ def study(options: argparse.Namespace) -> int:
         console.line(f"{result.resumed} pieces were taken over from a run that had stopped")
     console.line(f"written to {result.output_dir} in {seconds(result.seconds)}", "green")
     console.line("next:")
-    console.command(f"open {result.output_dir}/study.html")
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    console.command(f"{opener} {shlex.quote(str(result.output_dir / 'study.html'))}")
     console.document(result.to_dict())
     return 0

@@ -186,8 +186,14 @@ def choose_causally(
 ) -> tuple[Key, SelectionResult | None, list[str]]:
     """(position, residual) by `select_direction` with the scores that are needed.
 
-    Where no candidate passes, `fallback` is returned with a note that says so.
+    Where no candidate passes, or no word of refusal is one token of the tokenizer, `fallback` is
+    returned with a note that says so.
     """
+    if options.get("refusal_tokens") is None:
+        try:
+            options["refusal_tokens"] = refusal_token_ids(tokenizer)
+        except InputError as error:
+            return fallback, None, [f"the layer is chosen by separation, because {error}"]
     try:
         found = select_direction(
             model, tokenizer, candidates, harmful, harmless, **{"scores": "needed", **options}
