@@ -17,8 +17,10 @@ from tests.evaluation.guards import guard_tokenizer, random_guard
 from vauban.cli import main
 from vauban.config import StudyConfig
 from vauban.errors import InputError
+from vauban.pipeline import PromptSet
 from vauban.study import StudyResult, run_study
 from vauban.study.journal import Journal
+from vauban.study.run import _split
 
 SMALL = {
     "methods": ["ablation", "nullspace"],
@@ -265,3 +267,17 @@ def test_the_stand_in_needs_templates(tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match="template"):
         run_study(small(tmp_path / "out", data={"eval": str(rows)}, guard={"model": "stand-in"}))
+
+
+def test_repeated_prompts_are_left_out_and_said() -> None:
+    config = StudyConfig.model_validate({"study": {"models": ["x"], "validation": 4}})
+    harmful, harmless = ([f"{word} {i}" for i in range(16)] for word in ("bad", "good"))
+    sets = {
+        "harmful": PromptSet("list", "configuration", "", (*harmful, "bad 3", "bad 5")),
+        "harmless": PromptSet("list", "configuration", "", tuple(harmless)),
+    }
+    with pytest.warns(vauban.VaubanWarning, match="2 of the 18 harmful prompts are repetitions"):
+        fitted, validation = _split(sets, config)
+    for label, prompts in (("harmful", harmful), ("harmless", harmless)):
+        assert sorted(fitted[label] + validation[label]) == sorted(prompts)
+        assert len(validation[label]) == 4

@@ -275,20 +275,30 @@ def _split(
     sets: Mapping[str, PromptSet], config: StudyConfig
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """(fitted, validation) prompts by class: seeded, disjoint, as many of each class to fit."""
-    smallest = min(len(found.prompts) for found in sets.values())
+    distinct = {label: list(dict.fromkeys(found.prompts)) for label, found in sets.items()}
+    for label, prompts in distinct.items():
+        repeated = len(sets[label].prompts) - len(prompts)
+        if repeated:
+            warnings.warn(
+                f"{repeated} of the {len(sets[label].prompts)} {label} prompts are repetitions; "
+                "they are left out, or one could be fitted on and validated with",
+                VaubanWarning,
+                stacklevel=2,
+            )
+    smallest = min(map(len, distinct.values()))
     wanted = config.study.validation
     if smallest - wanted < 8:
         raise InputError(
-            f"{smallest} prompts in the smaller class: {wanted} are set aside for selection and "
-            f"{smallest - wanted} are left to fit; expected at least 8. Lower [study] validation "
-            "or give more prompts"
+            f"{smallest} distinct prompts in the smaller class: {wanted} are set aside for "
+            f"selection and {smallest - wanted} are left to fit; expected at least 8. Lower "
+            "[study] validation or give more prompts"
         )
     fitted, validation = {}, {}
-    for label, found in sets.items():
-        order = np.random.default_rng(config.seed).permutation(len(found.prompts))
-        prompts = [found.prompts[i] for i in order]
-        validation[label] = prompts[:wanted]
-        fitted[label] = prompts[wanted:smallest]
+    for label, prompts in distinct.items():
+        order = np.random.default_rng(config.seed).permutation(len(prompts))
+        shuffled = [prompts[i] for i in order]
+        validation[label] = shuffled[:wanted]
+        fitted[label] = shuffled[wanted:smallest]
     return fitted, validation
 
 
