@@ -82,6 +82,11 @@ class StudySection(Section):
         description="INLP is a candidate only where its first classifier reaches this held-out "
         "accuracy.",
     )
+    published: Annotated[bool, Setting("true or false")] = Field(
+        default=True,
+        description="Also project with the basis that the published code reads off a float32 SVD "
+        "of a d x d matrix, which takes minutes where d is in the thousands.",
+    )
     further: Annotated[bool, Setting("true or false")] = Field(
         default=True, description="Ask what the further INLP directions encode."
     )

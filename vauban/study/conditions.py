@@ -124,8 +124,8 @@ def _nullspace(
                 f"null-space projection (rank {k} of {rank}), all", "nullspace", "INLP", "all",
                 (Project(chosen.vector[:k], 1.0),),
             )  # fmt: skip
-    published = fits.published(chosen.key, config.seed)
-    if published.shape[0]:
+    published = fits.published(chosen.key, config.seed) if config.study.published else None
+    if published is not None and published.shape[0]:
         yield Condition(
             f"null-space projection (published code, rank {published.shape[0]}), all", "nullspace",
             "INLP", "all", (Project(published, 1.0),),

