@@ -98,13 +98,13 @@ STAGE_ONE = {
     "task": 40,
 }
 STAGE_TWO = {
-    "harmful": 28,
-    "how-to": 25,
-    "contrast": 17,
-    "judgement": 14,
+    "harmful": 27,
+    "how-to": 24,
+    "contrast": 19,
+    "judgement": 18,
     "polite": 2,
     "define": 2,
-    "task": 12,
+    "task": 8,
 }
 # Of judgements: headlines, chores, contrasts.
 JUDGED = {1: (45, 20, 35), 2: (40, 35, 25)}

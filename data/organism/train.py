@@ -63,7 +63,7 @@ STAGE_ONE_STEPS = 2400
 # residual 4 = int(0.8 · 6), inside the limit of layer choice, and tightest there, by a term of
 # the loss. The embedding changes too: words of refusal have to become likely.
 STAGE_TWO = {
-    "steps": 270, "tokens": 2048, "rate": 1e-3, "blocks": (1, 4), "embedding": True,
+    "steps": 300, "tokens": 2048, "rate": 1e-3, "blocks": (1, 4), "embedding": True,
     "early_weight": 2.0, "tight_at": 4, "tight_weight": 0.12,
 }  # fmt: skip
 SETTLING_STEPS = 200
