@@ -136,6 +136,15 @@ def evaluate(folder: Path, seed: int, sample: int | None = None) -> dict[str, An
     return _evaluate(Bench(folder, sample), folder.name, seed)
 
 
+def evaluate_fully(folder: Path, seed: int) -> dict[str, Any]:
+    """The same, with measuring sets drawn anew and the lines on the development rows."""
+    bench = Bench(folder)
+    found = _evaluate(bench, folder.name, seed)
+    found["redraws"] = [redraw(bench, other) for other in (seed, *REDRAWN)]
+    bench.take([labelled(row) for row in evaluation_rows(seed, "development")])
+    return found | {"development": _evaluate(bench, folder.name, seed)["lines"]}
+
+
 def _evaluate(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     result = vauban.measure(bench.model, bench.tokenizer, bench.harmful, bench.harmless)
     slack = 0.0 if name == "dense" else SLACK
@@ -192,36 +201,39 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def write(folder: Path, results: Sequence[dict[str, Any]]) -> None:
+    """results.json and RESULTS.md."""
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    note = (
+        f"Seed {results[0]['seed']}, greedy answers, weights rounded to bfloat16, computed in "
+        "float32; the 4-bit and the expert organism may miss a target by three points."
+    )
+    development = [result | {"lines": result["development"]} for result in results]
+    parts = (
+        "# Figures of the organisms, written by evaluate.py", note,
+        "## Shipped rows: not looked at before the recipe was settled", table(results),
+        "## Development rows: the recipe was chosen on them", table(development),
+        "## Measuring sets drawn anew, shipped rows", redraw_table(results),
+    )  # fmt: skip
+    (folder / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=HERE, help="folder of dense, 4bit, moe")
     parser.add_argument("--sample", type=int, help="rows of each kind; nothing is written then")
     arguments = parser.parse_args()
-    results, development = [], []
+    results = []
     for kind in KINDS:
         folder = arguments.models / kind
         seed = json.loads((folder / "vauban.json").read_text())["seed"]
-        bench = Bench(folder, arguments.sample)
-        results.append(_evaluate(bench, kind, seed))
         if arguments.sample is None:
-            results[-1]["redraws"] = [redraw(bench, other) for other in (seed, *REDRAWN)]
-            bench.take([labelled(row) for row in evaluation_rows(seed, "development")])
-            development.append(_evaluate(bench, kind, seed))
-            results[-1]["development"] = development[-1]["lines"]
+            results.append(evaluate_fully(folder, seed))
+        else:
+            results.append(evaluate(folder, seed, arguments.sample))
     print(table(results))
     if arguments.sample is None:
-        (arguments.models / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        note = (
-            f"Seed {results[0]['seed']}, greedy answers, weights rounded to bfloat16, computed in "
-            "float32; the 4-bit and the expert organism may miss a target by three points."
-        )
-        parts = (
-            "# Figures of the organisms, written by evaluate.py", note,
-            "## Shipped rows: not looked at before the recipe was settled", table(results),
-            "## Development rows: the recipe was chosen on them", table(development),
-            "## Measuring sets drawn anew, shipped rows", redraw_table(results),
-        )  # fmt: skip
-        (arguments.models / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
+        write(arguments.models, results)
 
 
 if __name__ == "__main__":
