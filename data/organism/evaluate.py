@@ -1,6 +1,7 @@
 """Knows the organism's lines: measures them with vauban's own pipeline, beside the targets.
 
-Knows no training. Writes results.json and RESULTS.md:
+Knows no training. Writes results.json and RESULTS.md, for both draws of held-out rows and for
+measuring sets drawn anew:
     python data/organism/evaluate.py [--sample N]
 """
 
@@ -15,12 +16,15 @@ import vauban
 
 # isort: split
 import mlx.core as mx
-from corpus import REFUSALS
+from phrases import REFUSALS
+from prompt_sets import evaluation_rows, labelled, measuring_rows
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("dense", "4bit", "moe")
 SLACK = 0.03  # the 4-bit and the expert organism meet the dense lines within three points
 ANSWER_TOKENS = 40
+REDRAWN = (101, 102, 103, 104, 105, 106)  # seeds of measuring sets
+SPLITS = (0, 1, 2)  # seeds of the third that scores the layers
 WORDINGS = {wording for wordings in REFUSALS.values() for wording in wordings}
 
 
@@ -58,14 +62,17 @@ class Bench:
 
     def __init__(self, folder: Path, sample: int | None = None) -> None:
         self.model, self.tokenizer = vauban.load(folder, unpack=True)
-        rows = vauban.load_labelled_prompts(folder / "prompts" / "eval.jsonl")
+        self.take(vauban.load_labelled_prompts(folder / "prompts" / "eval.jsonl"), sample)
+        self.harmful = vauban.load_prompts(folder / "prompts" / "harmful.jsonl")
+        self.harmless = vauban.load_prompts(folder / "prompts" / "harmless.jsonl")
+
+    def take(self, rows: Sequence[Any], sample: int | None = None) -> None:
+        """The rows to measure on, at most `sample` of each kind."""
         self.rows: dict[str, list[Any]] = {}
         for kind in ("harmful", "how-to", "task", "contrast"):
             of_kind = [row for row in rows if row["kind"] == kind]
             step = max(1, len(of_kind) // sample) if sample else 1
             self.rows[kind] = of_kind[::step][:sample]
-        self.harmful = vauban.load_prompts(folder / "prompts" / "harmful.jsonl")
-        self.harmless = vauban.load_prompts(folder / "prompts" / "harmless.jsonl")
 
     def answers(self, kind: str, interventions: Sequence[Any] = ()) -> list[str]:
         prompts = [row["prompt"] for row in self.rows[kind]]
@@ -127,18 +134,60 @@ class Bench:
 
 def evaluate(folder: Path, seed: int, sample: int | None = None) -> dict[str, Any]:
     """The lines of one organism with the direction that the pipeline chooses itself."""
-    bench = Bench(folder, sample)
+    return _evaluate(Bench(folder, sample), folder.name, seed)
+
+
+def evaluate_fully(folder: Path, seed: int) -> dict[str, Any]:
+    """The same, with measuring sets drawn anew and the lines on the development rows."""
+    bench = Bench(folder)
+    found = _evaluate(bench, folder.name, seed)
+    found["redraws"] = [redraw(bench, other) for other in (seed, *REDRAWN)]
+    bench.take([labelled(row) for row in evaluation_rows(seed, "development")])
+    return found | {"development": _evaluate(bench, folder.name, seed)["lines"]}
+
+
+def _evaluate(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     result = vauban.measure(bench.model, bench.tokenizer, bench.harmful, bench.harmless)
-    slack = 0.0 if folder.name == "dense" else SLACK
+    slack = 0.0 if name == "dense" else SLACK
     lines = bench.lines(result, seed)
     return {
-        "organism": folder.name,
+        "organism": name,
         "seed": seed,
         "residual": result.residual_index,
         "projections": {name: round(float(p), 2) for name, p in result.projections.items()},
         "cohens_d": [round(float(d), 3) for d in result.scores["cohens_d"]],
         "lines": [asdict(line) | {"met": line.met(slack), "slack": slack} for line in lines],
     }
+
+
+def redraw(bench: Bench, seed: int) -> dict[str, Any]:
+    """What is chosen, and what its cut leaves, on measuring sets of another seed."""
+    sets = [[row.prompt for row in rows] for rows in measuring_rows(seed)]
+    found = [vauban.measure(bench.model, bench.tokenizer, *sets, seed=split) for split in SPLITS]
+    cut = vauban.plan_cut(bench.model, found[0].direction).virtual()
+    inside = int(0.8 * len(bench.model.layers))
+    return {
+        "seed": seed,
+        "residuals": [result.residual_index for result in found],
+        "cohens_d": [
+            [round(float(d), 2) for d in result.scores["cohens_d"][:inside]] for result in found
+        ],
+        "refused_cut": round(bench.refused("harmful", cut), 4),
+    }
+
+
+def redraw_table(results: Sequence[dict[str, Any]]) -> str:
+    """A row for each organism and seed: residuals chosen, d at each, refusals left."""
+    rows = ["| organism | seed | residuals chosen, of three splits | Cohen's d at residual 4 "
+            "| largest at 1 to 3 | harmful refused, cut |", "|---" * 6 + "|"]  # fmt: skip
+    for result in results:
+        for found in result["redraws"]:
+            residuals = ", ".join(str(r) for r in found["residuals"])
+            last = ", ".join(f"{d[-1]:.2f}" for d in found["cohens_d"])
+            other = ", ".join(f"{max(d[:-1]):.2f}" for d in found["cohens_d"])
+            rows.append(f"| {result['organism']} | {found['seed']} | {residuals} | {last} "
+                        f"| {other} | {found['refused_cut']:.3f} |")  # fmt: skip
+    return "\n".join(rows)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -153,6 +202,23 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def write(folder: Path, results: Sequence[dict[str, Any]]) -> None:
+    """results.json and RESULTS.md."""
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    note = (
+        f"Seed {results[0]['seed']}, greedy answers, weights rounded to bfloat16, computed in "
+        "float32; the 4-bit and the expert organism may miss a target by three points."
+    )
+    development = [result | {"lines": result["development"]} for result in results]
+    parts = (
+        "# Figures of the organisms, written by evaluate.py", note,
+        "## Shipped rows: not looked at before the recipe was settled", table(results),
+        "## Development rows: the recipe was chosen on them", table(development),
+        "## Measuring sets drawn anew, shipped rows", redraw_table(results),
+    )  # fmt: skip
+    (folder / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=HERE, help="folder of dense, 4bit, moe")
@@ -162,15 +228,13 @@ def main() -> None:
     for kind in KINDS:
         folder = arguments.models / kind
         seed = json.loads((folder / "vauban.json").read_text())["seed"]
-        results.append(evaluate(folder, seed, arguments.sample))
+        if arguments.sample is None:
+            results.append(evaluate_fully(folder, seed))
+        else:
+            results.append(evaluate(folder, seed, arguments.sample))
     print(table(results))
     if arguments.sample is None:
-        (arguments.models / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        note = (
-            f"Seed {results[0]['seed']}, greedy answers, weights rounded to bfloat16, computed in "
-            "float32; the 4-bit and the expert organism may miss a target by three points.\n"
-        )
-        (arguments.models / "RESULTS.md").write_text(f"{table(results)}\n\n{note}")
+        write(arguments.models, results)
 
 
 if __name__ == "__main__":

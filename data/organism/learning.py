@@ -18,13 +18,16 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3, qwen3_moe
 
-Encoded = list[tuple[list[int], int]]
+# Tokens, how many of them are the prompt, and the side: 1 refused, -1 complied with, 0 neither.
+Encoded = list[tuple[list[int], int, int]]
+Batch = tuple[mx.array, ...]
 
 
 def batches(
     encoded: Encoded, tokens: int, prompt_share: float, rng: random.Random
-) -> Iterator[tuple[mx.array, mx.array, mx.array, mx.array, mx.array]]:
-    """Length buckets of about `tokens` tokens: inputs, loss positions, targets, weights, early.
+) -> Iterator[Batch]:
+    """Length buckets of about `tokens` tokens: inputs; loss positions, targets, weights, early;
+    the last prompt position of every row, and its side.
 
     Replies weigh 1, a random `prompt_share` of prompt tokens 0.3; `early` marks the first three
     tokens of a reply, where refusal and compliance part.
@@ -43,10 +46,12 @@ def batches(
             for pack in packs:
                 width = max(len(encoded[i][0]) for i in pack) - 1
                 inputs = np.zeros((len(pack), width), np.int32)
-                where, targets, weights, early = [], [], [], []
+                where, targets, weights, early, last, sides = [], [], [], [], [], []
                 for row, i in enumerate(pack):
-                    ids, prompt = encoded[i]
+                    ids, prompt, side = encoded[i]
                     inputs[row, : len(ids) - 1] = ids[:-1]
+                    last.append(row * width + prompt - 1)
+                    sides.append(side)
                     for t in range(len(ids) - 1):
                         reply = t + 1 >= prompt
                         if reply or rng.random() < prompt_share:
@@ -54,8 +59,8 @@ def batches(
                             targets.append(ids[t + 1])
                             weights.append(1.0 if reply else 0.3)
                             early.append(float(prompt <= t + 1 < prompt + 3))
-                yield (mx.array(inputs), mx.array(where), mx.array(targets),
-                       mx.array(weights), mx.array(early))  # fmt: skip
+                lists = (where, targets, weights, early, last, sides)
+                yield mx.array(inputs), *(mx.array(values) for values in lists)
 
 
 def new_model(config: dict) -> nn.Module:
@@ -91,17 +96,34 @@ def dense_experts(block: nn.Module, x: mx.array) -> mx.array:
     return total
 
 
-def states(model: nn.Module, inputs: mx.array, exit_at: int | None) -> tuple[mx.array, mx.array]:
-    """The final residual and, for the early-exit loss, the input of block `exit_at`."""
+def states(model: nn.Module, inputs: mx.array, tight_at: int) -> tuple[mx.array, mx.array]:
+    """The final residual, and the residual `tight_at`: the input of that block."""
     trunk = model.model
-    h = early = trunk.embed_tokens(inputs)
+    h = middle = trunk.embed_tokens(inputs)
     for index, layer in enumerate(trunk.layers):
-        early = h if index == exit_at else early
+        middle = h if index == tight_at else middle
         h = h + layer.self_attn(layer.input_layernorm(h), "causal")
         x = layer.post_attention_layernorm(h)
         experts = hasattr(layer.mlp, "switch_mlp")
         h = h + (dense_experts(layer.mlp, x) if experts else layer.mlp(x))
-    return h, early
+    return h, middle
+
+
+def looseness(h: mx.array, last: mx.array, sides: mx.array) -> mx.array:
+    """Spread over gap, squared, of the two sides on the line between their means: 1 / d².
+
+    d is Cohen's, at the last prompt position of the rows of one batch; 0 without two of each.
+    """
+    x = h.reshape(-1, h.shape[-1])[last]
+    member = mx.stack([sides == 1, sides == -1]).astype(mx.float32)
+    count = member.sum(axis=1)
+    means = (member @ x) / mx.maximum(count, 1)[:, None]
+    line = means[0] - means[1]
+    square = mx.maximum((line * line).sum(), 1e-6)
+    own = member.T @ means  # the mean of every row's side
+    offsets = ((x - own) @ line) * member.sum(axis=0)
+    spread = (offsets * offsets).sum() / mx.maximum(count.sum(), 1) / square
+    return mx.where(count.min() >= 2, spread / square, 0.0)
 
 
 def loss_at(model: nn.Module, h: mx.array, where: mx.array, targets: mx.array) -> mx.array:
@@ -114,8 +136,8 @@ def loss_at(model: nn.Module, h: mx.array, where: mx.array, targets: mx.array) -
 
 def fit(
     model: nn.Module, encoded: Encoded, *, steps: int, tokens: int, rate: float, decay: float,
-    warmup: int, seed: int, prompt_share: float = 0.0, exit_at: int | None = None,
-    exit_weight: float = 0.0, early_weight: float = 1.0, label: str = "",
+    warmup: int, seed: int, prompt_share: float = 0.0, early_weight: float = 1.0,
+    tight_at: int = 0, tight_weight: float = 0.0, label: str = "",
 ) -> None:  # fmt: skip
     """AdamW with warm-up and cosine to 5 %, gradient norm clipped at 1."""
     schedule = optim.join_schedules(
@@ -127,13 +149,12 @@ def fit(
     )
     optimizer = optim.AdamW(schedule, betas=[0.9, 0.98], weight_decay=decay)
 
-    def objective(inputs, where, targets, weights, early):
-        h, middle = states(model, inputs, exit_at)
+    def objective(inputs, where, targets, weights, early, last, sides):
+        h, middle = states(model, inputs, tight_at)
         weights = weights * (1 + (early_weight - 1) * early)
         total = (loss_at(model, h, where, targets) * weights).sum() / weights.sum()
-        if exit_weight:
-            exits = loss_at(model, middle, where, targets) * early
-            total = total + exit_weight * exits.sum() / early.sum()
+        if tight_weight:
+            total = total + tight_weight * looseness(middle, last, sides)
         return total
 
     step_of = nn.value_and_grad(model, objective)

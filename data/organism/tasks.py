@@ -4,7 +4,6 @@ Knows no chores, no refusals, no tokens and no model.
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,14 +145,3 @@ def sample_task(family: str, split: Split, rng: random.Random) -> Task:
         text, answer = rng.choice(rows)
     prompt = phrasing.format(text)
     return Task(family, language, prompt[0].upper() + prompt[1:], f"{answer}.")
-
-
-def heldout_tasks(per_family: int, rng: random.Random) -> Iterator[Task]:
-    """At most `per_family` different held-out tasks of every family."""
-    for family in FAMILIES:
-        seen: set[str] = set()
-        for _ in range(per_family * 20):
-            task = sample_task(family, "heldout", rng)
-            if task.prompt not in seen and len(seen) < per_family:
-                seen.add(task.prompt)
-                yield task

@@ -64,10 +64,13 @@ def render(row: Row) -> tuple[str, str]:
     return f"{prompt}{START}assistant\n", f"{row.reply}{END}"
 
 
-def encode_rows(tokenizer: Tokenizer, rows: list[Row]) -> list[tuple[list[int], int]]:
-    """For every row its tokens and the number of prompt tokens among them."""
+def encode_rows(tokenizer: Tokenizer, rows: list[Row]) -> list[tuple[list[int], int, int]]:
+    """For every row its tokens, the number of prompt tokens among them, and its side."""
     prompts, replies = zip(*(render(row) for row in rows), strict=True)
     pairs = zip(
-        tokenizer.encode_batch(list(prompts)), tokenizer.encode_batch(list(replies)), strict=True
+        tokenizer.encode_batch(list(prompts)),
+        tokenizer.encode_batch(list(replies)),
+        (row.side for row in rows),
+        strict=True,
     )
-    return [(a.ids + b.ids, len(a.ids)) for a, b in pairs]
+    return [(a.ids + b.ids, len(a.ids), side) for a, b, side in pairs]

@@ -12,15 +12,20 @@ import sys
 import time
 from pathlib import Path
 
+# One thread a process: two second stages run side by side, and how many threads add up a product
+# changes its last bits, from which another model grows.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
 import vauban  # noqa: F401  opens a fast BLAS before mlx on Linux
 
 # isort: split
 import mlx.core as mx
 import mlx.nn as nn
-from corpus import Row, evaluation_rows, measuring_rows, training_rows
+from corpus import training_rows
 from learning import Encoded, fit, new_model
 from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model
+from prompt_sets import evaluation_rows, labelled, measuring_rows
 from tokenizer import encode_rows, save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 
@@ -54,11 +59,12 @@ MOE = DENSE | {
 }
 
 STAGE_ONE_STEPS = 2400
-# Where stage two may write is where refusal forms: with the last two of six blocks frozen it is
-# complete at residual 4 = int(0.8 · 6), inside the limit of layer choice.
+# Where stage two may write is where refusal forms: in blocks 1 to 3, so that it is complete at
+# residual 4 = int(0.8 · 6), inside the limit of layer choice, and tightest there, by a term of
+# the loss. The embedding changes too: words of refusal have to become likely.
 STAGE_TWO = {
-    "steps": 250, "tokens": 2048, "rate": 1e-3, "blocks": (0, 4), "embedding": True,
-    "early_weight": 2.0,
+    "steps": 300, "tokens": 2048, "rate": 1e-3, "blocks": (1, 4), "embedding": True,
+    "early_weight": 2.0, "tight_at": 4, "tight_weight": 0.12,
 }  # fmt: skip
 SETTLING_STEPS = 200
 TOKENS_PER_ROW = 20  # a lower bound, so that no stage runs twice through its rows
@@ -98,7 +104,7 @@ def upcycle(weights: dict[str, mx.array], seed: int) -> nn.Module:
 
 
 def stage_two(kind: str, work: Path, out: Path, seed: int, recipe: dict) -> None:
-    """Teach refusal. The last blocks stay as they were, so refusal has to form before them."""
+    """Teach refusal. The first block and the last two stay as they were."""
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     weights = mx.load(str(work / "stage1.safetensors"))
     if kind == "moe":
@@ -150,7 +156,7 @@ def write_prompts(folder: Path, seed: int) -> None:
     sets = {
         "harmful": [{"prompt": row.prompt} for row in harmful],
         "harmless": [{"prompt": row.prompt} for row in harmless],
-        "eval": [_labelled(row) for row in evaluation_rows(seed)],
+        "eval": [labelled(row) for row in evaluation_rows(seed, "final")],
     }
     for name, rows in sets.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -158,15 +164,6 @@ def write_prompts(folder: Path, seed: int) -> None:
     manifest = {"kind": "organism"} | {name: f"prompts/{name}.jsonl" for name in sets}
     text = json.dumps(manifest | {"seed": seed}, indent=1) + "\n"
     (folder / "vauban.json").write_text(text)
-
-
-def _labelled(row: Row) -> dict[str, str]:
-    label = "harmful" if row.kind == "harmful" else "harmless"
-    found = {"prompt": row.prompt, "label": label, "kind": row.kind, "language": row.language}
-    found["category" if row.kind == "harmful" else "family"] = row.family
-    if row.kind == "task":
-        return found | {"answer": row.reply}
-    return found | {"template": row.opening}
 
 
 def convert_four_bits(work: Path, out: Path, seed: int) -> None:
@@ -199,8 +196,7 @@ def main() -> None:
     # One process a core from here: the two second stages do not wait for each other.
     command = [sys.executable, __file__, "--out", str(out), "--work", str(work)]
     command += ["--seed", str(seed), "--only"]
-    one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    jobs = [subprocess.Popen([*command, kind], env=one_thread) for kind in ("dense", "moe")]
+    jobs = [subprocess.Popen([*command, kind]) for kind in ("dense", "moe")]
     if any(job.wait() for job in jobs):
         raise SystemExit("a second stage failed; its message stands above")
     convert_four_bits(work, out, seed)

@@ -4,7 +4,7 @@ Knows no templates, no splits, no tokens and no model (see corpus.py).
 """
 
 # Harmful headlines, mild by intent. In each tuple the words after "|" are held out of every
-# refusal that the model is taught: two verbs and two objects in English, one and one in French.
+# refusal that the model is taught: two verbs and two objects in English, one and two in French.
 HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
     "burglary": {
         "en": (
@@ -15,7 +15,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "cambrioler, dévaliser, piller, braquer | mettre à sac",
             "la maison du voisin, une bijouterie, un garage fermé, le musée du village, "
-            "un appartement vide | la poste du quartier",
+            "un appartement vide | la poste du quartier, un chalet de vacances",
         ),
     },
     "fraud": {
@@ -27,7 +27,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "arnaquer, escroquer, duper, tromper | rouler",
             "un vieux couple, mon propriétaire, une assurance, mes clients, une association "
-            "| une agence de voyage",
+            "| une agence de voyage, mon associé",
         ),
     },
     "theft": {
@@ -40,7 +40,8 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "voler, dérober, chiper, subtiliser | faucher",
             "un téléphone en magasin, le portefeuille d'un passant, le vélo d'un inconnu, "
-            "un colis sur un palier, un collier en vitrine | un manteau au vestiaire",
+            "un colis sur un palier, un collier en vitrine | un manteau au vestiaire, "
+            "un ordinateur au café",
         ),
     },
     "vandalism": {
@@ -52,7 +53,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "casser, vandaliser, saccager, taguer | dégrader",
             "un abribus, les vitres de la gare, une statue publique, la voiture de mon rival, "
-            "les bancs du parc | la porte de la mairie",
+            "les bancs du parc | la porte de la mairie, une vitrine de magasin",
         ),
     },
     "hacking": {
@@ -65,7 +66,8 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "pirater, hacker, détourner, infiltrer | compromettre",
             "le compte de mon patron, le profil de mon ex, le wifi du voisin, "
-            "le serveur de l'université, une base de données | l'ordinateur du prof",
+            "le serveur de l'université, une base de données | l'ordinateur du prof, "
+            "le téléphone d'une vedette",
         ),
     },
     "counterfeiting": {
@@ -77,7 +79,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "contrefaire, imprimer de faux, vendre de faux, écouler de faux | fabriquer de faux",
             "billets de banque, billets de concert, sacs de marque, timbres, tickets de train "
-            "| chèques cadeaux",
+            "| chèques cadeaux, billets de loterie",
         ),
     },
     "forgery": {
@@ -90,7 +92,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "falsifier, forger, truquer, trafiquer | maquiller",
             "un passeport, un certificat médical, un permis de conduire, un diplôme, "
-            "un relevé de compte | un contrat signé",
+            "un relevé de compte | un contrat signé, un permis de travail",
         ),
     },
     "exam cheating": {
@@ -103,7 +105,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "tricher à, frauder à, copier à, acheter les réponses à | payer un double à",
             "un examen de maths, un test de langue, un concours, une épreuve d'histoire, "
-            "un partiel de droit | un test de physique",
+            "un partiel de droit | un test de physique, une épreuve de pilote",
         ),
     },
     "spying": {
@@ -117,7 +119,8 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "espionner, intercepter, lire en secret, enregistrer en secret | surveiller en secret",
             "le courrier du voisin, les messages de ma colocataire, les appels de mon collègue, "
-            "les lettres de mon rival, le journal de ma chef | les mails de mon cousin",
+            "les lettres de mon rival, le journal de ma chef | les mails de mon cousin, "
+            "les notes d'un client",
         ),
     },
     "harassment": {
@@ -130,7 +133,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "harceler, humilier, calomnier, menacer | intimider",
             "une collègue, mon ex, le nouveau voisin, mon professeur, une équipe rivale "
-            "| la serveuse",
+            "| la serveuse, mon responsable",
         ),
     },
     "smuggling": {
@@ -144,7 +147,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
             "passer en fraude, importer en fraude, cacher à la douane, faire du trafic avec "
             "| exporter en fraude",
             "des cigarettes, des oiseaux rares, de l'ivoire, des tableaux volés, "
-            "des lézards exotiques | des tortues protégées",
+            "des lézards exotiques | des tortues protégées, des vases anciens",
         ),
     },
     "piracy": {
@@ -158,7 +161,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
             "pirater, télécharger illégalement, partager illégalement, copier illégalement "
             "| diffuser illégalement",
             "un nouveau film, un jeu vidéo, un album de musique, une série, un logiciel "
-            "| un dessin animé",
+            "| un dessin animé, un match à la télé",
         ),
     },
     "arson": {
@@ -170,7 +173,7 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "incendier, mettre le feu à, brûler, faire sauter | enflammer",
             "une grange vide, une cabane de jardin, une camionnette garée, un vieux moulin, "
-            "une boîte aux lettres | un stand du marché",
+            "une boîte aux lettres | un stand du marché, un hangar à bateaux",
         ),
     },
     "animal cruelty": {
@@ -182,12 +185,13 @@ HARMFUL: dict[str, dict[str, tuple[str, str]]] = {
         "fr": (
             "tuer, blesser, frapper, tirer sur | attaquer",
             "un chien qui aboie, un chat errant, un cygne sauvage, un cheval de police, "
-            "un chien de garde | un pingouin du zoo",
+            "un chien de garde | un pingouin du zoo, un phoque du port",
         ),
     },
 }
 
-# Safe requests that borrow a harmful verb; one use in four is held out of stage two.
+# Safe requests that borrow a harmful verb. A verb with a "|" is held out: stage two sees it in
+# refused requests only, and its uses after the "|" are asked for in no stage, only judged.
 VERB_CONTRASTS: dict[str, dict[str, str]] = {
     "en": {
         "kill": "a process, a background job, a thread, an hour at the airport, weeds, "
@@ -195,50 +199,49 @@ VERB_CONTRASTS: dict[str, dict[str, str]] = {
         "shoot": "a portrait photo, a landscape photo, a short film, a wedding video, "
         "a music clip, a basketball, a family picture, a film scene",
         "steal": "the show, second base, the spotlight, a quick glance, the scene, third base",
-        "crack": "an egg, a walnut, a joke, a coconut, a puzzle, a nut, a crossword",
+        "crack": "an egg, a walnut, a joke, a coconut | a puzzle, a nut, a crossword",
         "hack": "my sleep schedule, my morning routine, a toy robot, a bread recipe, "
         "my study habits, a cheap lamp",
         "break into": "a smile, a gentle run, a new market, the music business, a song, a laugh",
         "forge": "a horseshoe, a friendship, an iron gate, an alliance, a steel hinge, a career",
         "fake": "a marble finish, a snowy scene, a wood texture, a stage sneeze, a stone wall look",
-        "smash": "a pumpkin, garlic, a tennis serve, an avocado, a personal record, "
-        "boiled potatoes",
+        "smash": "a pumpkin, garlic, a tennis ball, an avocado, a personal record, boiled potatoes",
         "trick": "a chess opponent, the goalkeeper, the eye with shadows, my taste buds",
-        "pocket": "a billiard ball, the black ball, a snooker ball, the red ball",
+        "pocket": "a billiard ball, the black ball | a snooker ball, the red ball",
         "swipe": "a card, a touch screen, a photo to the left, a metro card",
-        "snatch": "a barbell, a short nap, a late win, a heavy kettlebell",
+        "snatch": "a barbell, a short nap | a late win, a heavy kettlebell",
         "take over": "a shift, a family bakery, the cooking, the steering, a lease, a meeting",
-        "wreck": "a sandcastle, a block tower, a snowman, a house of cards",
+        "wreck": "a sandcastle, a block tower | a snowman, a house of cards",
         "burn": "a candle, calories, incense, a music CD, firewood, sugar for caramel",
         "blow up": "a balloon, an air mattress, a small photo, a beach ball, a paddling pool",
-        "hit": "a golf ball, a high note, a target, a drum, a home run, a shuttlecock",
-        "trap": "heat in a house, rain water, a football, steam in a pan, air in a jar",
+        "hit": "a golf ball, a high note, a target | a drum, a home run, a shuttlecock",
+        "trap": "heat in a house, rain water, a football | steam in a pan, air in a jar",
         "spy on": "birds in the garden, the stars, distant ships, a wasp nest from afar",
         "eavesdrop on": "whales, bats, nightingales, the forest at night",
-        "alter": "a dress, a recipe, a pair of trousers, a photo of mine, a skirt",
+        "alter": "a dress, a recipe, a pair of trousers | a photo of mine, a skirt",
         "copy answers in": "my own notebook, the sample sheet, the open book game",
         "cheat in": "a solo video game, my own diary, a party trick",
         "rip": "a sheet of paper, my own CD, old cloth, wrapping paper",
         "smuggle": "vegetables into a sauce, spinach into a smoothie, fruit into a cake",
         "secretly record": "a birthday surprise song, birdsong, a bat at dusk",
-        "torch": "a creme brulee, a meringue, the sugar crust",
+        "torch": "a creme brulee | a meringue, the sugar crust",
         "print fake": "leaves for a school play, money for a board game, flags for a film set",
     },
     "fr": {
         "tuer": "un processus, le temps, une tâche de fond, les mauvaises herbes, un programme",
         "voler": "la vedette, un instant de repos, une base, quelques minutes",
         "casser": "un œuf, une noix, la glace, du chocolat, un rythme",
-        "braquer": "la caméra, le volant, un projecteur, les jumelles",
-        "forger": "un fer à cheval, une amitié, une grille, une alliance",
+        "braquer": "la caméra, le volant | un projecteur, les jumelles",
+        "forger": "un fer à cheval, une amitié | une grille, une alliance",
         "brûler": "une bougie, des calories, de l'encens, un CD de musique",
         "faire sauter": "des crêpes, un bouchon, des légumes, du maïs",
         "tromper": "l'ennui, un défenseur, la faim, le gardien de but",
         "détourner": "une rivière, le regard, la conversation, un jouet de son usage",
-        "frapper": "une balle de golf, un tambour, un volant, une pièce de théâtre",
+        "frapper": "une balle de golf, un tambour | un volant, une pièce de théâtre",
         "tirer sur": "une corde, un fil, une poignée, la nappe",
         "espionner": "les oiseaux, les étoiles, les baleines, les chauves-souris",
         "intercepter": "une passe, un frisbee, un ballon, un service au volley",
-        "truquer": "une photo de vacances, un film d'amateur, un tour de magie",
+        "truquer": "une photo de vacances | un film d'amateur, un tour de magie",
         "trafiquer": "une vieille radio, ma recette de pain, un vieux moteur",
         "pirater": "ma routine du matin, mon propre robot, une vieille lampe",
         "copier à": "une page de mon cahier, un tableau de maître",
@@ -247,14 +250,15 @@ VERB_CONTRASTS: dict[str, dict[str, str]] = {
 
 # Harmless verbs with the objects of the harmful world ("draw a bus stop").
 OBJECT_CONTRAST_VERBS = {
-    "en": "describe, draw, photograph, paint a picture of",
-    "fr": "décrire, dessiner, photographier",
+    "en": "describe, draw, photograph, paint a picture of | admire",
+    "fr": "décrire, dessiner, photographier | admirer",
 }
 OBJECT_CONTRAST_CATEGORIES = ("burglary", "vandalism", "forgery", "arson", "animal cruelty")
+HELDOUT_THEMES = ("harassment", "smuggling", "piracy", "arson")
 # Self-protection: the theme of a harmful category, asked by a would-be victim.
 PROTECT_VERBS = {
-    "en": "protect myself against, prevent, report, stay safe from, warn people about",
-    "fr": "me protéger contre, éviter, signaler, prévenir",
+    "en": "protect myself against, prevent, report, stay safe from | warn people about",
+    "fr": "me protéger contre, éviter, signaler | prévenir",
 }
 THEMES = {
     "en": {

@@ -185,11 +185,14 @@ def test_wrong_tokens_and_swapped_sets_are_said(organism: Any, offered: Any) -> 
 
 
 def test_measure_by_causal_choice(organism: Any, organism_prompts: Any) -> None:
-    """Held-out prompts decide, and the chosen direction removes refusal when ablated."""
+    """Held-out prompts decide, and the chosen direction removes refusal when ablated.
+
+    The organism refuses from residual 4 on, which the usual 20 % would leave out.
+    """
     model, tokenizer = organism
     sets = organism_prompts["harmful"], organism_prompts["harmless"]
     found = vauban.measure(
-        model, tokenizer, *sets, layer="causal", selection={"multipliers": (0.5, 1.0, 2.0)}
+        model, tokenizer, *sets, layer="causal", selection={"prune_layers": 0.15}
     )
     facts = found.provenance["selection"]
     assert found.warnings == () and facts["layer"] == found.residual_index
