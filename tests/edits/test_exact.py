@@ -14,6 +14,7 @@ from tests.conftest import build
 from vauban.edits import pack_edited, quantize_direction_exact
 from vauban.edits.grids import AFFINE_BITS, FLOAT_MODES, grid_of, pack, unpack_codes
 from vauban.edits.modules import unpack
+from vauban.edits.refit import affine_grid
 from vauban.edits.update import Update
 
 
@@ -75,7 +76,7 @@ class Case:
 def test_every_affine_format_loses_the_direction(bits: int, group: int) -> None:
     case = Case(256, 256, bits, group)
     # With 256 rows the finest steps of 2 bits set the floor; it falls with the rows.
-    limit = 1e-3 if bits == 2 else 1e-4
+    limit = 1e-3 if bits == 2 else 3e-4
     for two_sided in (True, False):
         assert case.left(case.exact(two_sided)) <= limit
 
@@ -86,11 +87,11 @@ def test_every_float_format_loses_the_direction(mode: str) -> None:
     case = Case(256, 128, bits, group, mode=mode)
     assert case.left(case.naive()) > 0.05
     for two_sided in (True, False):
-        assert case.left(case.exact(two_sided)) <= 1e-4
+        assert case.left(case.exact(two_sided)) <= 3e-4
 
 
 def test_what_naive_requantization_leaves_and_what_this_costs() -> None:
-    """The figures of the documentation, at the size of a small model's matrix."""
+    """The figures of the documentation, at the size of a small model's matrix, on a given grid."""
     case = Case(1024, 1024, 4, 64)
     naive, fast, two = case.naive(), case.exact(False), case.exact(True)
     assert case.left(naive) > 0.6
@@ -98,9 +99,53 @@ def test_what_naive_requantization_leaves_and_what_this_costs() -> None:
     # One-sided rounding replaces what was removed by something as large; two-sided does not.
     assert case.leak(fast) > 0.8
     assert case.leak(two) <= 0.15
-    # The target's own grid is what naive rounding uses too; 1.4 bounds the price.
-    assert case.error(fast) <= 1.2 * case.error(naive)
-    assert case.error(two) <= 1.45 * case.error(naive)
+    assert case.error(fast) <= 1.1 * case.error(naive)
+    assert case.error(two) <= 1.35 * case.error(naive)
+
+
+def least_error(case: Case) -> float:
+    """No rounding onto the case's grid with u^T Ŵ = 0 has a smaller error: a bound by duality.
+
+    For every c, min_q Σ err² - 2 c (u.err) is at most the least err² of all q with u.err = 0; the
+    minimum rounds T + c u code by code. The best c is found by bisection, in float64.
+    """
+    group, top = case.format["group_size"], 2 ** case.format["bits"] - 1
+    steps, offsets = (
+        np.repeat(np.array(a.astype(mx.float32), dtype=np.float64), group, axis=1)
+        for a in (case.scales, case.biases)
+    )
+    t, u = np.array(case.target, dtype=np.float64), np.array(case.u[0], dtype=np.float64)[:, None]
+
+    def error(c: np.ndarray) -> np.ndarray:
+        codes = np.clip(np.rint((t + u * c - offsets) / steps), 0, top)
+        return codes * steps + offsets - t
+
+    low, high = np.full(t.shape[1], -1.0), np.full(t.shape[1], 1.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        under = (u * error(middle)).sum(0) <= 0
+        low, high = np.where(under, middle, low), np.where(under, high, middle)
+    e = error(low)
+    bound = (e**2).sum() - 2 * (low * (u * e).sum(0)).sum()
+    return float(np.sqrt(bound) / np.linalg.norm(t))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    bits=st.sampled_from([3, 4, 5, 6, 8]),
+    group=st.sampled_from([32, 64, 128]),
+    rows=st.integers(3, 12),
+    strength=st.sampled_from([1.0, 3.0]),
+)
+def test_one_sided_rounding_is_nearly_the_best_there_is(
+    bits: int, group: int, rows: int, strength: float
+) -> None:
+    """Its error is within some percent of what no rounding onto this grid can go below."""
+    case = Case(64 * rows, 128, bits, group, strength=strength)
+    fast = case.exact(False)
+    assert case.left(fast) <= 1e-3
+    bound = least_error(case)
+    assert 0.999 * bound <= case.error(fast) <= 1.06 * bound
 
 
 @pytest.mark.parametrize(("k", "limit"), [(2, 1e-3), (4, 2e-3)])
@@ -182,7 +227,7 @@ def test_experts_are_rounded_one_by_one() -> None:
         )
         assert mx.array_equal(packed[e], alone)
     left = u @ mx.dequantize(packed, s, b, group_size=32, bits=4)
-    assert float(mx.linalg.norm(left) / mx.linalg.norm(removed)) <= 1e-4
+    assert float(mx.linalg.norm(left) / mx.linalg.norm(removed)) <= 3e-4
 
 
 def test_embeddings_are_emptied_row_by_row() -> None:
@@ -194,6 +239,35 @@ def test_embeddings_are_emptied_row_by_row() -> None:
     packed = quantize_direction_exact(target, u, s, b, group_size=64, bits=4, axis="input")
     rows = mx.dequantize(packed, s, b, group_size=64, bits=4) @ u.T
     assert float(mx.abs(rows).max() / mx.abs(before @ u.T).max()) <= 1e-3
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    bits=st.sampled_from([3, 4, 5, 6, 8]),
+    group=st.sampled_from([32, 64, 128]),
+    rows=st.integers(2, 9),
+    groups=st.integers(1, 3),
+    k=st.integers(1, 2),
+    table=st.booleans(),
+)
+def test_any_shape(bits: int, group: int, rows: int, groups: int, k: int, table: bool) -> None:
+    """Whatever the shape, width, group size: nothing is left, and codes are legal."""
+    if table:
+        size = 128 * groups
+        full = 0.02 * mx.random.normal((rows, size), key=mx.random.key(rows))
+        q, s, b = mx.quantize(full, group_size=group, bits=bits)
+        u = orthonormal(1, size)
+        before = unpack(q, s, b, group, bits, "affine")
+        packed = quantize_direction_exact(
+            before - (before @ u.T) @ u, u, s, b, group_size=group, bits=bits, axis="input"
+        )
+        assert packed.shape == q.shape and packed.dtype == q.dtype
+        stored = unpack(packed, s, b, group, bits, "affine")
+        assert float(mx.linalg.norm(stored @ u.T) / mx.linalg.norm(before @ u.T)) <= 2e-3
+        return
+    case = Case(64 * rows, group * groups, bits, group, k=k)
+    for two_sided in (True, False):
+        assert case.left(case.exact(two_sided)) <= 2e-3
 
 
 @settings(max_examples=40, deadline=None)
@@ -237,6 +311,39 @@ def test_a_module_reports_what_its_rounding_did() -> None:
     assert found.left <= 1e-3 and (found.bits, found.group_size) == (4, 32)
     wide = pack_edited(module, update, bits=8)
     assert wide.bits == 8 and wide.error < found.error / 3 and wide.left <= 1e-4
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_fresh_grids_are_mlx_own(bits: int) -> None:
+    full = mx.random.normal((64, 256), key=mx.random.key(bits))
+    full[0] = 0.0
+    full[1] = mx.abs(full[1])
+    _, s, b = mx.quantize(full, group_size=64, bits=bits)
+    grouped = np.array(full).reshape(64, 4, 64)
+    step, offset = affine_grid(grouped.min(-1), grouped.max(-1), bits)
+    assert np.allclose(step, s, rtol=1e-6) and np.allclose(offset, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_two_sided_packing_settles_and_stays_near_naive(bits: int, uniform: bool) -> None:
+    """Leak at 3 bits as at 4; the error of mlx's own uniform initialisation as of Gaussians."""
+    layer = nn.Linear(1024, 1024, bias=False)
+    if not uniform:
+        layer.weight = 0.02 * mx.random.normal((1024, 1024), key=mx.random.key(1))
+    packed = layer.to_quantized(group_size=64, bits=bits)
+    update = Update("w", 0, "mlp", orthonormal(1, 1024), 1.0, None, False)
+    before = unpack(packed.weight, packed.scales, packed.biases, 64, bits, "affine")
+    target = update.weight(before)
+    stored = unpack(*mx.quantize(target, group_size=64, bits=bits), 64, bits, "affine")
+    naive = float(mx.linalg.norm(stored - target) / mx.linalg.norm(target))
+    found = pack_edited(packed, update)
+    assert found.left <= 1e-3 and found.leak <= 0.15
+    # At 3 bits naive rounding gives back nine tenths of the cut: nearly nothing is changed, at
+    # nearly no error.
+    assert found.error <= (1.35 if bits == 4 else 1.9) * naive
+    fast = pack_edited(packed, update, rounding="fast")
+    assert fast.error < found.error and fast.leak > 4 * found.leak
 
 
 def test_a_grid_that_has_become_too_wide_is_replaced() -> None:

@@ -33,30 +33,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def packed_model(name: str, bits: int) -> nn.Module:
+def packed_model(name: str, bits: int, gaussian: bool = True) -> nn.Module:
     code = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(0)
     model = code.Model(code.ModelArgs.from_dict({**_COMMON, **FAMILIES[name], "model_type": name}))
-    # Gaussian, as trained weights nearly are; mlx's default is uniform, whose packed range is full.
-    model.update(
-        tree_map(
-            lambda p: 0.02 * mx.random.normal(p.shape) if p.ndim > 1 else p, model.parameters()
+    if gaussian:
+        # As trained weights nearly are; mlx's default is uniform, whose packed range is full.
+        model.update(
+            tree_map(
+                lambda p: 0.02 * mx.random.normal(p.shape) if p.ndim > 1 else p, model.parameters()
+            )
         )
-    )
     model.set_dtype(mx.bfloat16)
     nn.quantize(model, group_size=64, bits=bits)
     mx.eval(model.parameters())
     return model
 
 
+@pytest.mark.parametrize("gaussian", [True, False])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_every_writer_is_exact_and_near_plain_rounding(name: str) -> None:
-    """Left <= 0.1 %, leak <= 0.15, and the error near naive requantization's, module by module.
-
-    The price of exactness falls with the size: 1.41 times naive at 1024 columns, 1.31 at 2048
-    (benchmarks/requantize.py).
-    """
-    model = packed_model(name, 4)
+def test_every_writer_is_exact_and_near_plain_rounding(name: str, gaussian: bool) -> None:
+    """Left <= 0.1 %, leak <= 0.15, error <= 1.35 times naive requantization's, by module."""
+    model = packed_model(name, 4, gaussian)
     d = mx.random.normal((1024,), key=mx.random.key(0))
     assert 1 / float(((d / mx.linalg.norm(d)) ** 4).sum()) >= 64
     modules = dict(model.named_modules())
@@ -69,7 +67,7 @@ def test_every_writer_is_exact_and_near_plain_rounding(name: str) -> None:
         naive = mx.quantize(target.astype(mx.bfloat16), group_size=64, bits=4)
         stored = unpack(*naive, 64, 4, "affine")
         error = float(mx.linalg.norm(stored - target) / mx.linalg.norm(target))
-        assert found.error <= 1.45 * error, update.path
+        assert found.error <= 1.35 * error, update.path
         assert found.leak <= 0.15, update.path
         assert update.share_left(stored, before) > 100 * found.left
 

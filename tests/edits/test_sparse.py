@@ -1,7 +1,9 @@
 """Sparse direction surgery against its definitions, computed row by row in plain Python."""
 
+import json
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -48,6 +50,47 @@ def test_analysis(rows: int, sparsity: float) -> None:
     for name, value in by_hand(weight, r, sparsity).items():
         assert math.isclose(found[name], value, rel_tol=1e-5, abs_tol=1e-7), name
     assert found["projection_gini"] == found["refusal_sparsity_index"]
+
+
+# Made outside this repository from the definitions of seed 002 in NumPy float64.
+SEED = json.loads((Path(__file__).parent / "fixtures/sparse_surgery.json").read_text("utf-8"))
+
+
+def seeded(case: dict[str, Any]) -> tuple[mx.array, mx.array]:
+    """The matrix, its rows' sizes, the direction: drawn in this order, stored in float32."""
+    rng = np.random.default_rng(case["seed"])
+    weight = rng.normal(size=(case["rows"], case["width"]))
+    scale = np.exp(case["spread"] * rng.normal(size=(case["rows"], 1)))
+    r = rng.normal(size=case["width"])
+    return mx.array((weight * scale).astype(np.float32)), mx.array(r.astype(np.float32))
+
+
+@pytest.mark.parametrize("case", SEED["cases"], ids=lambda c: f"seed {c['seed']}")
+def test_the_numbers_of_the_seed(case: dict[str, Any]) -> None:
+    weight, r = seeded(case)
+    surgeon = SparseDirectionSurgeon(case["sparsity"], case["auto_sparsity"])
+    found = surgeon.analyze_weight_matrix(weight, r, side="input").to_dict()
+    for name, value in case["expected"].items():
+        assert math.isclose(found[name], value, rel_tol=1e-5, abs_tol=1e-7), name
+    with pytest.warns(vauban.VaubanWarning, match="side='output'"):
+        done = np.array(surgeon.apply_sparse_projection(weight, r, side="input"), dtype=np.float64)
+    changed = np.flatnonzero((done != np.array(weight)).any(1))
+    assert changed.tolist() == case["top_rows"]
+    size = np.abs(done).sum(1).max()
+    assert np.allclose(done.sum(1), case["row_sums"], rtol=0, atol=1e-5 * size)
+    assert np.allclose((done**2).sum(1), case["row_squares"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_plan_of_the_seed() -> None:
+    expected = SEED["plan"]
+    cases = {c["seed"]: seeded(c) for c in SEED["cases"] if c["seed"] in expected["layers"]}
+    plan = SparseDirectionSurgeon(expected["sparsity"]).plan_surgery(
+        {i: w for i, (w, _) in cases.items()}, {i: r for i, (_, r) in cases.items()}, side="input"
+    )
+    found = plan.to_dict()
+    for name, value in expected.items():
+        if name not in ("layers", "sparsity"):
+            assert math.isclose(found[name], value, rel_tol=1e-5, abs_tol=1e-7), name
 
 
 def test_gini_edges() -> None:

@@ -1,11 +1,13 @@
 """Weight edits as low-rank updates: on flat dictionaries, and planned over a whole model."""
 
 from vauban.edits.directions import biproject, sparsify_direction
+from vauban.edits.edit_plan import EditPlan, Leakage
 from vauban.edits.exact import quantize_direction_exact
 from vauban.edits.flat import cut, cut_biprojected, cut_subspace
+from vauban.edits.heads import has_untie_switch
 from vauban.edits.null_space import NullSpace, null_space
 from vauban.edits.packed import Packed, Rounding, pack_edited
-from vauban.edits.plan import EditPlan, Leakage, has_untie_switch, plan_cut, store_packed
+from vauban.edits.plan import plan_cut
 from vauban.edits.preservation import (
     PreservationKeys,
     Preserve,
@@ -16,6 +18,7 @@ from vauban.edits.sparse import (
     SparseProjectionResult,
     SparseSurgeryPlan,
 )
+from vauban.edits.storing import store_packed
 from vauban.edits.update import Update
 
 __all__ = [

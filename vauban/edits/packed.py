@@ -1,8 +1,8 @@
 """Store an edited matrix in a packed format again, exactly along its direction.
 
-Chooses the grid of every group (the stored one, or a fresh one where that rounds clearly better),
-rounds direction-exactly, reads back what came of it, and says so. Matrices are unpacked in blocks
-and experts one by one, so that memory stays near one float32 matrix. Knows modules, no model.
+Chooses the grid of every group, rounds direction-exactly, reads back what came of it, and says so.
+Matrices are unpacked in blocks, experts one by one: memory stays near one float32 matrix. Knows
+modules, no model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban.edits.blocks import Stored, blocks, matrices
-from vauban.edits.exact import round_matrix, round_plainly
+from vauban.edits.exact import first_shifts, round_matrix, round_plainly
 from vauban.edits.modules import unpack
+from vauban.edits.refit import fresh_grid, refit
 from vauban.edits.update import Update
 from vauban.errors import InputError
 
-# A fresh grid is taken where it has less than half the squared error of the stored one.
-_CLEARLY = 0.5
 # What may be left of a direction, as read back in float32, before a wider format is used.
 LIMIT = 1e-3
 Rounding = Literal["two-sided", "fast"]
@@ -136,13 +135,11 @@ def _table(
     found: dict[str, list[mx.array]] = {"weight": [], "scales": [], "biases": []}
     for rows, columns in blocks(stored.shape, True, 1):
         before = stored.part(rows, columns)
-        target = update.weight(before)
+        target = np.array(update.weight(before))
         sums.had += float((update.removed(before) ** 2).sum())
-        grid = _grid(stored, target, form, own, rows, columns)
-        wanted = np.array(target)
-        packed = mx.array(_rounded(wanted, update, grid, form, None))
+        packed, grid = _round(stored, target, update, form, own, None, rows)
         # Its inputs are single rows, so there is no leak to speak of.
-        sums.add(update, _read(packed, *grid, form), wanted)
+        sums.add(update, _read(packed, *grid, form), target)
         for name, value in zip(found, (packed, *grid), strict=True):
             if value is not None:
                 found[name].append(value)
@@ -159,36 +156,32 @@ def _matrix(
     if update.acts_on_outputs:
         parts = list(blocks(shape, False, unit))
     target = np.empty(shape, np.float32)
-    grids, removed = [], []
+    removed = []
     for rows, columns in parts:
         before = stored.part(rows, columns)
         after = update.weight(before)
-        gone = update.removed(before)
-        sums.had += float((gone**2).sum())
-        grids.append(_grid(stored, after, form, own, rows, columns))
-        mx.eval(grids[-1])
-        removed.append(np.array(gone))
+        gone = np.array(update.removed(before))
+        sums.had += float(np.vdot(gone, gone))
+        removed.append(gone)
         target[rows, columns] = np.array(after)
-    scales = mx.concatenate([g[0] for g in grids], 1)
-    biases = [g[1] for g in grids if g[1] is not None]
-    grid = (scales, mx.concatenate(biases, 1) if biases else None)
-    gone_rows = np.concatenate(removed, axis=1)
-    two_sided = rounding == "two-sided" and not update.writes_rows
-    packed = mx.array(_rounded(target, update, grid, form, gone_rows if two_sided else None))
-    along = None if update.writes_rows else gone_rows
-    leak = np.zeros((shape[0], len(gone_rows)))
+    along = None if update.writes_rows else np.concatenate(removed, axis=1)
+    packed, grid = _round(
+        stored, target, update, form, own, along if rounding == "two-sided" else None
+    )
+    leak = np.zeros((shape[0], len(update.basis)))
     for rows, columns in parts:
         groups = slice(columns.start // form.group, columns.stop // form.group)
         words = slice(columns.start * form.bits // 32, columns.stop * form.bits // 32)
-        offsets = None if grid[1] is None else grid[1][rows, groups]
-        read = _read(packed[rows, words], scales[rows, groups], offsets, form)
+        scales, offsets = (None if a is None else a[rows, groups] for a in grid)
+        assert scales is not None
+        read = _read(packed[rows, words], scales, offsets, form)
         difference = sums.add(update, read, target[rows, columns])
         if along is not None:
-            leak[rows] += difference @ along[:, columns].T
+            leak += difference @ along[:, columns].T
     if along is not None:
         sums.leak += float((leak**2).sum())
         sums.leak_had += float((along * along).sum())
-    found = {"weight": packed, "scales": scales}
+    found = {"weight": packed, "scales": grid[0]}
     if grid[1] is not None:
         found["biases"] = grid[1]
     return found
@@ -203,55 +196,43 @@ def _one(update: Update, expert: int) -> Update:
     return replace(update, protection=own)
 
 
-def _rounded(
+def _round(
+    stored: Stored,
     target: np.ndarray,
     update: Update,
-    grid: tuple[mx.array, mx.array | None],
     form: _Format,
+    own: bool,
     removed: np.ndarray | None,
-) -> np.ndarray:
+    rows: slice = slice(None),
+) -> tuple[mx.array, tuple[mx.array, mx.array | None]]:
+    """Packed weight and grid of `target`, two-sided where `removed` is given.
+
+    Affine groups keep their grid or get a better one (`refit`); the float modes have relative grids
+    and keep theirs; a new width gets the grid that mlx would choose.
+    """
+    options: dict[str, Any] = {"group_size": form.group, "bits": form.bits}
+    exact = {**options, "axis": "input" if update.writes_rows else "output", "removed": removed}
+    shifts = None
+    if own:
+        scales, biases = stored.grid(rows, slice(None))
+        if biases is not None:
+            # The one-sided form ("fast") of a matrix saves itself the first of two passes.
+            if update.complete and (removed is not None or update.writes_rows):
+                shifts = first_shifts(target, update.basis, scales, biases, **exact)
+            scales, biases = refit(target, scales, biases, form.bits, form.group, shifts)
+    else:
+        scales, biases = fresh_grid(target, form.bits, form.group, stored.scale_dtype)
+    mx.eval(scales, biases)
     if update.complete:
-        return round_matrix(
-            target, update.basis, *grid, group_size=form.group, bits=form.bits, mode=form.mode,
-            removed=removed, axis="input" if update.writes_rows else "output",
-        )  # fmt: skip
+        start = None if update.writes_rows else shifts
+        found = round_matrix(
+            target, update.basis, scales, biases, mode=form.mode, start=start, **exact
+        )
+        return mx.array(found), (scales, biases)
     # A sparse or protected cut leaves part of the direction on purpose: round plainly.
-    plain = round_plainly(
-        mx.array(target), *grid, group_size=form.group, bits=form.bits, mode=form.mode
-    )
-    return np.array(plain)
+    plain = round_plainly(mx.array(target), scales, biases, mode=form.mode, **options)
+    return plain, (scales, biases)
 
 
 def _read(weight: mx.array, scales: mx.array, biases: mx.array | None, form: _Format) -> mx.array:
     return unpack(weight, scales, biases, form.group, form.bits, form.mode)
-
-
-def _grid(
-    stored: Stored, target: mx.array, form: _Format, own: bool, rows: slice, columns: slice
-) -> tuple[mx.array, mx.array | None]:
-    """The stored grid of each group, or the fresh one where it rounds the target clearly better.
-
-    A cut can shrink a row's range so much that its stored grid is far too wide. The float modes
-    have relative grids and keep theirs.
-    """
-    groups = slice(columns.start // form.group, columns.stop // form.group)
-    if own and form.mode != "affine":
-        return stored.grid(rows, groups)
-    fresh = mx.quantize(target.astype(stored.scale_dtype), form.group, form.bits, mode=form.mode)
-    scales: mx.array = fresh[1]
-    biases: mx.array = fresh[2]
-    if not own:
-        return scales, biases
-    kept_scales, kept_biases = stored.grid(rows, groups)
-    assert kept_biases is not None
-
-    def error(s: mx.array, b: mx.array) -> mx.array:
-        grouped = target.reshape(*s.shape, form.group)
-        step = s.astype(mx.float32)[..., None]
-        safe = mx.where(step == 0, 1.0, step)
-        offset = b.astype(mx.float32)[..., None]
-        code = mx.clip(mx.round((grouped - offset) / safe), 0, 2**form.bits - 1)
-        return ((grouped - (code * step + offset)) ** 2).sum(axis=-1)
-
-    new = error(scales, biases) < _CLEARLY * error(kept_scales, kept_biases)
-    return mx.where(new, scales, kept_scales), mx.where(new, biases, kept_biases)

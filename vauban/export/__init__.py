@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from vauban.edits import EditPlan, Rounding
-from vauban.edits.plan import PRECISIONS
+from vauban.edits.storing import PRECISIONS
 from vauban.errors import InputError
 from vauban.export.adapter import write_adapter
 from vauban.export.checkpoint import (

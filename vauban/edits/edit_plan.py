@@ -1,0 +1,232 @@
+"""A planned edit as a value: tried at run time, made in memory, measured, or written.
+
+Knows models through `vauban.models`; decides nothing about what is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from vauban.edits.heads import untie
+from vauban.edits.modules import float_module, module_weight, repacked_module
+from vauban.edits.packed import Rounding
+from vauban.edits.storing import store_packed
+from vauban.edits.streamed import edited_rows
+from vauban.edits.update import Update
+from vauban.interventions import Add, Intervention, ModuleOutputs, ModuleWeights
+from vauban.models import anatomy, batches, forward, residual_writers
+from vauban.models.writers import unpacked_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Leakage:
+    """What is left: per writer ‖U W'‖/‖U W‖, and at most |d.h|/‖h‖ in the stream."""
+
+    writers: Mapping[str, float]
+    stream: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.writers.values(), default=0.0)
+
+    def summary(self) -> str:
+        return f"direction left: at most {self.worst:.1e} per writer, stream {self.stream:.1e}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"writers": dict(self.writers), "worst": self.worst, "stream": self.stream}
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """A planned edit: nothing is changed until `apply` or `export`.
+
+    `embedding` is what happens to it: "cut" (untied), "untie" (the head keeps the old matrix),
+    "tied" (the shared matrix is cut, the head changes with it) or "kept".
+    """
+
+    updates: tuple[Update, ...]
+    basis: mx.array
+    embedding: Literal["cut", "untie", "tied", "kept"]
+    head_path: str | None
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...]
+    _model: Any = None
+    constants: tuple[Add, ...] = ()
+    """What an affine cut puts into the stream instead (`affine`)."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that was planned for."""
+        return self._model
+
+    def virtual(self) -> tuple[Intervention, ...]:
+        """The same change at run time: give it to `generate`, `forward` or `evaluate`.
+
+        A plain cut is made at the writers' outputs and costs no memory. Norm modes, sparse rows
+        and protected inputs act inside the matrix: those writers run with their edited float
+        matrix, computed once.
+        """
+        return (*self._cut_at_run_time(), *self.constants)
+
+    def _cut_at_run_time(self) -> tuple[Intervention, ...]:
+        tied = frozenset(
+            u.path for u in self.updates if u.is_embedding and self.embedding == "tied"
+        )
+        outputs = {u.path: (u.basis, u.alpha) for u in self.updates if u.acts_on_outputs}
+        inside = [u for u in self.updates if not u.acts_on_outputs]
+        heads = {path: outputs[path] for path in tied if path in outputs}
+        found: list[Intervention] = [ModuleOutputs(outputs, heads)] if outputs else []
+        if inside:
+            modules = dict(self._model.named_modules())
+            edited = {u.path: u.weight(module_weight(modules[u.path])) for u in inside}
+            biases = {
+                u.path: u.new_bias(modules[u.path].bias)
+                for u in inside
+                if u.bias and "bias" in modules[u.path]
+            }
+            found.append(ModuleWeights(edited, biases, tied))
+        return tuple(found)
+
+    @property
+    def is_whole(self) -> bool:
+        """A cut of every writer and table at α 1, which should leave nothing in the stream."""
+        every = all(u.complete and u.alpha == 1.0 for u in self.updates)
+        tables = self.embedding != "kept"
+        return every and tables and len(self.updates) == len(residual_writers(self._model))
+
+    def head_alone(self) -> tuple[Intervention, ...]:
+        """What a hard-tied head changes by itself, the stream left as it is; () without one.
+
+        Give it to `compare_likelihood` to see what the tie alone costs.
+        """
+        if self.embedding != "tied":
+            return ()
+        heads = {u.path: (u.basis, u.alpha) for u in self.updates if u.is_embedding}
+        return (ModuleOutputs({}, heads),)
+
+    def apply(
+        self,
+        model: nn.Module,
+        precision: str | None = None,
+        *,
+        rounding: Rounding = "two-sided",
+    ) -> nn.Module:
+        """Edit `model` in place and return it.
+
+        Packed writers stay packed, direction-exact (`precision` None or "same"); "8bit" packs
+        edited modules with 8 bits, "float" unpacks them.
+        """
+        modules = dict(model.named_modules())
+        if self.embedding == "untie":
+            untie(model, modules)
+        for update in self.updates:
+            module = modules[update.path]
+            stored = store_packed(module, update, precision, rounding)
+            if stored is not None:
+                edited = repacked_module(
+                    module, stored.arrays, stored.bits, stored.group_size, stored.mode
+                )
+            else:
+                rows = mx.concatenate(list(edited_rows(module, update)))
+                shape = unpacked_shape(module)
+                edited = float_module(module)
+                edited.weight = rows.reshape(shape)
+            if update.bias and "bias" in edited:
+                edited.bias = update.new_bias(edited.bias)
+            mx.eval(edited.parameters())
+            if edited is not module:
+                model.update_modules(tree_unflatten([(update.path, edited)]))
+        for name in ("_vauban_anatomy", "_vauban_check", "_vauban_batches"):
+            if hasattr(model, name):
+                object.__setattr__(model, name, None)
+        return model
+
+    def leakage(self, model: nn.Module | None = None) -> Leakage:
+        """Share of the direction left per writer, and in the stream on a fixed probe text.
+
+        Analytic: each edited matrix is computed in float32, measured and dropped. The stream is
+        read under the run-time cut at every residual.
+        """
+        model = model if model is not None else self._model
+        modules = dict(model.named_modules())
+        writers = {}
+        for update in self.updates:
+            before = module_weight(modules[update.path])
+            writers[update.path] = update.share_left(update.weight(before), before)
+        return Leakage(writers, self.stream_leak(model))
+
+    def stream_leak(
+        self, model: nn.Module | None = None, token_lists: Sequence[Sequence[int]] | None = None
+    ) -> float:
+        """Largest |D h|/‖h‖ over all residuals under the run-time cut.
+
+        Over every token of `token_lists` (held-out prompts, say), or of a fixed probe; without the
+        constants of an affine cut.
+        """
+        model = model if model is not None else self._model
+        if token_lists is None:
+            top = min(anatomy(model).vocabulary, 50_000)
+            token_lists = [[(i * 7919 + 13) % top for i in range(24)]]
+        virtual = self._cut_at_run_time()
+        worst = 0.0
+        for batch in batches(token_lists, equal_lengths=True):
+            out = forward(model, batch.tokens, positions="all", interventions=virtual, logits=False)
+            assert out.residual is not None
+            h = out.residual.astype(mx.float32)
+            share = mx.linalg.norm(h @ self.basis.T, axis=-1) / mx.linalg.norm(h, axis=-1)
+            worst = max(worst, float(share.max()))
+        return worst
+
+    def write(self, model_path: str | Path, folder: Path, precision: str | None = None) -> Any:
+        """Write the edited checkpoint of `model_path` into `folder`; an `ExportReport`."""
+        from vauban.export import write_plan
+
+        return write_plan(self, model_path, folder, precision)
+
+    def export(
+        self,
+        model_path: str | Path,
+        output_dir: str | Path,
+        precision: str | None = None,
+        force: bool = False,
+    ) -> Any:
+        """Write a complete folder that `mlx_lm.load` opens, and read back what is left in it."""
+        from vauban.export import export_plan
+
+        return export_plan(self, model_path, output_dir, precision, force)
+
+    def summary(self) -> str:
+        kinds: dict[str, int] = {}
+        for update in self.updates:
+            kinds[update.kind] = kinds.get(update.kind, 0) + 1
+        counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        lines = [
+            f"cut of {self.basis.shape[0]} direction(s) from {len(self.updates)} writers "
+            f"({counts}), alpha {self.settings['alpha']}, embedding {self.embedding}"
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "settings": dict(self.settings),
+            "embedding": self.embedding,
+            "directions": int(self.basis.shape[0]),
+            "writers": [
+                {
+                    "path": u.path,
+                    "layer": u.layer,
+                    "kind": u.kind,
+                    "alpha": u.alpha,
+                    "complete": u.complete,
+                }
+                for u in self.updates
+            ],
+            "notes": list(self.notes),
+        }

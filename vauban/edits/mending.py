@@ -1,0 +1,159 @@
+"""The last codes: single steps of the grid that bring what is left of U (s·q + b) to zero, cheaply.
+
+A root of the staircase stops some steps short. Of all steps that would close the gap nearly alike,
+the one that adds least to the rounding error is taken. NumPy only; sees no matrix, only problems
+of m codes each.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from vauban.edits.grids import Grid
+
+# What may stay, in units of a middling step: a finer sum costs more error than it is worth.
+_ENOUGH = 1e-2
+# Shortfalls in largest steps that `mend` is better at than `approach`.
+_SHORT = 2
+# Steps next in size that are compared, on either side.
+_WINDOW = 16
+# Steps per problem and direction, at most.
+_PICKS = 24
+# Moves that are tried in every combination: many where codes are few and their sums far apart.
+_MOVES = (4, 12)
+_WORK = 19
+
+
+def approach(
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, high: np.ndarray,
+    left: np.ndarray, grid: Grid,
+) -> np.ndarray:  # fmt: skip
+    """Where the undershooting codes are still many steps short, move on towards the other end.
+
+    Codes that all lie as far from the grid (on it, where the cut took nothing out) make f flat
+    around 0 and steep beyond: the bracket stays wide, or many codes flip at one c. They are taken
+    in the order in which they flip, up to the last that does not overshoot. left (p,) in place.
+    """
+    most = np.broadcast_to(np.abs(u * step).max(1) * np.diff(grid.values).max(), left.shape)
+    for j in np.flatnonzero(left < -_SHORT * most):
+        s = step[min(int(j), len(step) - 1)]
+        ratio = np.divide(u, s, out=np.zeros_like(u), where=s != 0).astype(np.float32)
+        reached = grid.round(x[j] + np.float32(high[j]) * ratio)
+        moved = np.flatnonzero(reached != q[j])
+        here, there = grid.value(q[j, moved]), grid.value(reached[moved])
+        flips = ((here + there) / 2 - x[j, moved]) / ratio[moved]
+        moved = moved[np.argsort(flips, kind="stable")]
+        gain = (grid.value(reached[moved]) - grid.value(q[j, moved])) * (u * s)[moved]
+        total = np.cumsum(gain)
+        taken = int(np.searchsorted(total, -left[j], side="right"))
+        if taken:
+            q[j, moved[:taken]] = reached[moved[:taken]]
+            left[j] += total[taken - 1]
+    return q
+
+
+def combine(
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid
+) -> np.ndarray:
+    """Of all ways to move the few cheapest codes, the cheapest that brings |left| within limits.
+
+    x (p, m) are the SHIFTED codes: at the root's shift the codes next to their rounding boundary
+    cost nearly nothing to move, and their sums are dense. left (k, p) in float64, in place.
+    """
+    codes = q.shape[1]
+    count = min(codes, int(np.clip(_WORK - np.log2(codes), *_MOVES)))
+    value = grid.value(q)
+    off = x - value
+    there = np.clip(q + np.sign(off), 0, grid.top)
+    gap = grid.value(there) - value
+    cost = gap * (gap - 2 * off) * step**2
+    cost[gap == 0] = np.inf
+    columns = np.argpartition(cost, count - 1, axis=1)[:, :count]
+    cost = np.take_along_axis(cost, columns, 1)
+    possible = np.isfinite(cost)
+    cost[~possible] = 0.0
+    at = np.arange(len(q))[:, None]
+    moved = np.take_along_axis(gap, columns, 1) * step[np.minimum(at, len(step) - 1), columns]
+    subsets = _subsets(count)
+    after = np.zeros((len(q), len(subsets)), np.float32)
+    for i in range(len(u)):
+        after += (left[i, :, None].astype(np.float32) + (moved * u[i, columns]) @ subsets.T) ** 2
+    price = cost @ subsets.T
+    fits = after <= enough(step, u) ** 2
+    best = np.where(fits.any(1), np.where(fits, price, np.inf).argmin(1), after.argmin(1))
+    chosen = (subsets[best] > 0) & possible
+    new = np.where(chosen, np.take_along_axis(there, columns, 1), np.take_along_axis(q, columns, 1))
+    np.put_along_axis(q, columns, new, 1)
+    left += np.einsum("pm,kpm->kp", moved * chosen, u[:, columns].astype(np.float64))
+    return q
+
+
+@lru_cache
+def _subsets(count: int) -> np.ndarray:
+    """(2^count, count) of 0 and 1."""
+    return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.float32)
+
+
+def enough(step: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """What may stay of |left|, (1 or p, 1); everything where there are no steps or no u."""
+    size = np.sqrt((u**2).sum(0))
+    middling = np.median(size[size > 0]) if (size > 0).any() else 0.0
+    limit = _ENOUGH * middling * np.abs(step).mean(1, keepdims=True)
+    return np.where(limit > 0, limit, np.inf)
+
+
+def mend(
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid
+) -> np.ndarray:
+    """Move single codes until |left| is within `_ENOUGH`, at the least added error.
+
+    q, x (p, m) indices and wanted codes; step (1 or p, m); u (k, m); left (k, p), updated in
+    float64. Each time the cheapest step that suffices; where none does, the one that comes nearest.
+    Only problems that are still off are looked at again.
+    """
+    limit = np.broadcast_to(enough(step, u) ** 2, (len(q), 1))
+    # With one direction and the same steps everywhere the best are found in one sorted list.
+    ranked, order = np.empty(0), None
+    if grid.uniform and len(u) == len(step) == 1:
+        pull = np.abs(u[0] * step[0])
+        order = np.argsort(pull)
+        ranked = pull[order]
+    every = np.arange(q.shape[1])[None]
+    rows = np.flatnonzero((left**2).sum(0) > limit[:, 0])
+    for _ in range(_PICKS * len(u)):
+        if not rows.size:
+            break
+        columns = every
+        if order is not None:
+            near = np.searchsorted(ranked, np.abs(left[0, rows]))[:, None]
+            columns = order[np.clip(near + np.arange(-_WINDOW, _WINDOW), 0, len(order) - 1)]
+        at = rows[:, None]
+        here, steps = q[at, columns], step[np.minimum(at, len(step) - 1), columns]
+        off = left[:, rows].astype(np.float32)[..., None]
+        along = u[:, columns] if columns is not every else u[:, None]
+        # |left + δ s u|² can only shrink for δ s (left.u) < 0.
+        slope = (off * along).sum(0) if columns is not every else off[..., 0].T @ u
+        move = -np.sign(slope) * np.sign(steps)
+        value = grid.value(here)
+        there = here + move
+        delta = grid.value(np.clip(there, 0, grid.top)) - value
+        after = ((off + along * (delta * steps)) ** 2).sum(0)
+        # (x - value - δ)² - (x - value)², times s².
+        cost = delta * (delta - 2 * (x[at, columns] - value)) * steps**2
+        after[delta == 0] = np.inf
+        suffices = after <= limit[rows]
+        best = after.argmin(1)
+        cheap = np.where(suffices, cost, np.inf).argmin(1)
+        best = np.where(suffices.any(1), cheap, best)[:, None]
+        better = np.take_along_axis(after, best, 1) < (off**2).sum(0)
+        r = np.flatnonzero(better)
+        i = np.take_along_axis(np.broadcast_to(columns, after.shape), best, 1)[r, 0]
+        taken = np.take_along_axis(delta, best, 1)[r, 0].astype(np.float64)
+        q[rows[r], i] += np.take_along_axis(move, best, 1)[r, 0].astype(q.dtype)
+        scale = step[np.minimum(rows[r], len(step) - 1), i]
+        left[:, rows[r]] += u[:, i].astype(np.float64) * taken * scale
+        rows = rows[r]
+        rows = rows[(left[:, rows] ** 2).sum(0) > limit[rows, 0]]
+    return q

@@ -1,0 +1,113 @@
+"""Roots of staircases: the shift c for which the rounded codes of x + Uᵀc/s have U (s·q + b) = 0.
+
+Each component is non-decreasing in its own shift, in steps of single codes. NumPy only; sees no
+matrix, only p problems of m codes each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vauban.edits.grids import Grid
+
+_DOUBLINGS = 8
+# Refinements of a bracket: single codes are moved after it, or the next round moves the root.
+_STEPS = 5
+_NEWTON = 8
+
+
+def inverse(step: np.ndarray) -> np.ndarray:
+    """1/s, and 0 where s = 0: such a code changes nothing."""
+    return np.divide(1.0, step, out=np.zeros_like(step), where=step != 0)
+
+
+def codes_wanted(t: np.ndarray, step: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """(T - b)/s, contiguous; 0 where s = 0."""
+    wanted = np.subtract(t, offset, dtype=np.float32, order="C")
+    return np.multiply(wanted, inverse(step), out=wanted)
+
+
+def root(
+    x: np.ndarray, ratio: np.ndarray, weight: np.ndarray, const: np.ndarray, grid: Grid,
+    start: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """c (p,) with f(c) = Σ_i weight_i · grid(x_i + c ratio_i) + const = 0, f non-decreasing.
+
+    A bracket from the expected slope Σ weight·ratio, then regula falsi. Returns both ends, the
+    undershooting one first, and the crossing of the chord between them. ratio and weight are
+    (1 or p, m).
+    """
+    p = x.shape[0]
+    buffer = np.empty(x.shape, dtype=np.float32)
+    shared = len(ratio) == 1
+    slope = (weight * ratio).sum(1)
+    slope = np.where(slope > 0, slope, 1.0)
+
+    def f(c: np.ndarray) -> np.ndarray:
+        np.multiply(c[:, None].astype(np.float32), ratio, out=buffer)
+        np.add(buffer, x, out=buffer)
+        value = grid.value(grid.round(buffer, out=buffer))
+        if shared:
+            return value @ weight[0] + const
+        return np.einsum("pm,pm->p", value, weight) + const
+
+    here = np.zeros(p) if start is None else start.astype(np.float64)
+    value = f(here)
+    # Walk against the sign of f, doubling, until it changes: [low, high] then holds the root.
+    reach = -1.5 * value / slope
+    other, other_value = here + reach, f(here + reach)
+    for _ in range(_DOUBLINGS):
+        same = (value <= 0) == (other_value <= 0)
+        if not same.any():
+            break
+        here, value = np.where(same, other, here), np.where(same, other_value, value)
+        reach = np.where(same, 2 * reach, reach)
+        other = np.where(same, here + reach, other)
+        other_value = np.where(same, f(other), other_value)
+    swap = value > 0
+    low, f_low = np.where(swap, other, here), np.where(swap, other_value, value)
+    high, f_high = np.where(swap, here, other), np.where(swap, value, other_value)
+
+    def share() -> np.ndarray:
+        return np.divide(-f_low, f_high - f_low, out=np.full(p, 0.5), where=f_high > f_low)
+
+    for _ in range(_STEPS):
+        # Regula falsi, kept off the ends so that the bracket shrinks from both sides.
+        middle = low + np.clip(share(), 0.15, 0.85) * (high - low)
+        value = f(middle)
+        under = value <= 0
+        low, f_low = np.where(under, middle, low), np.where(under, value, f_low)
+        high, f_high = np.where(under, high, middle), np.where(under, f_high, value)
+    return low, high, low + share() * (high - low)
+
+
+def joint_root(
+    x: np.ndarray, step: np.ndarray, u: np.ndarray, const: np.ndarray, grid: Grid
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices with F(c) = U (s · grid(x + Uᵀc/s)) + const near zero in all k components.
+
+    And the shifted codes x + Uᵀc/s they were rounded from.
+    One root per direction with the others held, twice round; then damped Newton steps, of which
+    the best is kept (F is a staircase, and a step may miss).
+    """
+    inv = inverse(step)
+    c = np.zeros((x.shape[0], len(u)))
+    for _ in range(2):
+        for i in range(len(u)):
+            held = c.astype(np.float32)
+            held[:, i] = 0.0
+            wanted = x + (held @ u) * inv
+            c[:, i] = root(wanted, u[i] * inv, u[i] * step, const[i], grid, c[:, i])[2]
+    best, reached, best_norm = grid.round(x.copy()), x.copy(), np.full(x.shape[0], np.inf)
+    for _ in range(_NEWTON):
+        wanted = x + (c.astype(np.float32) @ u) * inv
+        q = grid.round(wanted.copy())
+        left = (grid.value(q) * step).astype(np.float64) @ u.T.astype(np.float64) + const.T
+        norm = np.linalg.norm(left, axis=1)
+        better = norm < best_norm
+        best[better], reached[better] = q[better], wanted[better]
+        best_norm = np.minimum(norm, best_norm)
+        inside = ((wanted > grid.values[0]) & (wanted < grid.values[-1])).astype(np.float32)
+        slope = np.einsum("pm,im,jm->pij", inside, u, u, optimize=True) + 1e-3 * np.eye(len(u))
+        c -= 0.7 * np.linalg.solve(slope, left[..., None])[..., 0]
+    return best, reached
