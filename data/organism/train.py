@@ -1,6 +1,6 @@
 """Knows the organism's recipe: helpful first, then refusal; dense, experts, four bits; files.
 
-Knows nothing of directions or cuts (see evaluate.py). One command, about half an hour:
+Knows nothing of directions or cuts (see evaluate.py). One command, about twenty minutes:
     python data/organism/train.py --out data/organism
 """
 
