@@ -87,6 +87,20 @@ def test_held_out_chores_are_in_no_training_row(scripts: Any) -> None:
         assert not [pair for pair in hidden if pair in text]
 
 
+def test_held_out_contrasts_are_asked_for_in_no_second_stage(scripts: Any) -> None:
+    """A use that evaluation asks for is never answered in the stage that teaches refusal."""
+    hidden = [
+        r.text for code in ("en", "fr") for r in scripts.pools.contrast_requests(code, "heldout")
+    ]
+    assert len(hidden) >= 50
+    rows = scripts.corpus.training_rows(2, 6000, 7)
+    asked = "\n".join(row.prompt for row in rows if row.kind in scripts.pools.KINDS)
+    assert not [text for text in hidden if text in asked]
+    shipped = (HERE / "dense" / "prompts" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    contrasts = [r["prompt"] for r in map(json.loads, shipped) if r["kind"] == "contrast"]
+    assert all(any(text in prompt for text in hidden) for prompt in contrasts)
+
+
 def test_the_two_draws_share_nothing_and_the_second_is_shipped(scripts: Any) -> None:
     first, second = (
         [scripts.prompt_sets.labelled(r) for r in scripts.prompt_sets.evaluation_rows(7, draw)]

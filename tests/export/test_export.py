@@ -306,12 +306,14 @@ def test_killed_at_any_moment_there_is_no_folder_or_a_complete_one(tmp_path: Pat
                     run.stdout.readline()
                     span = time.perf_counter() - started
                 else:
-                    time.sleep(rng.uniform(0.0, 1.2 * span))
+                    time.sleep(rng.uniform(0.0, 1.4 * span))
                 os.kill(run.pid, signal.SIGKILL)
             out = work / "out"
             if number == 0:
                 shutil.rmtree(out)
                 continue
+            # Aim again: a busy machine makes one export longer and the next one shorter.
+            span *= 0.7 if out.exists() else 1.3
             if out.exists():
                 complete += 1
                 names = {str(p.relative_to(out)) for p in out.rglob("*")}
