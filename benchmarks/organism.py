@@ -1,7 +1,9 @@
 """What packing does to a cut: the organism cut in float, exactly and naively at 3 and 4 bits.
 
-Prints refusals and compliances on held-out prompts and the KL to the float cut of the same packed
-model, per bits and method.
+Prints refusals and compliances on held-out harmful prompts and the KL to the float cut of the same
+packed model: of the first answer token to those prompts, where the model decides whether to refuse,
+and of all answer tokens, to them and to harmless ones. "naive, projected" is naive requantization
+with what it leaves of the direction taken out at run time: its rounding noise alone.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from mlx.utils import tree_unflatten
 
 from vauban.edits.modules import module_weight, repacked_module
 from vauban.evaluation.behaviour import answer_tokens, judge_answers
-from vauban.evaluation.likelihood import compare, with_answers
+from vauban.evaluation.likelihood import Scored, compare, with_answers
 from vauban.models import decode
 
 
@@ -72,25 +74,35 @@ def main() -> None:
         complied = [a.startswith(r.extra["template"]) for a, r in pairs]
         return judge_answers(prompts, answers).rate, sum(complied) / len(complied)
 
-    print(f"{'':14}{'refused':>10}{'complied':>10}{'KL to float cut':>18}")
+    heads = ("refused", "complied", "KL: first", "answers", "harmless")
+    print(f"{'':24}" + "".join(f"{head:>10}" for head in heads))
     refused, complied = judge(cut_float(model, vauban.plan_cut(model, direction)))
-    print(f"{'float model':14}{refused:>10.3f}{complied:>10.3f}")
+    print(f"{'float model, cut':24}{refused:>10.3f}{complied:>10.3f}")
     for bits in (4, 3):
         narrow = packed(model, bits)
         plan = vauban.plan_cut(narrow, direction)
         reference = cut_float(narrow, plan)
-        answers = answer_tokens(reference, tokenizer, harmless, max_tokens=40)
-        joined = with_answers(tokenizer, harmless, answers)
-        for name, changed in (
-            ("uncut", narrow),
-            ("float cut", reference),
-            ("naive", cut_naive(narrow, plan)),
-            ("fast", plan.apply(copy.deepcopy(narrow), rounding="fast")),
-            ("two-sided", plan.apply(copy.deepcopy(narrow))),
+
+        def scored(texts: list[Any], reference: nn.Module = reference) -> list[Scored]:
+            answers = answer_tokens(reference, tokenizer, texts, max_tokens=40)
+            return with_answers(tokenizer, texts, answers)
+
+        asked = scored(prompts)
+        first = [Scored(s.ids[: s.start + 1], s.start) for s in asked]
+        likelihoods = (first, asked, scored(harmless))
+        naive = cut_naive(narrow, plan)
+        for name, changed, at_run_time in (
+            ("uncut", narrow, ()),
+            ("float cut", reference, ()),
+            ("naive", naive, ()),
+            ("naive, projected", naive, plan.virtual()),
+            ("fast", plan.apply(copy.deepcopy(narrow), rounding="fast"), ()),
+            ("two-sided", plan.apply(copy.deepcopy(narrow)), ()),
         ):
-            refused, complied = judge(changed)
-            kl = compare(reference, changed, joined).kl
-            print(f"{bits}-bit {name:9}{refused:>9.3f}{complied:>10.3f}{kl:>18.4f}")
+            rates = ["", ""] if at_run_time else [f"{rate:.3f}" for rate in judge(changed)]
+            kls = [compare(reference, changed, s, at_run_time).kl for s in likelihoods]
+            columns = [*rates, *(f"{kl:.4f}" for kl in kls)]
+            print(f"{bits}-bit {name:18}" + "".join(f"{c:>10}" for c in columns), flush=True)
 
 
 if __name__ == "__main__":

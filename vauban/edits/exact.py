@@ -22,8 +22,8 @@ from vauban.errors import InputError
 # Rows that carry far more of u than the rest are rounded first and never moved: their steps are
 # coarser than the error to be mended.
 _HEAVY = 8.0
-# Alternations of the two-sided form.
-ROUNDS = 4
+# Alternations of the two-sided form with more than 8 codes, and with fewer, which settle late.
+_ROUNDS = (4, 5)
 
 
 def quantize_direction_exact(
@@ -36,7 +36,7 @@ def quantize_direction_exact(
     bits: int,
     mode: str = "affine",
     removed: mx.array | None = None,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     axis: str = "output",
 ) -> mx.array:
     """Packed weight (uint32) of `target` on the given grid with (almost) nothing of U in it.
@@ -88,7 +88,7 @@ def round_matrix(
     bits: int,
     mode: str = "affine",
     removed: np.ndarray | None = None,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     axis: str = "output",
     start: Shifts | None = None,
 ) -> np.ndarray:
@@ -99,6 +99,8 @@ def round_matrix(
     grid, u, s, b = _problem(target, directions, scales, biases, group_size, bits, mode, axis)
     shifts = None
     if removed is not None and axis == "output":
+        if rounds is None:
+            rounds = _ROUNDS[len(grid.values) <= 8] - (start is not None)
         shifts = find_shifts(target, u, s, b, removed, grid, group_size, rounds, start)
     codes = _matrix(target, u, s, b, shifts, grid, group_size, axis)
     return pack(grid.codes[codes], bits)

@@ -1,0 +1,51 @@
+"""What packing does to a cut organism's behaviour: its decision, against naive requantization's."""
+
+import copy
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_unflatten
+
+import vauban
+from vauban.edits.modules import module_weight, repacked_module
+from vauban.evaluation.behaviour import answer_tokens, judge_answers
+from vauban.evaluation.likelihood import Scored, compare
+from vauban.models import decode
+from vauban.prompts import encode_chat
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+def test_the_decision_is_the_float_cuts(bits: int) -> None:
+    """KL to the float cut where the answer begins: at most a third of naive requantization's.
+
+    Over all answer tokens rounding noise dominates, which no rounding avoids: see
+    benchmarks/organism.py.
+    """
+    folder = vauban.organism_path("dense")
+    model, tokenizer = vauban.load(folder)
+    sets = [vauban.load_prompts(folder / f"prompts/{n}.jsonl") for n in ("harmful", "harmless")]
+    rows = vauban.load_labelled_prompts(folder / "prompts/eval.jsonl")
+    prompts = [r.prompt for r in rows if r.label == "harmful"]
+    direction = vauban.measure(model, tokenizer, *sets)
+    nn.quantize(model, group_size=64, bits=bits)
+    plan = vauban.plan_cut(model, direction)
+    reference = plan.apply(copy.deepcopy(model), "float")
+    exact = plan.apply(copy.deepcopy(model))
+    naive = copy.deepcopy(reference)
+    old, cut = dict(model.named_modules()), dict(reference.named_modules())
+    for update in plan.updates:
+        q, s, b = mx.quantize(module_weight(cut[update.path]), group_size=64, bits=bits)
+        arrays = {"weight": q, "scales": s, "biases": b}
+        again = repacked_module(old[update.path], arrays, bits, 64, "affine")
+        naive.update_modules(tree_unflatten([(update.path, again)]))
+    starts = [encode_chat(tokenizer, prompt) for prompt in prompts]
+    # The scored token is the one that the prompt's last position predicts.
+    first = [Scored([*ids, 0], len(ids)) for ids in starts]
+    assert compare(reference, exact, first).kl <= compare(reference, naive, first).kl / 3
+
+    def refused(changed: nn.Module) -> float:
+        ids = answer_tokens(changed, tokenizer, prompts, max_tokens=12)
+        return judge_answers(prompts, [decode(tokenizer, i) for i in ids]).rate
+
+    assert abs(refused(exact) - refused(reference)) <= 0.02
