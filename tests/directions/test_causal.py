@@ -10,7 +10,7 @@ import vauban
 from tests.conftest import TINY, build, random_tokens
 from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds
 from vauban.interventions import Ablate, Add, Conditional, Project
-from vauban.models.resume import PromptReader, can_resume
+from vauban.models.resume import PromptReader, SharedPrefix, can_resume
 
 D = mx.random.normal((64,), key=mx.random.key(3))
 
@@ -58,6 +58,41 @@ def test_untouched_blocks_are_not_run() -> None:
     got = reader.logits([Add(D, 0.0, 2)], start=2)
     assert np.allclose(got, reader.baseline, atol=1e-4)
     assert bool(mx.isnan(reader.logits()).any())
+
+
+def test_readers_read_their_common_prefix_once_per_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two sets, one prefix: what is asked of both under one change reads it once, and rightly."""
+    model = build("llama")
+    sets = [
+        [[5, 6, 7, *random_tokens(1, n, seed=n)[0].tolist()] for n in lengths]
+        for lengths in ((9, 4), (6, 11, 3))
+    ]
+    prefix = SharedPrefix(model, [*sets[0], *sets[1]], record=True)
+    assert prefix.tokens == [5, 6, 7]
+    readers = [PromptReader(model, lists, prefix=prefix) for lists in sets]
+    reads: list[int] = []
+    run = SharedPrefix._run
+
+    def counted(self: Any, interventions: Any, start: int) -> Any:
+        reads.append(start)
+        return run(self, interventions, start)
+
+    monkeypatch.setattr(SharedPrefix, "_run", counted)
+    for change, start in ((Ablate(D), 0), (Add(D, 2.0, 2), 2), (Ablate(D, [1]), 1)):
+        for reader, lists in zip(readers, sets, strict=True):
+            got = reader.logits([change], start)
+            expected = mx.concatenate(
+                [
+                    vauban.forward(model, mx.array([p]), interventions=[change]).logits[:, -1]
+                    for p in lists
+                ]
+            )
+            assert float(mx.abs(got - expected).max()) <= 1e-4 * float(mx.abs(expected).max())
+    assert reads == [0, 2, 1]
+    with pytest.raises(vauban.InputError, match="shared prefix of 3 tokens"):
+        PromptReader(model, [[5, 6, 7], [1, 2, 3, 4]], prefix=prefix)
 
 
 def naive(

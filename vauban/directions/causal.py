@@ -33,7 +33,7 @@ from vauban.directions.selection import (
 from vauban.errors import InputError, VaubanWarning
 from vauban.interventions import Ablate, Add, Intervention, Project
 from vauban.models import anatomy
-from vauban.models.resume import PromptReader
+from vauban.models.resume import PromptReader, SharedPrefix
 from vauban.prompts import encode_chat
 
 Progress = Callable[[str, int, int], None]
@@ -73,9 +73,10 @@ def select_direction(
             `multipliers`
 
     `scope` "all" removes at every block, "local" at the candidate's own (an addition always is).
-    `scores="needed"` measures induce first, then KL of the survivors, then bypass of theirs; the
-    choice is the same. Residuals before a change are not computed again, and the prompts' common
-    prefix is read once per change. `refusal_tokens`: default `refusal_token_ids`.
+    `scores="needed"` measures induce first, KL where that survives, then bypass where both do; the
+    choice is the same. Residuals before a change are not computed again, and the prefix that all
+    prompts of both sets share is read once per change. `refusal_tokens`: by default
+    `refusal_token_ids`.
 
     Raises InputError for empty prompts, unknown options and candidates of the wrong size,
     NoCandidate when none passes. Warns when the refusal tokens carry no mass on `harmful`.
@@ -96,15 +97,17 @@ def select_direction(
     _check_table(table, parts.n_layers, parts.d_model)
     ids = _token_ids(tokenizer, refusal_tokens, parts.vocabulary)
     local = scope == "local" or kind == "add"
+    encoded = {
+        "harmful": [encode_chat(tokenizer, p) for p in harmful],
+        "harmless": [encode_chat(tokenizer, p) for p in harmless],
+    }
+    prefix = SharedPrefix(model, [*encoded["harmful"], *encoded["harmless"]], record=True)
     readers = {
-        "harmful": PromptReader(
-            model, [encode_chat(tokenizer, p) for p in harmful],
-            record=local, batch_size=batch_size,
-        ),
-        "harmless": PromptReader(
-            model, [encode_chat(tokenizer, p) for p in harmless], batch_size=batch_size
-        ),
-    }  # fmt: skip
+        name: PromptReader(
+            model, lists, record=local or name == "harmless", batch_size=batch_size, prefix=prefix
+        )
+        for name, lists in encoded.items()
+    }
     base = {name: refusal_log_odds(r.baseline, ids) for name, r in readers.items()}
     mass = refusal_mass(readers["harmful"].baseline, ids)
     notes = [check_mass(mass, readers["harmful"].baseline, ids, tokenizer)]
@@ -128,33 +131,30 @@ def select_direction(
         change = Ablate(vector, at) if kind == "ablate" else Project(vector, 1.0, at)
         return [change], key[1] if local else 0
 
-    def induce(key: Key, vector: mx.array) -> float:
-        raw = vector if vector.ndim == 1 else vector[0]
-        return max(
-            _mean(refusal_log_odds(readers["harmless"].logits([Add(raw, m, key[1])], key[1]), ids))
-            for m in multipliers
-        )
-
-    def kl(key: Key, vector: mx.array) -> float:
-        changed = readers["harmless"].logits(*removal(key, vector))
-        return _mean(last_token_kl(readers["harmless"].baseline, changed))
-
-    def bypass(key: Key, vector: mx.array) -> float:
-        return _mean(refusal_log_odds(readers["harmful"].logits(*removal(key, vector)), ids))
+    def score(name: str, key: Key, vector: mx.array, change: tuple[Any, int]) -> float:
+        if name == "induce":
+            raw = vector if vector.ndim == 1 else vector[0]
+            added = [readers["harmless"].logits([Add(raw, m, key[1])], key[1]) for m in multipliers]
+            return max(_mean(refusal_log_odds(logits, ids)) for logits in added)
+        if name == "kl":
+            changed = readers["harmless"].logits(*change)
+            return _mean(last_token_kl(readers["harmless"].baseline, changed))
+        return _mean(refusal_log_odds(readers["harmful"].logits(*change), ids))
 
     def out(number: int) -> bool:
         """Whether a candidate is known to be out by what has been measured of it."""
         known = drop_reason(records[number], limit, kl_threshold, induce_threshold)
         return bool(reasons[number] or known)
 
-    measures = {"induce": induce, "kl": kl, "bypass": bypass}
-    for stage, (name, score) in enumerate(measures.items()):
-        for number, (key, vector) in enumerate(table.items()):
-            # A zero difference has no direction to remove: not even "all" can score it.
-            if not (out(number) if scores == "needed" else reasons[number]):
-                records[number][name] = score(key, vector)
+    for number, (key, vector) in enumerate(table.items()):
+        # A zero difference has no direction to remove: not even "all" can score it.
+        change = None if reasons[number] else removal(key, vector)
+        # KL and bypass come after one another: both read the prefix under the same change.
+        for stage, name in enumerate(("induce", "kl", "bypass")):
+            if change is not None and not (scores == "needed" and out(number)):
+                records[number][name] = score(name, key, vector, change)
             if progress:
-                progress("select", stage * len(table) + number + 1, 3 * len(table))
+                progress("select", 3 * number + stage + 1, 3 * len(table))
     given: list[dict[str, Any]] = [
         {**record, "reason": reason} if reason else record
         for record, reason in zip(records, reasons, strict=True)

@@ -10,13 +10,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from vauban._arrays import floats
 from vauban.directions.estimators import Direction, check_labelled
-from vauban.directions.linear import KINDS, row_scale, solve, span_of
+from vauban.directions.linear import FLOAT, KINDS, row_scale, solve, span_of
 from vauban.errors import InputError
 
 
 def float64_rows(X: mx.array) -> np.ndarray:
-    """X (n, d) in float64; InputError when it holds NaN or inf."""
+    """X (n, ..., d) in float64; InputError when it holds NaN or inf."""
     rows = np.array(X.astype(mx.float32), dtype=np.float64)
     if not np.isfinite(rows).all():
         raise InputError("X holds NaN or inf; expected finite activations")
@@ -54,11 +55,13 @@ def fit_classifier(
     """
     check_options(kind, C, scale)
     _, labels = check_labelled(X, y)
-    rows = float64_rows(X)
-    factor = scale or row_scale(rows)
-    span = span_of(rows / factor)
-    w, bias = solve(kind, span.coordinates, labels, C, span.d)
-    vector = span.lift(w) / factor
-    if not np.linalg.norm(vector) > 0:
+    with mx.stream(mx.cpu):
+        rows = mx.array(float64_rows(X)[None], dtype=FLOAT)
+        factor = row_scale(rows)[0] if scale is None else mx.array(scale, dtype=FLOAT)
+        span = span_of(rows / factor)
+        w, bias = solve(kind, span.coordinates, labels, C, span.d)
+        vector = (span.lift(w[0], 0) / factor).astype(mx.float32)
+        norm = floats(mx.linalg.norm(vector))[0]
+    if not norm > 0:
         raise InputError(f"the {kind} classifier found no direction: the classes are equal")
-    return Direction(mx.array(vector.astype(np.float32)), bias, kind)
+    return Direction(vector, floats(bias)[0], kind)

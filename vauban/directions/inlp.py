@@ -1,7 +1,8 @@
 """Iterative null-space projection (Ravfogel et al. 2020): classifier after classifier, projected.
 
-Works in the span of the training rows and keeps the directions in the order they were found.
-Knows arrays only; never forms a d x d matrix unless one is asked for.
+Checks, splits, scales and reports; `extraction` does the search, in the span of the training rows,
+on all layers and positions at once. Knows arrays only; never forms a d x d matrix unless one is
+asked for.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from vauban._arrays import floats
 from vauban.directions.classifiers import check_options, float64_rows
 from vauban.directions.estimators import check_labelled
-from vauban.directions.linear import Span, row_scale, solve, span_of
+from vauban.directions.extraction import Rule, search_stack
+from vauban.directions.linear import FLOAT, row_scale, span_of
 from vauban.errors import InputError, VaubanWarning
+
+Progress = Callable[[str, int, int], None]
+# A stack of problems may take this much; beyond it they are solved in several.
+STACK_BYTES = 2**29
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +123,10 @@ def fit_inlp(
     (True, True)
     """
     _, labels = check_labelled(X, y)
-    rows = float64_rows(X)
-    split = _split(labels, _distinct(rows), dev_fraction, seed)
+    split = _split(labels, _distinct(np.array(X.astype(mx.float32))), dev_fraction, seed)
     return _fit(
-        rows, labels, split, kind, C, max_rank, min_accuracy, patience, scale
-    )  # fmt: skip
+        X[:, None], labels, split, kind, C, max_rank, min_accuracy, patience, scale, None
+    )[0]  # fmt: skip
 
 
 def fit_inlp_batch(
@@ -135,13 +141,13 @@ def fit_inlp_batch(
     patience: int = 2,
     scale: float | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[tuple[int, ...], INLPResult]:
     """`fit_inlp` at every (residual, position) of X (n, ..., d), over one common split.
 
     Returns {index over the middle axes: result}, so with the values of `collect_activations`
-    found[residual, column]. The work of a problem lies in matrices of n x n, and a stack of them
-    is no faster than one after the other; each is scaled by its own mean row norm.
+    found[residual, column]. Each problem is scaled by its own mean row norm. All of them are
+    solved as one stack, or as few as fit into half a GiB.
 
     >>> import mlx.core as mx
     >>> X = mx.random.normal((30, 3, 2, 8), key=mx.random.key(0))
@@ -154,17 +160,13 @@ def fit_inlp_batch(
     _, labels = check_labelled(flat, y)
     # A prompt is repeated only when it is the same at every layer and position: the embedding of
     # a template's token is the same in all prompts.
-    split = _split(labels, _distinct(float64_rows(flat)), dev_fraction, seed)
-    places = list(itertools.product(*(range(n) for n in X.shape[1:-1])))
-    found = {}
-    for done, place in enumerate(places, start=1):
-        rows = float64_rows(X[(slice(None), *place)])
-        found[place] = _fit(
-            rows, labels, split, kind, C, max_rank, min_accuracy, patience, scale
-        )  # fmt: skip
-        if progress:
-            progress("inlp", done, len(places))
-    return found
+    split = _split(labels, _distinct(np.array(flat.astype(mx.float32))), dev_fraction, seed)
+    places = itertools.product(*(range(n) for n in X.shape[1:-1]))
+    found = _fit(
+        X.reshape(X.shape[0], -1, X.shape[-1]), labels, split,
+        kind, C, max_rank, min_accuracy, patience, scale, progress,
+    )  # fmt: skip
+    return dict(zip(places, found, strict=True))
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:
@@ -210,9 +212,11 @@ def _split(
 
 
 def _fit(
-    rows: np.ndarray, labels: np.ndarray, split: tuple[np.ndarray, np.ndarray], kind: str,
-    C: float, max_rank: int, min_accuracy: float | str, patience: int, scale: float | None,
-) -> INLPResult:  # fmt: skip
+    X: mx.array, labels: np.ndarray, split: tuple[np.ndarray, np.ndarray], kind: str, C: float,
+    max_rank: int, min_accuracy: float | str, patience: int, scale: float | None,
+    progress: Progress | None,
+) -> list[INLPResult]:  # fmt: skip
+    """One result for each problem of X (n, problems, d), as many at once as fit."""
     check_options(kind, C, scale)
     if max_rank < 1 or patience < 1:
         raise InputError(f"max_rank is {max_rank}, patience {patience}; expected at least 1")
@@ -224,52 +228,41 @@ def _fit(
         threshold = majority + 2.0 * 0.5 / dev.size**0.5
     else:
         threshold = float(min_accuracy)
-    factor = scale or row_scale(rows[train])
-    span = span_of(rows[train] / factor)
-    found, accepted, tried = _iterate(
-        span, span.of(rows[dev] / factor), labels[train], labels[dev],
-        kind, C, max_rank, threshold, patience,
-    )  # fmt: skip
-    directions = span.lift(found)
-    mean = rows[train].mean(axis=0)
-    cosines = np.abs(directions @ mean) / max(float(np.linalg.norm(mean)), 1e-300)
-    return INLPResult(
-        mx.array(directions.astype(np.float32)), tuple(accepted), majority, threshold,
-        tuple(tried), tuple(float(c) for c in cosines), factor, kind, C,
-    )  # fmt: skip
+    rule = Rule(max_rank, threshold, patience)
+    results: list[INLPResult] = []
+    _, problems, d = X.shape
+    stack = max(1, STACK_BYTES // _problem_bytes(train.size, dev.size, d))
+    for first in range(0, problems, stack):
+
+        def tell(done: int, first: int = first) -> None:
+            if progress:
+                progress("inlp", first + done, problems)
+
+        values = float64_rows(X[:, first : first + stack])
+        with mx.stream(mx.cpu):
+            rows = mx.array(values.swapaxes(0, 1), dtype=FLOAT)
+            fitted, held = rows[:, mx.array(train)], rows[:, mx.array(dev)]
+            scales = row_scale(fitted) if scale is None else mx.full((len(rows),), scale, FLOAT)
+            span = span_of(fitted / scales[:, None, None])
+            searches = search_stack(
+                span, span.of(held / scales[:, None, None]), labels[train], labels[dev],
+                kind, C, rule, tell,
+            )  # fmt: skip
+            for k, (search, factor, mean) in enumerate(
+                zip(searches, floats(scales), fitted.mean(axis=1), strict=True)
+            ):
+                V = span.lift(search.directions, k)
+                cosines = mx.abs(V @ mean) / mx.maximum(mx.linalg.norm(mean), 1e-300)
+                found = INLPResult(
+                    V.astype(mx.float32), tuple(search.accepted), majority, threshold,
+                    tuple(search.tried), tuple(floats(cosines)), factor, kind, C,
+                )  # fmt: skip
+                mx.eval(found.directions)
+                results.append(found)
+    return results
 
 
-def _iterate(
-    span: Span, held: np.ndarray, y: np.ndarray, y_held: np.ndarray, kind: str,
-    C: float, max_rank: int, threshold: float, patience: int,
-) -> tuple[np.ndarray, list[float], list[float]]:  # fmt: skip
-    """Accepted directions (k, r) in span coordinates, their accuracies, and all accuracies."""
-    x = span.coordinates.copy()
-    size = float(np.linalg.norm(x))
-    # Directions set aside stay here, so that the next classifier looks elsewhere, but not in V.
-    removed = np.zeros((0, x.shape[1]))
-    kept: list[np.ndarray] = []
-    accepted: list[float] = []
-    tried: list[float] = []
-    failures = 0
-    while len(kept) < max_rank and failures < patience and len(removed) < x.shape[1]:
-        w, bias = solve(kind, x, y, C, span.d)
-        for _ in range(2):
-            # Orthogonal already up to rounding, which two passes take off.
-            w = w - removed.T @ (removed @ w)
-        norm = float(np.linalg.norm(w))
-        if norm <= 1e-9 or np.linalg.norm(x) <= 1e-9 * size:
-            break
-        accuracy = float((((held @ w) + bias > 0) == y_held).mean())
-        tried.append(accuracy)
-        v = w / norm
-        if accuracy >= threshold:
-            kept.append(v)
-            accepted.append(accuracy)
-            failures = 0
-        else:
-            failures += 1
-        removed = np.vstack([removed, v])
-        x -= np.outer(x @ v, v)
-        held = held - np.outer(held @ v, v)
-    return np.array(kept).reshape(len(kept), span.coordinates.shape[1]), accepted, tried
+def _problem_bytes(train: int, dev: int, d: int) -> int:
+    """What one problem holds at its peak, in float64: rows, basis and the squares of a step."""
+    r = min(train, d)
+    return 8 * (4 * (train + dev) * (d + r) + 6 * r * r)
