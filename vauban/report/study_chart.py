@@ -7,6 +7,7 @@ means, blue INLP, green classifier weights, as in the chart of the study it repe
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _draw(panel: Any, block: Mapping[str, Any]) -> None:
         at = [x + (number - (len(bars) - 1) / 2) * width for x in range(len(metrics))]
         gains = [by_name[name]["delta"]["clipped"] for name in metrics]
         panel.bar(
-            at, [g or 0.0 for g in gains], width, label=f"{bar['family']}: {bar['name']}",
+            at, [g or 0.0 for g in gains], width, label=f"{bar['family']}: {_plain(bar['name'])}",
             color=COLOURS[_key(bar)],
         )  # fmt: skip
         for x, name, gain in zip(at, metrics, gains, strict=True):
@@ -139,6 +140,11 @@ def _whisker(figure: Mapping[str, Any]) -> tuple[float, float]:
     if figure["better"] == "lower":
         ends = [-end for end in reversed(ends)]
     return max(-1.0, min(1.0, ends[0])), max(-1.0, min(1.0, ends[1]))
+
+
+def _plain(name: str) -> str:
+    """A condition's name without the rank, which differs between the models of one chart."""
+    return re.sub(r" \(rank [^)]*\)", "", name)
 
 
 def _wrapped(text: str) -> str:
