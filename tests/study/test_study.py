@@ -27,6 +27,8 @@ SMALL = {
     "scopes": ["all"],
     "ranks": [1],
     "validation": 8,
+    # Refusal is complete at residual 4 of 6, which the default leaves out.
+    "prune_layers": 0.1,
 }
 
 
@@ -140,6 +142,7 @@ methods = ["ablation", "nullspace"]
 scopes = ["all"]
 ranks = [1]
 validation = 8
+prune_layers = 0.1
 [eval]
 num_prompts = 16
 max_tokens = 40

@@ -123,8 +123,8 @@ def measure(
             model, tokenizer, offered, tested["harmful"], tested["harmless"],
             (wanted[column], residual),
             # The layers are those of "auto": int(0.8 · L) itself is still offered.
-            **{"prune_layers": 0.0, "batch_size": batch_size, "progress": progress},
-            **(selection or {}),
+            **{"prune_layers": 0.0, "batch_size": batch_size, "progress": progress,
+               **(selection or {})},
         )  # fmt: skip
         column = wanted.index(position)
         facts["selection"] = found.to_dict() if found else None
