@@ -86,9 +86,9 @@ def compose(
         return Condition(name, "composition", "other", "all", tuple(changes))
 
     return facts, [
-        condition("each layer's own direction, measured once", once),
-        condition("each layer's own direction, measured again after the cuts before it", again),
-        condition("second pass: direction measured again after the cut", [
+        condition("per-layer directions, measured once", once),
+        condition("per-layer directions, remeasured", again),
+        condition("second pass after the cut", [
             Ablate(mx.stack([choice.vector, left]))
         ]),
     ]  # fmt: skip
