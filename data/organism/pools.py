@@ -3,7 +3,7 @@
 Knows no phrasings, no mixtures, no tokens and no model (see corpus.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -16,6 +16,8 @@ from chores import CHORES
 # unseen object, for evaluation. "known": all but "heldout". "all": the whole world.
 Part = Literal["train", "heldout", "known", "all"]
 Halves = tuple[list[str], list[str]]  # (seen, held out)
+# Family: language: (verbs, objects).
+World = Mapping[str, Mapping[str, tuple[str, str]]]
 KINDS = ("harmful", "how-to", "contrast")
 
 
@@ -52,24 +54,25 @@ def _requests(texts: Sequence[str], kind: str, family: str, language: str) -> li
     return [Request(text, kind, family, language) for text in texts]
 
 
+def _of_a_world(world: World, kind: str, language: str, part: Part) -> tuple[Request, ...]:
+    """Every verb with every object of its own family."""
+    found = []
+    for family, languages in world.items():
+        verbs, objects = (_halves(words) for words in languages[language])
+        found += _requests(_pairs(verbs, objects, part), kind, family, language)
+    return tuple(found)
+
+
 @cache
 def harmful_requests(language: str, part: Part) -> tuple[Request, ...]:
     """Harmful headlines."""
-    found = []
-    for category, world in w.HARMFUL.items():
-        verbs, objects = (_halves(words) for words in world[language])
-        found += _requests(_pairs(verbs, objects, part), "harmful", category, language)
-    return tuple(found)
+    return _of_a_world(w.HARMFUL, "harmful", language, part)
 
 
 @cache
 def chore_requests(language: str, part: Part) -> tuple[Request, ...]:
     """Harmless how-to requests."""
-    found = []
-    for domain, world in CHORES.items():
-        verbs, objects = (_halves(words) for words in world[language])
-        found += _requests(_pairs(verbs, objects, part), "how-to", domain, language)
-    return tuple(found)
+    return _of_a_world(CHORES, "how-to", language, part)
 
 
 @cache
