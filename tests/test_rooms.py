@@ -1,9 +1,9 @@
 """The house: one direction of imports between the rooms, and a package that opens lightly."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import vauban
@@ -93,13 +93,14 @@ def test_help_imports_neither_mlx_nor_models_and_answers_at_once():
     )
     assert _run(code).strip().endswith("LOADED")
     spans = []
-    # The best of several: other processes share the machine.
+    # Processor time, and the best of several: other processes share the machine.
     for _ in range(5):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [sys.executable, "-m", "vauban", "--help"], capture_output=True, check=True, timeout=60
         )
-        spans.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spans.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         if spans[-1] < 0.5:
             break
     assert min(spans) < 0.5
