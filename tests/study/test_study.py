@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,28 @@ def test_prompts_in_two_sets_are_refused(tmp_path: Path) -> None:
     own = vauban.load_prompts(vauban.organism_path("dense") / "prompts" / "harmful.jsonl")
     with pytest.raises(InputError, match="both classes"):
         run_study(small(tmp_path / "out", data={"harmless": own}))
+
+
+def test_a_method_without_candidates_is_left_out_and_said(tmp_path: Path) -> None:
+    """No first classifier is perfect on permuted classes; the other methods go on."""
+    path = vauban.organism_path("dense")
+    mixed = [
+        p
+        for name in ("harmful", "harmless")
+        for p in vauban.load_prompts(path / f"prompts/{name}.jsonl")[:40]
+    ]
+    config = small(
+        tmp_path / "out",
+        study={"models": [str(path)], **SMALL, "methods": ["ablation", "flip"]},
+        data={"harmful": mixed[::2], "harmless": mixed[1::2]},
+        inlp={"min_accuracy": 1.0},
+        eval={"num_prompts": 4, "max_tokens": 8},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vauban.VaubanWarning)
+        block = run_study(config).document["models"][0]
+    assert {c["method"] for c in block["conditions"]} == {"baseline", "ablation", "composition"}
+    assert any("nullspace is left out" in text for text in block["warnings"])
 
 
 def test_a_guard_that_cannot_be_read_is_reported_and_never_safe(

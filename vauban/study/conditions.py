@@ -55,10 +55,14 @@ BASELINE = Condition("baseline", "baseline", "other", "none", (), ())
 def conditions(
     fits: Fits, choices: Mapping[Selected, Choice], config: StudyConfig
 ) -> list[Condition]:
-    """The baseline, then every condition that the configuration asks for, in its order."""
+    """The baseline, then every condition that the configuration asks for, in its order.
+
+    Methods whose place could not be chosen are left out.
+    """
     found = [BASELINE]
     for method in config.study.methods:
-        found += _MAKERS[method](fits, choices, config)
+        if method not in NEEDED or NEEDED[method] in choices:
+            found += _MAKERS[method](fits, choices, config)
     names = [c.name for c in found]
     assert len(set(names)) == len(names), names
     return found

@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from vauban.config import StudyConfig
+from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
 from vauban.evaluation import Metric
 from vauban.export import check_output, staged
@@ -240,24 +241,33 @@ def _choices(
     path: str, opened: Opened, fits: Fits, validation: Mapping[str, list[str]],
     config: StudyConfig, journal: Journal, progress: Progress | None,
 ) -> dict[Selected, Choice]:  # fmt: skip
-    """The matched selection of every method that the configuration needs."""
+    """The matched selection of every method that the configuration needs.
+
+    A method without any candidate is left out, with a warning: other models may have one.
+    """
     wanted = dict.fromkeys(NEEDED[m] for m in config.study.methods if m in NEEDED)
     found: dict[Selected, Choice] = {}
     for method in wanted:
         made: list[Choice] = []
 
         def work(method: Selected = method, made: list[Choice] = made) -> dict[str, Any]:
-            made.append(
-                choose(
+            try:
+                choice = choose(
                     opened.model, opened.tokenizer, method, fits,
                     validation["harmful"], validation["harmless"], config,
                     _within(progress, method),
-                )
-            )  # fmt: skip
-            return json_safe(made[0].to_dict())
+                )  # fmt: skip
+            except NoCandidate as error:
+                return {"left_out": str(error)}
+            made.append(choice)
+            return json_safe(choice.to_dict())
 
         record = journal.once(f"{path}: choice of {method}", work)
-        found[method] = made[0] if made else Choice.from_dict(record, method, fits)
+        if "left_out" in record:
+            text = f"what stands on the choice of {method} is left out: {record['left_out']}"
+            warnings.warn(text, VaubanWarning, stacklevel=2)
+        else:
+            found[method] = made[0] if made else Choice.from_dict(record, method, fits)
     return found
 
 
