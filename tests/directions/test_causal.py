@@ -8,6 +8,7 @@ import pytest
 
 import vauban
 from tests.conftest import TINY, build, random_tokens
+from vauban.directions.causal import choose_causally
 from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds
 from vauban.interventions import Ablate, Add, Conditional, Project
 from vauban.models.resume import PromptReader, SharedPrefix, can_resume
@@ -295,3 +296,9 @@ def test_measure_falls_back_where_no_word_of_refusal_is_one_token(
     found = vauban.measure(model, tokenizer, *sets, layer="causal")
     assert found.layer_index == vauban.measure(model, tokenizer, *sets).layer_index
     assert any("is a single token" in w for w in found.warnings)
+
+
+def test_a_model_of_one_block_has_nothing_to_choose(tiny: Any) -> None:
+    """Its only residual is taken, and the result says that nothing was compared."""
+    key, found, notes = choose_causally(tiny("llama"), None, {}, ["a"], ["b"], (-1, 1))
+    assert key == (-1, 1) and found is None and "one residual" in notes[0]

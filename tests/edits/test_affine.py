@@ -9,6 +9,7 @@ import pytest
 
 import vauban
 from tests.conftest import random_tokens
+from vauban.edits.affine import harmless_values, projection_values
 
 VALUES = [0.5, -1.0, 2.0, 2.0, -3.5]
 
@@ -71,7 +72,10 @@ def test_without_a_bias_it_is_a_run_time_matter_and_said(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.5}, "alpha=0.5"),
+        ({"alpha": 0.5}, "has 0.5"),
+        ({"components": ("attention",)}, r"down_proj has 0 "),
+        ({"components": {"attention": 1.0, "mlp": 0.5}}, r"down_proj has 0.5 "),
+        ({"layer_weights": {2: 0.5}}, r"layers\.2.*has 0.5 "),
         ({"norm_preserve": "column"}, "norm_preserve"),
         ({"embedding": False}, "kept"),
         ({"set_to": {0: 1.0}}, "the last one among them"),
@@ -82,6 +86,21 @@ def test_without_a_bias_it_is_a_run_time_matter_and_said(tiny: Any) -> None:
 def test_bad_input(tiny: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(vauban.InputError, match=message):
         vauban.plan_cut(tiny("llama_bias"), unit(), **{"set_to": 1.0, **options})
+
+
+def test_harmless_stands_for_the_class_means() -> None:
+    """Their projections at residuals 1 to L; residual 0 takes the next one's."""
+    path = vauban.organism_path("dense")
+    model, tokenizer = vauban.load(path)
+    sets = [vauban.load_prompts(path / f"prompts/{n}.jsonl")[:12] for n in ("harmful", "harmless")]
+    result = vauban.measure(model, tokenizer, *sets, layer=3)
+    values = harmless_values(result)
+    by_hand = np.array(result.means[0], np.float64) @ np.array(result.direction, np.float64)
+    assert list(values) == list(range(1, 7))
+    assert np.allclose(list(values.values()), by_hand, atol=1e-3)
+    assert projection_values(values, 6) == [values[1], *values.values()]
+    with pytest.raises(vauban.InputError, match="no bias behind its MLP"):
+        vauban.plan_cut(model, result, set_to="harmless")
 
 
 def test_the_harmless_mean_on_the_organism_written_and_read_back(tmp_path: Path) -> None:

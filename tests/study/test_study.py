@@ -161,7 +161,7 @@ def test_a_killed_study_goes_on_where_it_was(
     file.write_text(CONFIG.format(model=str(vauban.organism_path("dense"))).replace("'", '"'))
     command = [sys.executable, "-m", "vauban", "study", str(file), "--json"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -172,7 +172,10 @@ def test_a_killed_study_goes_on_where_it_was(
         )
         time.sleep(0.02)
     os.kill(process.pid, how)
-    process.communicate(timeout=60)
+    _, told = process.communicate(timeout=60)
+    if how == signal.SIGTERM:
+        # Like Ctrl-C: the work is kept, and the message says so.
+        assert "kept" in told and "goes on from there" in told
     assert lines >= 4 and process.returncode != 0
     assert not (tmp_path / "out").exists()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)

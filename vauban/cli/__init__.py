@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-written is left.", 130, arguments)
+        return _fail(_interrupted(arguments), 130, arguments)
     except InputError as error:
         return _fail(str(error), 2, arguments)
     except VaubanError as error:
@@ -99,6 +99,15 @@ def _handler(name: str) -> Callable[..., int]:
         "evaluate": stages.evaluate,
     }
     return handlers[name]
+
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    if arguments[:1] == ["study"]:
+        return (
+            "interrupted; what was finished is kept in a hidden folder beside the output, and the "
+            "same command goes on from there."
+        )
+    return "interrupted; nothing half-written is left."
 
 
 def _fail(message: str, code: int, arguments: Sequence[str]) -> int:

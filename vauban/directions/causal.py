@@ -186,9 +186,11 @@ def choose_causally(
 ) -> tuple[Key, SelectionResult | None, list[str]]:
     """(position, residual) by `select_direction` with the scores that are needed.
 
-    Where no candidate passes, or no word of refusal is one token of the tokenizer, `fallback` is
-    returned with a note that says so.
+    Where no candidate is given or passes, or no word of refusal is one token of the tokenizer,
+    `fallback` is returned with a note that says so.
     """
+    if not candidates:
+        return fallback, None, ["there is one residual to choose from, so nothing was compared"]
     if options.get("refusal_tokens") is None:
         try:
             options["refusal_tokens"] = refusal_token_ids(tokenizer)

@@ -5,7 +5,7 @@ Planning reads shapes and gains, no weights. Knows models through `vauban.models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -118,7 +118,8 @@ def plan_cut(
     constants: tuple[Add, ...] = ()
     targets: list[float] | None = None
     if set_to is not None:
-        _check_affine(basis, alpha, norm_preserve, preserve, sparse, how)
+        _check_affine(basis, norm_preserve, preserve, sparse, how)
+        _check_whole(updates, writers)
         values = harmless_values(direction_or_basis) if set_to == "harmless" else set_to
         targets = projection_values(values, parts.n_layers)
         updates, constants = add_constants(model, updates, writers, basis[0], targets)
@@ -141,12 +142,11 @@ def plan_cut(
 
 
 def _check_affine(
-    basis: mx.array, alpha: float, norm_preserve: NormMode, preserve: Any, sparse: Any, how: str
+    basis: mx.array, norm_preserve: NormMode, preserve: Any, sparse: Any, how: str
 ) -> None:
     """An affine cut replaces one direction's whole share; nothing else may write along it."""
     wrong = {
         f"{basis.shape[0]} directions": basis.shape[0] != 1,
-        f"alpha={alpha}": alpha != 1.0,
         f"norm_preserve={norm_preserve!r}": norm_preserve is not None,
         "preserve": preserve is not None,
         "sparse": sparse is not None,
@@ -157,6 +157,17 @@ def _check_affine(
         raise InputError(
             f"set_to goes with a whole cut of one direction whose embedding is cut apart from the "
             f"head, not with {', '.join(given)}"
+        )
+
+
+def _check_whole(updates: Sequence[Update], writers: Sequence[Writer]) -> None:
+    """Whatever still writes along the direction would be added to the values."""
+    factors = {u.path: u.alpha for u in updates}
+    partly = [w.path for w in writers if factors.get(w.path) != 1.0]
+    if partly:
+        raise InputError(
+            f"set_to goes with a cut of every writer at alpha 1; {partly[0]} has "
+            f"{factors.get(partly[0], 0.0):g} (layers, components, alpha and layer_weights decide)"
         )
 
 

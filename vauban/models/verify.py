@@ -20,6 +20,7 @@ from vauban.errors import ArchitectureError
 from vauban.models.anatomy import Anatomy, anatomy, is_half
 from vauban.models.caches import copied, held, stretched
 from vauban.models.families import BLOCKS_NOT_CALLED, family_of
+from vauban.models.loading import device_info
 from vauban.models.paths import by_hand, by_tap
 from vauban.models.taps import Stream
 from vauban.models.walk import Place
@@ -127,7 +128,8 @@ def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list
     if not long:
         return prompts, width, []
     size = sum(array.nbytes for array in held(cache)) * window // width
-    if size > _LARGEST_CACHE:
+    # The filled caches, a copy that is read, and what the blocks make of it.
+    if size > min(_LARGEST_CACHE, device_info().memory_available // 4):
         note = f"its window of {window} is longer than the check: caches of {size / 2**30:.1f} GiB"
         return prompts, width, [note]
     # Half of the tokens lie before the window's edge, half behind it.
@@ -145,10 +147,11 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     The prompt is longer than any sliding window. One up to 2048 tokens is read in full; for a
     longer one 48 tokens are read fresh, and 48 more across the window's edge, on caches whose
     earlier keys and values repeat the first ones'. Only where such caches would take more than
-    4 GiB is the window not reached, and the note says so. Logits must agree to 1e-4 of the largest
-    one (2e-2 in half precision), and the explicit loop's residuals with those that the tap
-    records. On agreement the explicit loop is used, else the tap, which is compared in the same
-    way. Raises ArchitectureError when neither agrees or the model puts out NaN.
+    4 GiB, or a quarter of the free memory, is the window not reached, and the note says so. Logits
+    must agree to 1e-4 of the largest one (2e-2 in half precision), and the explicit loop's
+    residuals with those that the tap records. On agreement the explicit loop is used, else the
+    tap, which is compared in the same way. Raises ArchitectureError when neither agrees or the
+    model puts out NaN.
     """
     known = getattr(model, "_vauban_check", None)
     if known is not None:

@@ -25,14 +25,14 @@ from vauban.evaluation import (
     check_benchmarks,
     compare,
     is_degenerate,
-    judge_answers,
+    measure_behaviour,
     measure_perplexity,
     run_benchmarks,
     task_accuracy,
     with_answers,
 )
 from vauban.interventions import Intervention
-from vauban.models import decode, load
+from vauban.models import load
 from vauban.pipeline.sources import EvalRows
 from vauban.prompts import LabelledPrompt, answer_chats, load_texts
 from vauban.report import shorten
@@ -68,7 +68,10 @@ class Instruments:
     @cached_property
     def _unchanged(self) -> list[list[int]]:
         """Greedy answers of the unchanged model to the harmless prompts, on which KL is taken."""
-        return self._answers([row.prompt for row in self.rows.harmless], ())
+        return answer_tokens(
+            self.model, self.tokenizer, [row.prompt for row in self.rows.harmless],
+            max_tokens=self.config.eval.max_tokens,
+        )  # fmt: skip
 
     def measure(
         self,
@@ -109,26 +112,17 @@ class Instruments:
             ],
         }
 
-    def _answers(
-        self,
-        prompts: Sequence[str],
-        interventions: Sequence[Intervention],
-        progress: Progress | None = None,
-    ) -> list[list[int]]:
-        return answer_tokens(
-            self.model, self.tokenizer, prompts, max_tokens=self.config.eval.max_tokens,
-            interventions=interventions, progress=progress,
-        )  # fmt: skip
-
     def _behaviour(
         self,
         prompts: Sequence[str],
         interventions: Sequence[Intervention],
         progress: Progress | None,
     ) -> Behaviour:
-        ids = self._answers(prompts, interventions, progress)
-        answers = [decode(self.tokenizer, i) for i in ids]
-        return judge_answers(prompts, answers, phrases=self.config.eval.refusal_phrases)
+        return measure_behaviour(
+            self.model, self.tokenizer, prompts, interventions=interventions,
+            max_tokens=self.config.eval.max_tokens, phrases=self.config.eval.refusal_phrases,
+            progress=progress,
+        )  # fmt: skip
 
     def _unsafe(self, guard: GuardResult | None) -> Metric:
         if guard is None:

@@ -344,5 +344,5 @@ def _key(config: StudyConfig) -> str:
 
 def _files(config: StudyConfig) -> Sequence[str]:
     given = (config.data.harmful, config.data.harmless, config.data.eval)
-    texts = (config.texts.plain, config.texts.chat, config.guard.model)
+    texts = (config.texts.plain, config.texts.chat, config.guard.model, config.bench.include_path)
     return [v for v in (*given, *texts) if isinstance(v, str)]
