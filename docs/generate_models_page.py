@@ -21,7 +21,8 @@ _INTRODUCTION = """\
 vauban walks a model's blocks itself and reads the residual stream between them. Before it returns
 a number it compares its own forward pass with the model's, once for every model that is loaded,
 on a prompt longer than the model's sliding window (past 2048 tokens the window is filled with
-repeated keys and values instead of being read). Where the two differ it records the model's own
+repeated keys and values instead of being read). Where the two differ, or where memory does not
+allow a window to be crossed, it records the model's own
 forward instead and says so; where neither agrees it refuses the model by name. `vauban doctor
 MODEL` shows the same facts for a model of yours.
 

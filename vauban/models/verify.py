@@ -111,8 +111,8 @@ _LARGEST_CACHE = 4 * 2**30
 _WIDTH = 48
 
 
-def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list[str]]:
-    """What is read for the check, the length of its longest prompt, and notes for the user."""
+def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list[str], bool]:
+    """What is read for the check, its longest length, notes, and whether it exceeds the window."""
     window = window_of(make_prompt_cache(model))
     long = window + 9 > _LONGEST_READ
     width = _WIDTH if long else max(_WIDTH, window + 9)
@@ -126,19 +126,22 @@ def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list
     tokens = walk[:, :width]
     prompts = [_Prompt(tokens, make_prompt_cache(model), *_reference(model, tokens, cache))]
     if not long:
-        return prompts, width, []
+        return prompts, width, [], True
     size = sum(array.nbytes for array in held(cache)) * window // width
     # The filled caches, a copy that is read, and what the blocks make of it.
     if size > min(_LARGEST_CACHE, device_info().memory_available // 4):
-        note = f"its window of {window} is longer than the check: caches of {size / 2**30:.1f} GiB"
-        return prompts, width, [note]
+        note = (
+            f"its window of {window} is longer than the check (caches of {size / 2**30:.1f} GiB), "
+            "so the tap is used"
+        )
+        return prompts, width, [note], False
     # Half of the tokens lie before the window's edge, half behind it.
     edge = stretched(cache, window - width // 2)
     tokens = walk[:, width:]
     prompts.append(_Prompt(tokens, edge, *_reference(model, tokens, copied(edge))))
     length = window + width - width // 2
     note = f"keys and values of the first {window - width // 2} positions are repeated ones"
-    return prompts, length, [note]
+    return prompts, length, [note], True
 
 
 def verify_forward(model: nn.Module) -> ForwardCheck:
@@ -147,7 +150,8 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     The prompt is longer than any sliding window. One up to 2048 tokens is read in full; for a
     longer one 48 tokens are read fresh, and 48 more across the window's edge, on caches whose
     earlier keys and values repeat the first ones'. Only where such caches would take more than
-    4 GiB, or a quarter of the free memory, is the window not reached, and the note says so. Logits
+    4 GiB, or a quarter of the free memory, is the window not reached; then the tap, which is the
+    model's own forward, is used whatever the loop would give, and the note says so. Logits
     must agree to 1e-4 of the largest one (2e-2 in half precision), and the explicit loop's
     residuals with those that the tap records. On agreement the explicit loop is used, else the
     tap, which is compared in the same way. Raises ArchitectureError when neither agrees or the
@@ -157,7 +161,7 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     if known is not None:
         return known
     parts = anatomy(model)
-    prompts, length, notes = _prompts(model, parts)
+    prompts, length, notes, crossed = _prompts(model, parts)
     tolerance = 2e-2 if is_half(parts) else 1e-4
     stream = Stream(recording=True)
     tried: list[str] = []
@@ -203,13 +207,14 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
         notes.append(f"{stream.rounds} rounds over the blocks; residuals are the last round's")
     extras = [stream.extras.get(i, 0) for i in range(parts.n_layers)]
     object.__setattr__(model, "_vauban_extras", extras)
-    hand = attempt("manual", [by_hand] * len(prompts), tap[1] if tap else [])
+    # The loop is trusted with a window only where it was seen to cross one.
+    hand = attempt("manual", [by_hand] * len(prompts), tap[1] if tap else []) if crossed else None
     found = hand or tap
     if found is None:
         raise ArchitectureError(
             f"no forward pass of vauban agrees with {family_of(model)}'s own: {'; '.join(tried)}"
         )
-    if hand is None:
+    if hand is None and crossed:
         notes.append(f"{tried[-1]}, so the tap is used")
     several = any(h.ndim == 4 for residuals in found[1] for h in residuals)
     object.__setattr__(model, "_vauban_several", several)
