@@ -267,7 +267,7 @@ def test_any_shape(bits: int, group: int, rows: int, groups: int, k: int, table:
         return
     case = Case(64 * rows, group * groups, bits, group, k=k)
     # A Gaussian direction of 128 coordinates has about 43 effective ones: fewer codes to choose.
-    limit = 2e-3 if rows > 3 else 1e-2
+    limit = 2e-3 * k if rows > 3 else 1e-2
     for two_sided in (True, False):
         assert case.left(case.exact(two_sided)) <= limit
 

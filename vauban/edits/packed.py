@@ -15,13 +15,17 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban.edits.blocks import Stored, blocks, matrices
-from vauban.edits.exact import first_shifts, round_matrix, round_plainly
+from vauban.edits.exact import exact_codes, first_shifts, pack_codes
+from vauban.edits.feedback import feedback_codes
 from vauban.edits.modules import unpack
+from vauban.edits.problem import Problem, problem
 from vauban.edits.refit import fresh_grid, refit
+from vauban.edits.two_sided import orthonormal
 from vauban.edits.update import Update
 from vauban.errors import InputError
 
-# What may be left of a direction, as read back in float32, before a wider format is used.
+# How far from planned the rest of a direction may be, read back in float32, before a wider format
+# is used.
 LIMIT = 1e-3
 Rounding = Literal["two-sided", "fast"]
 
@@ -31,6 +35,7 @@ class Packed:
     """Arrays to store, their format, and what the rounding did, read back in float32.
 
     left    ‖U Ŵ‖/‖U W‖, the share of the direction in the stored matrix
+    missed  ‖U (Ŵ - T)‖/‖U W‖, how far that is from what was planned (0 of it, at α 1)
     error   ‖Ŵ - T‖/‖T‖ against the exactly cut matrix T
     had     ‖U W‖ before the cut
     leak    ‖(Ŵ - T) w‖/‖U W‖ for unit inputs w along what was removed: what it was replaced with
@@ -41,6 +46,7 @@ class Packed:
     group_size: int
     mode: str
     left: float
+    missed: float
     error: float
     leak: float
     had: float
@@ -63,6 +69,7 @@ class _Sums:
     """Squared norms over all blocks and experts."""
 
     left: float = 0.0
+    missed: float = 0.0
     had: float = 0.0
     error: float = 0.0
     target: float = 0.0
@@ -79,6 +86,9 @@ class _Sums:
         difference -= wanted
         target = np.ascontiguousarray(wanted)
         self.left += float((update.removed(read) ** 2).sum())
+        basis = _basis(update)
+        apart = difference @ basis.T if update.writes_rows else basis @ difference
+        self.missed += float(np.vdot(apart, apart))
         self.error += float(np.vdot(difference, difference))
         self.target += float(np.vdot(target, target))
         return difference
@@ -122,6 +132,7 @@ def pack_edited(
         form.group,
         form.mode,
         left=float(np.sqrt(sums.left / max(sums.had, 1e-30))),
+        missed=float(np.sqrt(sums.missed / max(sums.had, 1e-30))),
         error=float(np.sqrt(sums.error / max(sums.target, 1e-30))),
         leak=float(np.sqrt(sums.leak) / max(sums.leak_had, 1e-30)),
         had=float(np.sqrt(sums.had)),
@@ -160,9 +171,9 @@ def _matrix(
     for rows, columns in parts:
         before = stored.part(rows, columns)
         after = update.weight(before)
-        gone = np.array(update.removed(before))
-        sums.had += float(np.vdot(gone, gone))
-        removed.append(gone)
+        had = update.removed(before)
+        sums.had += float((had**2).sum())
+        removed.append(np.array(update.taken(before) if update.protection else had))
         target[rows, columns] = np.array(after)
     along = None if update.writes_rows else np.concatenate(removed, axis=1)
     packed, grid = _round(
@@ -188,7 +199,8 @@ def _matrix(
 
 
 def _one(update: Update, expert: int) -> Update:
-    """The update of one expert's matrix: its own protection."""
+    """The update of one expert's matrix: its own inputs and protection."""
+    update = replace(update, inputs=update.inputs[expert : expert + 1])
     p = update.protection
     if p is None:
         return update
@@ -207,31 +219,47 @@ def _round(
 ) -> tuple[mx.array, tuple[mx.array, mx.array | None]]:
     """Packed weight and grid of `target`, two-sided where `removed` is given.
 
-    Affine groups keep their grid or get a better one (`refit`); the float modes have relative grids
-    and keep theirs; a new width gets the grid that mlx would choose.
+    With `update.inputs` errors are weighed by what the matrix reads (`feedback`). Affine groups
+    keep their grid or get a better one (`refit`); the float modes have relative grids and keep
+    theirs; a new width gets the grid that mlx would choose.
     """
-    options: dict[str, Any] = {"group_size": form.group, "bits": form.bits}
-    exact = {**options, "axis": "input" if update.writes_rows else "output", "removed": removed}
-    shifts = None
+
+    def ask(scales: mx.array, biases: mx.array | None) -> Problem:
+        return problem(
+            target, mx.array(basis), scales, biases, group_size=form.group, bits=form.bits,
+            mode=form.mode, axis="input" if update.writes_rows else "output", aim=aim,
+        )  # fmt: skip
+
+    basis, aim, shifts = _basis(update), None, None
+    if not update.whole:
+        # What stays along U on purpose is to be there after rounding as well.
+        aim = basis @ (target.T if update.writes_rows else target)
     if own:
         scales, biases = stored.grid(rows, slice(None))
         if biases is not None:
             # The one-sided form ("fast") of a matrix saves itself the first of two passes.
-            if update.complete and (removed is not None or update.writes_rows):
-                shifts = first_shifts(target, update.basis, scales, biases, **exact)
+            if removed is not None or update.writes_rows:
+                shifts = first_shifts(ask(scales, biases), removed)
             scales, biases = refit(target, scales, biases, form.bits, form.group, shifts)
     else:
         scales, biases = fresh_grid(target, form.bits, form.group, stored.scale_dtype)
     mx.eval(scales, biases)
-    if update.complete:
-        start = None if update.writes_rows else shifts
-        found = round_matrix(
-            target, update.basis, scales, biases, mode=form.mode, start=start, **exact
-        )
-        return mx.array(found), (scales, biases)
-    # A sparse or protected cut leaves part of the direction on purpose: round plainly.
-    plain = round_plainly(mx.array(target), scales, biases, mode=form.mode, **options)
-    return plain, (scales, biases)
+    asked = ask(scales, biases)
+    energy = update.inputs[0] if update.inputs else None
+    if energy is not None and (removed is not None or update.writes_rows):
+        codes = feedback_codes(asked, energy, removed)
+    else:
+        codes = exact_codes(asked, removed, start=None if update.writes_rows else shifts)
+    return mx.array(pack_codes(asked, codes)), (scales, biases)
+
+
+def _basis(update: Update) -> np.ndarray:
+    """(k, out): the directions to be met exactly. A sparse cut moves codes in its own rows only."""
+    basis = np.array(update.basis.astype(mx.float32))
+    if update.rows is None:
+        return basis
+    kept = orthonormal(basis * np.array(update.rows).T)
+    return basis if kept is None else kept
 
 
 def _read(weight: mx.array, scales: mx.array, biases: mx.array | None, form: _Format) -> mx.array:

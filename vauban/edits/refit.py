@@ -15,6 +15,8 @@ from vauban.edits.two_sided import Shifts, parallel
 
 # A fresh grid is taken where it has less than this share of the stored one's squared error.
 _CLEARLY = 0.9
+# In squared steps per weight: less than this is float32's own noise.
+_ON_GRID = 1e-6
 _ROWS = 16
 
 
@@ -45,7 +47,9 @@ def refit(
         rows = slice(first, first + _ROWS)
         x = _part(target, group, rows, shifts)
         new_error = _error(x, new[0][rows], new[1][rows], bits)
-        better[rows] = new_error < _CLEARLY * _error(x, kept[0][rows], kept[1][rows], bits)
+        old_error = _error(x, kept[0][rows], kept[1][rows], bits)
+        off_grid = old_error > _ON_GRID * group * kept[0][rows] ** 2
+        better[rows] = off_grid & (new_error < _CLEARLY * old_error)
 
     parallel(compare, range(0, len(better), _ROWS))
     taken = mx.array(better)

@@ -16,22 +16,20 @@ def store_packed(
 ) -> Packed | None:
     """The edited matrix packed, or None where it is to be stored as floats.
 
-    A packed module keeps its format (None, "same") as long as no more than `LIMIT` of the
-    direction is left in it; then 8 bits, then the float type are taken, by name in the report.
+    A packed module keeps its format (None, "same") as long as what is left of the direction in it
+    is within `LIMIT` of what was planned; then 8 bits, then the float type are taken, by name in
+    the report.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected None or one of {PRECISIONS[1:]}")
     packed = "scales" in module
     widths: list[int | None] = []
-    if update.writes_rows and update.offset is not None:
-        # Rows that carry a constant are not rounded to carry none.
-        return None
     if precision == "8bit":
         widths = [8]
     elif packed and precision != "float":
         widths = [None, 8]
     for bits in widths:
         found = pack_edited(module, update, bits=bits, rounding=rounding)
-        if not update.complete or found.left <= abs(1.0 - update.alpha) + LIMIT:
+        if found.missed <= LIMIT:
             return found
     return None

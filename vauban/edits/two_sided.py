@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vauban.edits.grids import Grid
-from vauban.edits.staircase import codes_wanted, inverse, root
+from vauban.edits.problem import Problem
+from vauban.edits.staircase import inverse, root
 
 # Leak that is left in place, in units of what was removed: the last of it costs most.
 _SPARED = 0.1
@@ -49,24 +49,24 @@ def parallel(work: Callable[[Any], None], items: Iterable[Any]) -> None:
 
 
 def find_shifts(
-    t: np.ndarray, u: np.ndarray, s: np.ndarray, b: np.ndarray, removed: np.ndarray, grid: Grid,
-    group: int, rounds: int, start: Shifts | None = None,
-) -> Shifts | None:  # fmt: skip
+    asked: Problem, removed: np.ndarray, rounds: int, start: Shifts | None = None
+) -> Shifts | None:
     """Alternate the roots over columns and over rows, `rounds` times; None when nothing is removed.
 
-    t (out, in), u (k, out), s and b (out, in/group), removed (j, in). With several directions one
-    root is found at a time. Rows are asked for no more than `_SPARED` of what one-sided rounding
-    puts in the removed rows' place.
+    removed (j, in). With several directions one root is found at a time. Rows are asked for no more
+    than `_SPARED` of what one-sided rounding puts in the removed rows' place.
     """
-    rows, columns = t.shape
-    w = _orthonormal(removed)
+    rows, columns = asked.shape
+    t, u, s, b = asked.target, asked.basis, asked.steps, asked.offsets
+    grid, group = asked.grid, asked.group
+    w = orthonormal(removed)
     if w is None:
         return None
     c = np.zeros((len(u), columns), np.float32)
     if start is not None:
         c[:] = start.right[: len(u)]
     r = np.zeros((len(w), rows), np.float32)
-    aim = t @ w.T
+    along = t @ w.T
     grouped = w.reshape(len(w), -1, group)
     offsets = b.astype(np.float64) @ grouped.astype(np.float64).sum(-1).T
     spared = np.zeros((len(w), rows))
@@ -88,7 +88,7 @@ def find_shifts(
                     x = x + r[j][part, None, None] * grouped[j] * inv
             x = x.reshape(-1, columns)
             weight = (grouped[i] * step).reshape(x.shape)
-            const = offsets[part, i] - aim[part, i]
+            const = offsets[part, i] - along[part, i]
             if measure:
                 value = grid.value(grid.round(x.copy()))
                 spared[i][part] = np.einsum("pm,pm->p", value, weight) + const
@@ -99,8 +99,8 @@ def find_shifts(
 
     def one_group(g: int) -> None:
         part = slice(g * group, (g + 1) * group)
-        step, inv = s[:, g][None], inverses[:, g][None]
-        x = codes_wanted(t[:, part].T, step, b[:, g][None])
+        inv = inverses[:, g][None]
+        x, step, const = asked.columns(part)
         for i in range(len(w)):
             x += w[i][part, None] * (r[i] * inv)
         for i in range(len(u)):
@@ -108,8 +108,7 @@ def find_shifts(
             for j in range(len(u)):
                 if j != i:
                     y = y + c[j][part, None] * (u[j] * inv)
-            const = np.full(group, float(u[i].astype(np.float64) @ b[:, g]))
-            c[i][part] = root(y, u[i] * inv, u[i] * step, const, grid, c[i][part])[2]
+            c[i][part] = root(y, u[i] * inv, u[i] * step, const[i], grid, c[i][part])[2]
 
     for number in range(rounds):
         if start is None or number > 0:
@@ -124,27 +123,24 @@ def find_shifts(
     return Shifts(np.concatenate([u, r]), np.concatenate([c, w]))
 
 
-def row_shifts(
-    t: np.ndarray, u: np.ndarray, s: np.ndarray, b: np.ndarray, grid: Grid, group: int
-) -> Shifts:
-    """The same for a table (rows, d), whose rows are emptied one by one: T + rᵀ u."""
-    rows = t.shape[0]
-    r = np.zeros((len(u), rows), np.float32)
+def row_shifts(asked: Problem) -> Shifts:
+    """The same for a table (rows, d), whose rows are asked one by one: T + rᵀ u."""
+    u = asked.basis
+    r = np.zeros((len(u), asked.shape[0]), np.float32)
 
     def some(first: int) -> None:
         part = slice(first, first + _TABLE_ROWS)
-        step, offset = np.repeat(s[part], group, axis=1), np.repeat(b[part], group, axis=1)
-        x, inv = codes_wanted(t[part], step, offset), inverse(step)
+        x, step, const = asked.rows(part)
+        inv = inverse(step)
         for i in range(len(u)):
             y = x + (r[:i, part].T @ u[:i]) * inv
-            const = offset.astype(np.float64) @ u[i]
-            r[i, part] = root(y, u[i] * inv, u[i] * step, const, grid)[2]
+            r[i, part] = root(y, u[i] * inv, u[i] * step, const[i], asked.grid)[2]
 
-    parallel(some, range(0, rows, _TABLE_ROWS))
+    parallel(some, range(0, asked.shape[0], _TABLE_ROWS))
     return Shifts(r, u)
 
 
-def _orthonormal(w: np.ndarray) -> np.ndarray | None:
+def orthonormal(w: np.ndarray) -> np.ndarray | None:
     """Row-orthonormal basis of the removed rows; None when nothing was removed."""
     values, basis = np.linalg.svd(w.astype(np.float64), full_matrices=False)[1:]
     kept = basis[values > 1e-6 * max(values[0], 1e-30)] if values[0] > 0 else basis[:0]

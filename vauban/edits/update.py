@@ -8,6 +8,7 @@ from typing import Literal
 import mlx.core as mx
 
 from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
+from vauban.edits.moments import Energy
 from vauban.edits.null_space import NullSpace, least_squares_rows
 
 
@@ -45,7 +46,9 @@ class Update:
 
     `basis` U (k, out) holds the gain of a post-norm. `rows` (out, 1) restricts L to some rows
     (sparse surgery), `protection` restricts R to the null space of preserved inputs. `offset`
-    (out,) is added to every row of a table, or to the matrix's bias (`affine`).
+    (out,) is added to every row of a table, or to the matrix's bias (`affine`). `inputs` is what
+    the matrix reads (one, or one per expert; None: never routed to), for rounding (`calibration`);
+    of a table it is how much each direction of its rows matters.
     """
 
     path: str
@@ -58,6 +61,7 @@ class Update:
     rows: mx.array | None = None
     protection: Protection | None = None
     offset: mx.array | None = None
+    inputs: tuple[Energy | None, ...] = ()
 
     @property
     def is_embedding(self) -> bool:
@@ -108,6 +112,11 @@ class Update:
         if self.writes_rows:
             after, before = after.T, before.T
         return share_left(after, before, self.basis)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing at all is to be left along U."""
+        return self.complete and self.alpha == 1.0 and self.offset is None
 
     @property
     def complete(self) -> bool:

@@ -1,0 +1,152 @@
+"""What the packed matrices of a planned cut read, so that rounding can mind it.
+
+Knows plans, prompts and models; rounds nothing (`feedback` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from vauban._arrays import integers
+from vauban.edits.edit_plan import EditPlan
+from vauban.edits.moments import Energy, InputMoments
+from vauban.errors import InputError
+from vauban.models import batches, eos_ids, forward, generate_tokens
+from vauban.models.batching import TOKEN_BUDGET, token_budget
+from vauban.models.inputs import module_inputs
+from vauban.models.sensitivity import output_gradients
+from vauban.models.writers import unpacked_shape
+from vauban.prompts import encode_chat
+
+Progress = Callable[[str, int, int], None]
+# Rows of the sketch of a matrix's inputs; an expert reads fewer tokens, and there are many of them.
+_RANK, _EXPERT_RANK = 256, 64
+# Texts whose gradients are read, at most: they cost several forward passes.
+_TEXTS = 64
+
+
+def calibrate(
+    plan: EditPlan,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    max_tokens: int = 24,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EditPlan:
+    """The same plan with what its packed writers read: see `EditPlan.calibrated`."""
+    if not prompts:
+        raise InputError("no calibration prompts; expected at least one")
+    model = plan.model
+    modules = dict(model.named_modules())
+    packed = [u.path for u in plan.updates if "scales" in modules[u.path]]
+    if not packed:
+        raise InputError("no edited module is packed; calibration is for rounding packed ones")
+    # The table that stays the head's as well is read by the head: its rows are rounded plainly.
+    tables = [
+        u.path for u in plan.updates
+        if u.writes_rows and u.path in packed and not (u.is_embedding and plan.embedding == "tied")
+    ]  # fmt: skip
+    matrices = [u.path for u in plan.updates if not u.writes_rows and u.path in packed]
+    virtual = plan.virtual()
+    heads = [encode_chat(tokenizer, prompt) for prompt in prompts]
+    answers = generate_tokens(
+        model, heads, eos=eos_ids(tokenizer), max_tokens=max_tokens, interventions=virtual,
+        progress=progress,
+    )  # fmt: skip
+    texts = [head + answer for head, answer in zip(heads, answers, strict=True)]
+    inputs = _inputs(model, matrices, texts, virtual, progress)
+    notes = []
+    if tables:
+        try:
+            inputs |= _sensitivities(model, tables, texts, virtual, seed, progress)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            # Some kernels have no gradient in mlx; the table is then rounded as without this.
+            notes.append(f"{tables[0]} is rounded without calibration: {error}")
+    facts = {
+        "prompts": len(prompts),
+        "tokens": sum(len(t) for t in texts),
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "modules": len(inputs),
+    }
+    return replace(
+        plan,
+        updates=tuple(replace(u, inputs=inputs.get(u.path, ())) for u in plan.updates),
+        settings={**plan.settings, "calibration": facts},
+        notes=(*plan.notes, *notes),
+    )
+
+
+def _inputs(
+    model: nn.Module, paths: list[str], texts: list[list[int]], virtual: Any,
+    progress: Progress | None,
+) -> dict[str, tuple[Energy | None, ...]]:  # fmt: skip
+    """Per matrix the second moment of its inputs under the cut; per expert where it has some."""
+    modules = dict(model.named_modules())
+    sizes = {path: unpacked_shape(modules[path]) for path in paths}
+    found: dict[str, list[InputMoments | None]] = {
+        path: [None] * (shape[0] if len(shape) == 3 else 1) for path, shape in sizes.items()
+    }
+
+    def take(path: str, expert: int, rows: np.ndarray) -> None:
+        held = found[path][expert]
+        if held is None:
+            rank = _EXPERT_RANK if len(sizes[path]) == 3 else _RANK
+            held = found[path][expert] = InputMoments(sizes[path][-1], rank)
+        held.update(rows)
+
+    def read(path: str, x: mx.array, experts: mx.array | None) -> None:
+        rows = np.array(x.astype(mx.float32))
+        if experts is None:
+            take(path, 0, rows)
+            return
+        routed = np.array(integers(experts))
+        for expert in np.unique(routed):
+            take(path, int(expert), rows[routed == expert])
+
+    with module_inputs(model, paths, read):
+        for batch in _batches(texts, progress, "read inputs"):
+            out = forward(model, batch, positions="last", interventions=virtual, logits=False)
+            mx.eval(out.residual)
+    return {
+        path: tuple(None if held is None else held.energy() for held in parts)
+        for path, parts in found.items()
+    }
+
+
+def _sensitivities(
+    model: nn.Module, paths: list[str], texts: list[list[int]], virtual: Any, seed: int,
+    progress: Progress | None,
+) -> dict[str, tuple[Energy | None, ...]]:  # fmt: skip
+    """Per table the Fisher information of what it writes."""
+    modules = dict(model.named_modules())
+    held = {path: InputMoments(unpacked_shape(modules[path])[-1], _RANK) for path in paths}
+    key = mx.random.key(seed)
+    chosen = texts[:: -(-len(texts) // _TEXTS)]
+    # A forward pass keeps one vector per residual; its gradient all that every block computed.
+    budget = max(1, token_budget(model) // 16)
+    for batch in _batches(chosen, progress, "read gradients", budget):
+        key, own = mx.random.split(key)
+        rows = output_gradients(model, paths, batch, interventions=virtual, key=own)
+        for path, gradients in rows.items():
+            held[path].update(np.array(gradients))
+    return {path: (moments.energy(),) for path, moments in held.items()}
+
+
+def _batches(
+    texts: list[list[int]], progress: Progress | None, stage: str, budget: int = TOKEN_BUDGET
+) -> Iterator[mx.array]:
+    """Texts of one length at a time: padding is nothing that a matrix has to round well for."""
+    done = 0
+    for batch in batches(texts, equal_lengths=True, budget=budget):
+        yield batch.tokens
+        done += len(batch.rows)
+        if progress:
+            progress(stage, done, len(texts))

@@ -1,0 +1,128 @@
+"""Rounding that minds what the matrix reads: errors of early columns are made good by later ones.
+
+Of all Ŵ on the grid with U Ŵ as asked, one with little tr((Ŵ - T) H (Ŵ - T)ᵀ), H = E[x xᵀ], is
+found column by column as in GPTQ (Frantar et al. 2022, arXiv 2210.17323): what was done wrong so
+far, R = E_done X_doneᵀ with H = XᵀX + D, is taken out of the rest by its best real continuation,
+-R (I + X D^-1 Xᵀ)^-1 X D^-1 over the columns to come. Each column still has U Ŵ_j = a_j, which the
+next ones do not disturb. NumPy only; sees no model.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from vauban.edits.jointly import missed, round_jointly
+from vauban.edits.mending import combine, mend
+from vauban.edits.moments import Energy
+from vauban.edits.problem import Problem
+from vauban.edits.two_sided import orthonormal, parallel
+
+# Every coordinate counts as if it carried at least this share of the mean energy: inputs that were
+# not read must not be forgotten altogether.
+_DAMPING = 0.1
+# Unit inputs along the removed rows count as this many mean coordinates: they are to meet nothing.
+_ALONG = 4.0
+# The same for a table's rows along U, where the constraint itself crosses the columns.
+_WITHIN = 1000.0
+# Blocks of columns that are rounded at once: more would cost time, fewer the feedback.
+_BLOCKS = 128
+_TABLE_ROWS = 4096
+
+
+def feedback_codes(asked: Problem, energy: Energy, removed: np.ndarray | None = None) -> np.ndarray:
+    """Grid indices (out, in) uint8, column block by column block.
+
+    `energy` is that of the inputs of a matrix; of a table (axis "input") it is how much each
+    direction of its rows matters. `removed` (j, in): rows whose inputs must meet no substitute.
+    """
+    scale = 1.0 / max(energy.mean, 1e-30)
+    factor = [energy.factor.astype(np.float64) * np.sqrt(scale)]
+    diagonal = energy.rest.astype(np.float64) * scale + _DAMPING
+    if asked.axis == "input":
+        factor.append(np.sqrt(_WITHIN) * asked.basis.astype(np.float64))
+        weights = _Continuation(np.concatenate(factor), diagonal, _width(asked))
+        codes = np.empty(asked.shape, np.uint8)
+        for start in range(0, len(codes), _TABLE_ROWS):
+            part = slice(start, start + _TABLE_ROWS)
+            codes[part] = _table(asked, part, weights)
+        return codes
+    along = None if removed is None else orthonormal(removed)
+    if along is not None:
+        factor.append(np.sqrt(_ALONG) * along.astype(np.float64))
+    return _matrix(asked, _Continuation(np.concatenate(factor), diagonal, _width(asked)))
+
+
+class _Continuation:
+    """For each block of columns S: Y = (I + X D^-1 Xᵀ over S and all after it)^-1 X_S D_S^-1."""
+
+    def __init__(self, x: np.ndarray, diagonal: np.ndarray, width: int) -> None:
+        columns = x.shape[1]
+        self.blocks = [slice(i, min(i + width, columns)) for i in range(0, columns, width)]
+        self.x = x.astype(np.float32)
+        self.answers = []
+        total = np.eye(len(x)) + (x / diagonal) @ x.T
+        for part in self.blocks:
+            scaled = x[:, part] / diagonal[part]
+            self.answers.append(np.linalg.solve(total, scaled).astype(np.float32))
+            total -= scaled @ x[:, part].T
+
+
+def _width(asked: Problem) -> int:
+    """Columns in a block: a power of two that divides the group."""
+    wanted = max(1, asked.shape[1] // _BLOCKS)
+    return min(asked.group & -asked.group, 1 << (wanted.bit_length() - 1))
+
+
+def _matrix(asked: Problem, weights: _Continuation) -> np.ndarray:
+    """The codes of a matrix: in each block every column exact, the block moved by the feedback."""
+    codes = np.empty(asked.shape, np.uint8)
+    wrong = np.zeros((asked.shape[0], len(weights.x)), np.float32)
+    for block, answer in zip(weights.blocks, weights.answers, strict=True):
+        moved = asked.target[:, block] - wrong @ answer
+        _exact_block(asked, block, moved, codes)
+        error = _read(asked, codes[:, block], block) - asked.target[:, block]
+        wrong += error @ weights.x[:, block].T
+    return codes
+
+
+def _exact_block(asked: Problem, block: slice, moved: np.ndarray, codes: np.ndarray) -> None:
+    """Round `moved` (out, width) into `codes`, its columns shared out between the cores."""
+    width = moved.shape[1]
+    each = -(-width // (os.cpu_count() or 1))
+
+    def some(first: int) -> None:
+        own = moved[:, first : first + each]
+        part = slice(block.start + first, block.start + first + own.shape[1])
+        x, step, const = asked.columns(part, own)
+        codes[:, part] = round_jointly(x, step, asked.basis, const, asked.grid).T
+
+    parallel(some, range(0, width, each))
+
+
+def _table(asked: Problem, rows: slice, weights: _Continuation) -> np.ndarray:
+    """The codes of some rows: the nearest under feedback, then single steps until U is met."""
+    x, step, const = asked.rows(rows)
+    target = asked.target[rows]
+    q = np.empty_like(x)
+    wrong = np.zeros((len(x), len(weights.x)), np.float32)
+    for block, answer in zip(weights.blocks, weights.answers, strict=True):
+        moved = wrong @ answer
+        x[:, block] -= np.divide(
+            moved, step[:, block], out=np.zeros_like(moved), where=step[:, block] != 0
+        )
+        q[:, block] = asked.grid.round(x[:, block].copy())
+        read = _read(asked, q[:, block], block, rows)
+        wrong += (read - target[:, block]) @ weights.x[:, block].T
+    left = missed(q, step, asked.basis, const, asked.grid)
+    q = combine(q, x, step, asked.basis, left, asked.grid)
+    return mend(q, x, step, asked.basis, left, asked.grid).astype(np.uint8)
+
+
+def _read(asked: Problem, codes: np.ndarray, block: slice, rows: slice = slice(None)) -> np.ndarray:
+    """Ŵ in some rows of a block of one group's columns."""
+    g = block.start // asked.group
+    value = asked.grid.value(codes.astype(np.float32))
+    read: np.ndarray = value * asked.steps[rows, g, None] + asked.offsets[rows, g, None]
+    return read

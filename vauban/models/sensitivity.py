@@ -1,0 +1,87 @@
+"""How much the model's own predictions move with what a module puts out: Fisher information.
+
+Knows modules and arrays; judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from vauban.interventions import Intervention
+from vauban.models.forward import forward
+
+
+def output_gradients(
+    model: nn.Module,
+    paths: Iterable[str],
+    tokens: mx.array,
+    *,
+    interventions: Iterable[Intervention] = (),
+    key: mx.array,
+) -> dict[str, mx.array]:
+    """For each path ∇ log p(y) (B·T, d) with respect to that module's output at every position.
+
+    tokens (B, T) without padding; y is drawn from the model's own next-token distribution with
+    `key`, so that E[g gᵀ] is the Fisher information of the output (not the empirical one, which
+    takes y from data). The module is called once per forward pass. Raises what mlx raises where
+    an operation of the model has no gradient (ValueError or RuntimeError).
+    """
+    interventions = tuple(interventions)
+    modules = dict(model.named_modules())
+    wanted = {path: modules[path] for path in paths}
+
+    def logits() -> mx.array:
+        out = forward(model, tokens, positions=None, interventions=interventions).logits
+        assert out is not None
+        return out.astype(mx.float32)
+
+    drawn = mx.random.categorical(logits(), key=key)
+    shapes: dict[str, mx.array] = {}
+
+    def note(path: str, y: mx.array) -> mx.array:
+        shapes[path] = mx.zeros(y.shape, mx.float32)
+        return y
+
+    with _outputs(wanted, note):
+        mx.eval(logits())
+
+    def likelihood(deltas: dict[str, mx.array]) -> mx.array:
+        def add(path: str, y: mx.array) -> mx.array:
+            return y + deltas[path].astype(y.dtype)
+
+        with _outputs(wanted, add):
+            found = logits()
+        chosen = mx.take_along_axis(found, drawn[..., None], -1)[..., 0]
+        return (chosen - mx.logsumexp(found, -1)).sum()
+
+    gradients = mx.grad(likelihood)(shapes)
+    mx.eval(gradients)
+    return {path: g.reshape(-1, g.shape[-1]) for path, g in gradients.items()}
+
+
+@contextmanager
+def _outputs(
+    modules: Mapping[str, nn.Module], change: Callable[[str, mx.array], mx.array]
+) -> Iterator[None]:
+    """Inside the block what each module puts out is `change(path, y)`."""
+    classes = {path: type(module) for path, module in modules.items()}
+    try:
+        for path, module in modules.items():
+
+            def call(
+                self: nn.Module, *args: Any, _path: str = path, _cls: type = classes[path],
+                **kwargs: Any,
+            ) -> Any:  # fmt: skip
+                return change(_path, _cls.__call__(self, *args, **kwargs))
+
+            cls = classes[path]
+            module.__class__ = type(f"Shifted{cls.__name__}", (cls,), {"__call__": call})
+        yield
+    finally:
+        for path, module in modules.items():
+            module.__class__ = classes[path]
