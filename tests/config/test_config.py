@@ -148,3 +148,18 @@ def test_flags_win_over_the_file_and_name_themselves_in_errors(tmp_path):
         load_config(path, {("cut", "alpha"): "x"})
     with pytest.raises(InputError, match="--seed is -1"):
         make_config({("model", "path"): "org/name", ("seed",): -1})
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [('norm_preserve = "column"', "norm_preserve"), ('embedding = "untie"', "embedding")],
+)
+def test_a_cut_that_an_adapter_cannot_hold_is_an_error_of_the_configuration(tmp_path, line, key):
+    text = MODEL + f"[cut]\n{line}\n"
+    assert load_config(_write(tmp_path, text)).output.precision == "same"
+    message = _error(tmp_path, text + '[output]\nprecision = "adapter"\n')
+    assert f"study.toml, line 4: [cut] {key}" in message and '"adapter" cannot hold' in message
+    with pytest.raises(InputError, match="line 4"):
+        load_config(_write(tmp_path, text), {("output", "precision"): "adapter"})
+    held = MODEL + '[cut]\nembedding = "tied"\n[output]\nprecision = "adapter"\n'
+    assert load_config(_write(tmp_path, held)).output.precision == "adapter"

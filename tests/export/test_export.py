@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 
 import vauban
+from tests.architectures import build as architectures
 from tests.conftest import build, random_tokens
 from vauban._arrays import flat_parameters
-from vauban.export import staged
+from vauban.export import check_adaptable, staged
+from vauban.export.adapter import adapter_left
+from vauban.export.checkpoint import open_source
 from vauban.export.tensors import stored_tensors
 
 
@@ -369,6 +372,39 @@ def test_what_an_adapter_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert plan.export(tied, tmp_path / "out", precision="adapter").ok
     with pytest.raises(vauban.InputError, match="precision"):
         plan.export(tied, tmp_path / "other", precision="2bit")
+    ternary = vauban.plan_cut(architectures.build("bitnet"), unit())
+    with pytest.raises(vauban.InputError, match="BitLinear"):
+        check_adaptable(ternary)
+
+
+def test_an_adapter_is_read_back_from_its_file(tmp_path: Path) -> None:
+    """What mlx-lm makes of the folder counts, not what was meant to be in it."""
+    path = save_checkpoint(tmp_path / "source", "qwen3_moe", bits=4)
+    plan = vauban.plan_cut(load_plain(path), unit())
+    folder = tmp_path / "out"
+    plan.export(path, folder, precision="adapter")
+    source = open_source(path)
+    assert max(adapter_left(plan, source, folder).values()) <= 1e-5
+    file = folder / "adapters.safetensors"
+    arrays = dict(mx.load(str(file)))
+    halved = {name: v / 2 if name.endswith("lora_b") else v for name, v in arrays.items()}
+    mx.save_safetensors(str(file), halved, {"format": "mlx"})
+    assert adapter_left(plan, source, folder) == pytest.approx(
+        {u.path: 0.5 for u in plan.updates}, abs=1e-4
+    )
+    mx.save_safetensors(str(file), {**arrays, "model.nowhere.lora_a": mx.ones((1,))})
+    with pytest.raises(vauban.CheckError, match="nowhere"):
+        adapter_left(plan, source, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["lora_parameters"]["keys"].pop()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    mx.save_safetensors(
+        str(file), {n: v for n, v in arrays.items() if plan.updates[-1].path not in n}
+    )
+    with pytest.raises(vauban.CheckError, match=plan.updates[-1].path):
+        adapter_left(plan, source, folder)
+    with pytest.raises(vauban.InputError, match="adapter_path"):
+        vauban.verify_export(folder, source=path)
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -118,7 +118,10 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         )
     if name == "evaluate":
         parser.add_argument(
-            "--modified", required=True, metavar="MODEL", help="the changed model, same tokenizer"
+            "--modified",
+            required=True,
+            metavar="MODEL",
+            help="the changed model, same tokenizer; or an adapter of the model",
         )
     wanted = _SETTINGS[name]
     _add_settings(

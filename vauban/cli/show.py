@@ -12,6 +12,7 @@ from typing import Any
 
 import vauban
 from vauban.cli.console import Console
+from vauban.config import RunConfig
 from vauban.models import DeviceInfo, ForwardCheck, ModelInfo
 from vauban.pipeline import EvalSet, PromptSet, RunPlan, RunResult
 from vauban.report import (
@@ -48,10 +49,14 @@ def header(console: Console, plan: RunPlan) -> None:
             "plan",
             f"measure ({how.get(str(layer), f'block {layer}')}), "
             f"cut α = {config.cut.alpha:g} in {blocks}, compare, "
-            f"write {config.output.dir}",
+            f"write {_what_is_written(config)}{config.output.dir}",
         ),
     ]
     console.pairs(f"vauban {vauban.__version__}", rows)
+
+
+def _what_is_written(config: RunConfig) -> str:
+    return "an adapter to " if config.output.precision == "adapter" else ""
 
 
 def prompts_line(plan: RunPlan) -> str:
@@ -198,9 +203,11 @@ def next_command(result: RunResult) -> str:
     # easiest to type.
     harmful = [sample.prompt for sample in result.samples if sample.label == "harmful"]
     prompt = min(harmful, key=lambda text: (not text.isascii(), len(text)))
-    return (
-        f"{_mlx_lm()} --model {shlex.quote(str(result.output_dir))} --prompt {shlex.quote(prompt)}"
-    )
+    written, run = str(result.output_dir), result.document
+    places = ["--model", written]
+    if run["export"]["precision"] == "adapter":
+        places = ["--model", run["configuration"]["model"]["path"], "--adapter-path", written]
+    return f"{_mlx_lm()} {shlex.join([*places, '--prompt', prompt])}"
 
 
 def _mlx_lm() -> str:

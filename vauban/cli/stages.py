@@ -10,7 +10,7 @@ from vauban.cli.parsers import settings
 from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult
 from vauban.errors import InputError
-from vauban.export import check_output
+from vauban.export import check_output, is_adapter
 from vauban.pipeline.sources import eval_set, prompt_set
 from vauban.pipeline.stages import (
     comparison_rows,
@@ -82,7 +82,10 @@ def evaluate(options: argparse.Namespace) -> int:
     console = Console(as_json=options.json)
     with console.progress() as progress:
         opened = open_model(config.model.path, progress=progress)
-        modified = open_model(options.modified, progress=progress)
+        # An adapter is opened on the model it is compared with, for which it was written.
+        on = options.modified if is_adapter(options.modified) else None
+        changed = config.model.path if on else options.modified
+        modified = open_model(changed, adapter=on, progress=progress)
         held_out = eval_set(config, opened.folder)
         result = evaluate_models(opened, (modified.model, ()), config, held_out, progress=progress)
     show.table(console, comparison_rows(result))

@@ -86,9 +86,15 @@ def _build(
         table = raw if len(path) == 1 else raw.setdefault(path[0], {})
         table[path[-1]] = value
     try:
-        return schema.model_validate(raw)
+        config = schema.model_validate(raw)
     except ValidationError as error:
         raise InputError(_explain(error, set(overrides), schema, source, text)) from error
+    if found := config.conflict():
+        path, why = found
+        key = next(key for key in keys(schema) if key.path == path)
+        where = _named(key, set(overrides), source, text)
+        raise InputError(f"{where} is {getattr(getattr(config, path[0]), path[1])!r}, {why}.")
+    return config
 
 
 def _check_names(raw: dict[str, Any], path: Path, text: str, schema: type[Section]) -> None:
@@ -213,13 +219,17 @@ def _explain(
             worst[key.path] = item
     for path, item in worst.items():
         key = by_path[path]
-        if path in flags and key.setting.flag:
-            where = key.setting.flag
-        else:
-            where = _where(source or Path("configuration"), text, key.section, key.name)
-            where += f": {key.name}" if key.section is None else f": [{key.section}] {key.name}"
+        where = _named(key, flags, source, text)
         lines.append(f"{where} {_given(item, key)}; expected {key.setting.expects}.")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _named(key: Key, flags: set[tuple[str, ...]], source: Path | None, text: str) -> str:
+    """A key as the user wrote it: its flag, or file, line, section and name."""
+    if key.path in flags and key.setting.flag:
+        return key.setting.flag
+    where = _where(source or Path("configuration"), text, key.section, key.name)
+    return f"{where}: {key.name}" if key.section is None else f"{where}: [{key.section}] {key.name}"
 
 
 def _given(item: Any, key: Key) -> str:

@@ -128,7 +128,8 @@ class CutSection(Section):
     ] = Field(
         default="auto",
         description="The embedding writes too. auto: cut it, and give the head a matrix of its own "
-        "where both share one; false: keep it.",
+        "where both share one (an adapter cannot: the shared one is cut, which changes the head "
+        "too); false: keep it.",
     )
     norm_preserve: Annotated[
         Literal["column", "row", "frobenius"] | None,
@@ -182,13 +183,18 @@ class OutputSection(FolderSection):
     """Where the result goes, and in which format."""
 
     precision: Annotated[
-        Literal["same", "8bit", "float"],
-        Setting('"same", "8bit" or "float"', "--precision", metavar="P"),
+        Literal["same", "8bit", "float", "adapter"],
+        Setting('"same", "8bit", "float" or "adapter"', "--precision", metavar="P"),
     ] = Field(
         default="same",
         description="How edited modules are stored: in the source's own format, where that is "
-        "packed rounded so that the direction stays out; packed with 8 bits; or in float.",
+        "packed rounded so that the direction stays out; packed with 8 bits; in float; or not at "
+        "all: adapter writes a small LoRA folder for mlx-lm's --adapter-path, to be used with the "
+        "source.",
     )
+
+
+_NO_ADAPTER = 'which [output] precision "adapter" cannot hold:'
 
 
 class RunConfig(Section):
@@ -203,6 +209,16 @@ class RunConfig(Section):
     cut: CutSection = CutSection()
     eval: EvalSection = EvalSection()
     output: OutputSection = OutputSection()
+
+    def conflict(self) -> tuple[tuple[str, ...], str] | None:
+        """A cut that the precision cannot hold, whatever the model is."""
+        if self.output.precision != "adapter":
+            return None
+        if self.cut.norm_preserve is not None:
+            return ("cut", "norm_preserve"), f"{_NO_ADAPTER} restored norms are no low-rank change"
+        if self.cut.embedding == "untie":
+            return ("cut", "embedding"), f"{_NO_ADAPTER} it gives no head a matrix of its own"
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values, keys in the order of the schema."""

@@ -34,6 +34,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    def conflict(self) -> tuple[tuple[str, ...], str] | None:
+        """The first key that another one rules out, and why; None where all go together."""
+        return None
+
 
 class HubDataset(Section):
     """A prompt set on the Hugging Face Hub, written as a table (`vauban.DatasetRef`)."""

@@ -11,7 +11,7 @@ import mlx.core as mx
 from vauban.edits import EditPlan, Rounding
 from vauban.edits.storing import PRECISIONS
 from vauban.errors import InputError
-from vauban.export.adapter import write_adapter
+from vauban.export.adapter import adapter_left, check_adaptable, is_adapter, write_adapter
 from vauban.export.checkpoint import (
     Source,
     draft_plan,
@@ -29,9 +29,11 @@ from vauban.models import model_folder, residual_writers
 __all__ = [
     "RECORD",
     "ExportReport",
+    "check_adaptable",
     "check_output",
     "export_model",
     "export_plan",
+    "is_adapter",
     "logits_difference",
     "resume_key",
     "staged",
@@ -75,7 +77,8 @@ def write_plan(
     direction-exactly, and where more than 0.1 % of the direction would be left the next wider
     format is taken, by name in the report. "8bit" packs edited modules with 8 bits, "float"
     stores them in the model's float type. "adapter" writes an mlx-lm LoRA folder of rank k per
-    writer instead of a checkpoint, exact on any stored weights.
+    writer instead of a checkpoint, exact on any stored weights; InputError where a plan is no such
+    change (`check_adaptable`).
     """
     chosen = precision or "same"
     if chosen not in PRECISIONS:
@@ -90,13 +93,14 @@ def write_plan(
 
 
 def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport:
-    left = write_adapter(plan, source, folder)
+    write_adapter(plan, source, folder)
+    left = adapter_left(plan, source, folder)
     files = {f.name: sha256(f) for f in sorted(folder.iterdir())}
     report = ExportReport(
         folder=str(folder),
         direction_left=max(left.values()),
         modules_edited=len(left),
-        modules_present=len(residual_writers(source.model)),
+        modules_present=len(residual_writers(plan.model)),
         untouched_identical=None,
         writers=left,
         expected_left=max(abs(1.0 - u.alpha) for u in plan.updates)

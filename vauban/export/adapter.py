@@ -1,7 +1,7 @@
 """An edit as an mlx-lm LoRA folder: rank k per writer, exact, applied on top of any stored weights.
 
-`mlx_lm.generate --adapter-path DIR` opens it; the checkpoint is left alone. Knows plans and
-mlx-lm's adapter format.
+`mlx_lm.generate --model SOURCE --adapter-path DIR` opens it; the checkpoint is left alone. Knows
+plans and mlx-lm's adapter format.
 """
 
 from __future__ import annotations
@@ -11,14 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban import __version__
 from vauban.edits import EditPlan, Update
 from vauban.edits.modules import module_weight
-from vauban.errors import InputError
-from vauban.export.checkpoint import Source
+from vauban.errors import CheckError, InputError
+from vauban.export.checkpoint import Source, open_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+
+_WRAPPED = (
+    nn.Linear,
+    nn.QuantizedLinear,
+    nn.Embedding,
+    nn.QuantizedEmbedding,
+    SwitchLinear,
+    QuantizedSwitchLinear,
+)
+"""The modules that mlx-lm can put an adapter on."""
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter alone, which needs its model to be opened."""
+    folder = Path(folder)
+    return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
 
 
 def check_adaptable(plan: EditPlan) -> None:
@@ -28,6 +46,7 @@ def check_adaptable(plan: EditPlan) -> None:
             "an adapter cannot give a tied head its own matrix; plan with embedding='tied' (the "
             "head changes too) or embedding=False"
         )
+    modules = dict(plan.model.named_modules())
     for update in plan.updates:
         if update.offset is not None:
             raise InputError("an affine cut adds constants, which an adapter cannot hold")
@@ -38,24 +57,27 @@ def check_adaptable(plan: EditPlan) -> None:
                 f"{update.path} has a bias, which mlx-lm's adapters cannot change; export the "
                 "weights instead"
             )
+        module = modules[update.path]
+        if not isinstance(module, _WRAPPED):
+            raise InputError(
+                f"{update.path} is a {type(module).__name__}, which mlx-lm's adapters cannot wrap"
+            )
 
 
-def write_adapter(plan: EditPlan, source: Source, folder: Path) -> dict[str, float]:
-    """Write adapters.safetensors and adapter_config.json; returns what is left per writer.
+def write_adapter(plan: EditPlan, source: Source, folder: Path) -> None:
+    """Write adapters.safetensors and adapter_config.json.
 
     W - α L R with L (out, k), R (k, in) is LoRA with lora_a = Rᵀ and lora_b = -α Lᵀ at scale 1.
+    InputError where `check_adaptable` says so, or for a plan of another model.
     """
     check_adaptable(plan)
-    modules = dict(source.model.named_modules())
     arrays: dict[str, mx.array] = {}
-    left: dict[str, float] = {}
     for update in plan.updates:
-        weight = module_weight(modules[update.path])
-        found = _factors(update, weight)
-        left[update.path] = update.share_left(_merged(update, weight, found), weight)
+        found = _factors(update, module_weight(source.module(update.path)))
+        mx.eval(found)
+        source.release(update.path)
         for name, value in found.items():
             arrays[f"{update.path}.{name}"] = value
-        mx.eval(arrays)
     config: dict[str, Any] = {
         "fine_tune_type": "lora",
         # Keys are full paths, which mlx-lm matches over the whole model, not per block.
@@ -70,12 +92,34 @@ def write_adapter(plan: EditPlan, source: Source, folder: Path) -> dict[str, flo
     }
     mx.save_safetensors(str(folder / WEIGHTS), arrays, {"format": "mlx"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def adapter_left(plan: EditPlan, source: Source, folder: Path) -> dict[str, float]:
+    """‖U W'‖/‖U W‖ per writer, read back: mlx-lm puts the written folder on the source.
+
+    CheckError where mlx-lm does not take the folder, or puts nothing on a writer.
+    """
+    from mlx_lm.tuner.utils import load_adapters
+
+    opened = open_source(source.folder)
+    plain = {update.path: opened.module(update.path) for update in plan.updates}
+    try:
+        adapted = dict(load_adapters(opened.model, str(folder)).named_modules())
+    except (ValueError, KeyError) as error:
+        raise CheckError(f"{folder}: mlx-lm cannot open this adapter: {error}") from error
+    left: dict[str, float] = {}
+    for update in plan.updates:
+        if "lora_a" not in adapted[update.path]:
+            raise CheckError(f"{folder}: mlx-lm puts no adapter on {update.path}")
+        weight = module_weight(plain[update.path])
+        left[update.path] = update.share_left(_merged(update, weight, adapted[update.path]), weight)
+        opened.release(update.path)
     return left
 
 
-def _merged(update: Update, weight: mx.array, factors: dict[str, mx.array]) -> mx.array:
+def _merged(update: Update, weight: mx.array, adapted: nn.Module) -> mx.array:
     """The matrix that the stored weight and the adapter make together, in float32."""
-    a, b = factors["lora_a"], factors["lora_b"]
+    a, b = adapted.lora_a, adapted.scale * adapted.lora_b
     if update.writes_rows:
         return weight.astype(mx.float32) + a @ b
     if a.ndim == 3:

@@ -64,9 +64,22 @@ class Source:
             for name, value in self.parameters.items()
         )
 
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules by path, as the checkpoint holds them."""
+        return dict(self.model.named_modules())
+
+    def module(self, path: str) -> nn.Module:
+        """The module that a plan names; InputError where the checkpoint has none there."""
+        if path not in self.modules:
+            raise InputError(
+                f"{self.folder} has no module {path}; this plan was made for another model"
+            )
+        return self.modules[path]
+
     def release(self, path: str) -> None:
         """Let go of a module's arrays: reading a lazy tensor keeps it in memory otherwise."""
-        module = dict(self.model.named_modules())[path]
+        module = self.modules[path]
         for part in ("weight", "scales", "biases"):
             if f"{path}.{part}" in self.parameters:
                 module[part] = self.parameters[f"{path}.{part}"] = mx.array(0.0)
@@ -110,7 +123,6 @@ class Draft:
 
 def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: Rounding) -> Draft:
     """The edited checkpoint of `source`, nothing computed yet."""
-    modules = dict(source.model.named_modules())
     draft = Draft(
         {name: untouched_entry(source, name) for name in source.parameters},
         {},
@@ -118,11 +130,7 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
         plan.updates[0].path if plan.embedding == "untie" else None,
     )
     for update in plan.updates:
-        if update.path not in modules:
-            raise InputError(
-                f"{source.folder} has no module {update.path}; this plan was made for another model"
-            )
-        module = modules[update.path]
+        module = source.module(update.path)
         packed = "scales" in module
         if not packed and not mx.issubdtype(module.weight.dtype, mx.floating):
             raise InputError(
@@ -228,13 +236,12 @@ def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
             f"the weights {what}; expected every parameter of {source.folder.name} "
             "(dict(tree_flatten(model.parameters())))"
         )
-    modules = dict(source.model.named_modules())
     entries = {}
     for name, value in weights.items():
         expected = list(source.parameters[name].shape)
         path = name.rpartition(".")[0]
         if path in turned_float and name.endswith(".weight"):
-            expected[-1] = expected[-1] * 32 // modules[path].bits
+            expected[-1] = expected[-1] * 32 // source.modules[path].bits
         if list(value.shape) != expected:
             raise InputError(f"{name} has shape {value.shape}; expected {tuple(expected)}")
         entries[name] = computed(name, tuple(value.shape), value.dtype, partial(mx.array, value))

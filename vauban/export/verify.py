@@ -13,6 +13,7 @@ from vauban._arrays import load_arrays
 from vauban.edits import EditPlan
 from vauban.edits.blocks import direction_norm
 from vauban.errors import CheckError, InputError
+from vauban.export.adapter import is_adapter
 from vauban.export.checkpoint import EDIT_FILE, Source, open_source
 from vauban.export.tensors import sha256
 from vauban.models import anatomy, forward, load, residual_writers
@@ -73,7 +74,7 @@ class ExportReport:
             f"{self.modules_edited} of {self.modules_present} writers edited",
             self._storage(),
             same[self.untouched_identical],
-            f"{self.bytes / 1e6:.1f} MB",
+            f"{self.bytes / 1e6:.1f} MB" if self.bytes >= 1e5 else f"{self.bytes / 1e3:.1f} kB",
         ]
         return "; ".join(p for p in parts if p)
 
@@ -115,6 +116,11 @@ def verify_export(
     the folder is no export.
     """
     folder = Path(output_dir)
+    if is_adapter(folder):
+        raise InputError(
+            f"{folder} is an adapter, which holds no weights to read; load its model with it "
+            "(vauban.load(source, adapter_path=...)) and evaluate that"
+        )
     record = folder / EDIT_FILE
     if not record.is_file():
         raise InputError(f"{folder} has no {EDIT_FILE}; it was not written by an EditPlan")
@@ -156,13 +162,16 @@ def verify_export(
         stored=facts["stored"],
         files=files,
         bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
-        logits_difference=None if plan is None else logits_difference(folder, plan),
+        logits_difference=None if plan is None else logits_difference(folder, plan, folder),
     )
 
 
-def logits_difference(folder: Path, plan: EditPlan) -> float:
-    """max |exported - run-time cut| / max |uncut - run-time cut| over the logits of a probe."""
-    exported, _ = load(folder)
+def logits_difference(folder: Path, plan: EditPlan, source: str | Path) -> float:
+    """max |exported - run-time cut| / max |uncut - run-time cut| over the logits of a probe.
+
+    An adapter is opened on `source`, the model it was written for.
+    """
+    exported, _ = load(source, adapter_path=str(folder)) if is_adapter(folder) else load(folder)
     original = plan.model
     top = min(anatomy(original).vocabulary, 50_000)
     tokens = (mx.arange(24)[None] * 7919 + 13) % top

@@ -123,8 +123,10 @@ def load(
     options.pop("revision", None)
     try:
         model, tokenizer = cast(Any, mlx_lm.load(str(folder), **options))
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        raise ModelError(f"mlx-lm cannot load {path_or_repo}: {error}") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
+        adapter = options.get("adapter_path")
+        what = f"{path_or_repo} with the adapter {adapter}" if adapter else f"{path_or_repo}"
+        raise ModelError(f"mlx-lm cannot load {what}: {error}") from error
     _check_finite(model, path_or_repo)
     stored = _float_dtype(model)
     parameters = _count(model)

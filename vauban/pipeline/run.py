@@ -30,6 +30,7 @@ from vauban.pipeline.stages import (
     Opened,
     Progress,
     changed_model,
+    check_adapter,
     comparison_rows,
     contrast_shares,
     control_rows,
@@ -127,6 +128,7 @@ def run(
     source = opened.folder
     check_output(output, force=config.output.force, source=source)
     check_layers(config, opened.info.n_layers)
+    check_adapter(opened, config)
     plan_of_run = RunPlan(
         opened,
         named.get("harmful") or prompt_set(config, "harmful", source),
@@ -151,7 +153,7 @@ def run(
         contrast = contrast_shares(opened, changed, config, held_out, progress=progress)
         controls = control_rows(opened, config, result, held_out, evaluation, progress=progress)
     rows = (*comparison_rows(evaluation, contrast), *controls)
-    warnings = (*_warnings(plan_of_run, result, rows[0]), *leak_warnings(leak))
+    warnings = (*_warnings(plan_of_run, result, rows[0]), *leak_warnings(leak, config))
     source_hashes = hash_files(
         source, "model*.safetensors", stage="hash the source", progress=progress
     )
@@ -163,7 +165,7 @@ def run(
         report = plan.write(source, folder, precision=config.output.precision)
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
         document["leak"] = leak
-        document["export"]["logits_difference"] = logits_difference(folder, plan)
+        document["export"]["logits_difference"] = logits_difference(folder, plan, source)
         document["files"] = {"source": source_hashes, "written": report.files}
         samples = tuple(pick_samples(evaluation.answers))
         result.save(folder / "direction.safetensors")

@@ -5,7 +5,7 @@ is printed; `progress` is told (stage, done, total).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from vauban.directions import DirectionResult, measure, select_target_layers
 from vauban.edits import EditPlan, plan_cut
 from vauban.evaluation import EvalResult, compare_likelihood, evaluate, measure_behaviour
 from vauban.evaluation.judge import model_judge
+from vauban.export import check_adaptable
 from vauban.interventions import Add
 from vauban.models import (
     DeviceInfo,
@@ -48,15 +49,17 @@ class Opened:
     check: ForwardCheck
 
 
-def open_model(path: str, *, progress: Progress | None = None) -> Opened:
-    """Load a model and check the manual forward pass against its own.
+def open_model(
+    path: str, *, adapter: str | None = None, progress: Progress | None = None
+) -> Opened:
+    """Load a model, with an adapter's folder on it or not, and check the manual forward pass.
 
     Raises:
         ModelError: the folder cannot be used.
         ArchitectureError: neither way of running the layers gives the model's own logits.
     """
     _tell(progress, "load model", 0, 1)
-    model, tokenizer = vauban.load(path, unpack=True)
+    model, tokenizer = vauban.load(path, unpack=True, adapter_path=adapter)
     _tell(progress, "load model", 1, 1)
     _tell(progress, "verify forward pass", 0, 1)
     check = verify_forward(model)
@@ -94,8 +97,22 @@ def measure_stage(
 
 
 def plan_stage(opened: Opened, config: RunConfig, result: DirectionResult) -> EditPlan:
-    """`vauban.plan_cut` with the settings of the configuration."""
-    return _plan(opened, config, result, result)
+    """`vauban.plan_cut` with the settings of the configuration.
+
+    Raises:
+        InputError: the precision is "adapter", which cannot hold this cut.
+    """
+    return _plan(opened, config, _chosen_layers(config, result), result)
+
+
+def check_adapter(opened: Opened, config: RunConfig) -> None:
+    """Refuse a model that no adapter can hold the cut of before anything is measured on it.
+
+    Blocks that their scores choose are not known yet; `plan_stage` checks those.
+    """
+    layers = config.cut.layers
+    if config.output.precision == "adapter" and layers not in _BY_SCORE:
+        _plan(opened, config, layers, mx.ones(opened.info.d_model))
 
 
 LEAK_PROMPTS = 16
@@ -127,7 +144,7 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
     return found
 
 
-def leak_warnings(leak: Mapping[str, Any]) -> list[str]:
+def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
     """What a reader has to know of the figures of `leak_stage`."""
     notes = []
     if leak["whole"] and leak["stream"] > EXACT:
@@ -136,8 +153,10 @@ def leak_warnings(leak: Mapping[str, Any]) -> list[str]:
             "still points along the direction on held-out prompts"
         )
     if "head_kl" in leak:
+        adapter = config.output.precision == "adapter"
+        why = _ADAPTER_HEAD if adapter else "the head shares the embedding matrix for good"
         notes.append(
-            "the head shares the embedding matrix for good, so cutting it changes the head too; "
+            f"{why}, so cutting the embedding changes the head too; "
             f"that alone costs a KL of {leak['head_kl']:.4f} on harmless answers"
         )
     return notes
@@ -226,7 +245,8 @@ def control_rows(
     """
     shared = _judging(opened, config)
     noise = mx.random.normal((result.d_model,), key=mx.random.key(config.seed))
-    random_cut = _plan(opened, config, result, noise / mx.linalg.norm(noise), control=True)
+    layers = _chosen_layers(config, result)
+    random_cut = _plan(opened, config, layers, noise / mx.linalg.norm(noise), control=True)
     behaviour = measure_behaviour(
         opened.model,
         opened.tokenizer,
@@ -298,28 +318,53 @@ def comparison_rows(
     return before, after
 
 
+_BY_SCORE = ("above_median", "top_k")
+_ADAPTER_HEAD = "an adapter cannot give the head a matrix of its own"
+_SHARED = f"{_ADAPTER_HEAD}: the shared one is cut"
+
+
+def _chosen_layers(config: RunConfig, result: DirectionResult) -> str | Sequence[int]:
+    """The blocks to cut; those that are chosen by their scores as a list."""
+    layers = config.cut.layers
+    if layers in _BY_SCORE:
+        return select_target_layers(result.cosine_scores, str(layers))
+    return layers
+
+
 def _plan(
     opened: Opened,
     config: RunConfig,
-    result: DirectionResult,
+    layers: str | Sequence[int],
     direction: Any,
     *,
     control: bool = False,
 ) -> EditPlan:
-    """The plan of the configuration. A `control` restores no norms, to have a run-time form."""
+    """The plan of the configuration. A `control` restores no norms, to have a run-time form.
+
+    For an adapter, an "auto" that would untie the head cuts the shared matrix instead, as it does
+    where the model's class cannot untie either.
+    """
     settings = config.cut
-    layers: str | Sequence[int] = settings.layers
-    if layers in ("above_median", "top_k"):
-        layers = select_target_layers(result.cosine_scores, str(layers))
-    return plan_cut(
-        opened.model,
-        direction,
-        layers=layers,
-        alpha=settings.alpha,
-        components=settings.components,
-        embedding=settings.embedding,
-        norm_preserve=None if control else settings.norm_preserve,
-    )
+    adapter = config.output.precision == "adapter"
+
+    def planned(embedding: Any) -> EditPlan:
+        return plan_cut(
+            opened.model,
+            direction,
+            layers=layers,
+            alpha=settings.alpha,
+            components=settings.components,
+            embedding=embedding,
+            norm_preserve=None if control else settings.norm_preserve,
+        )
+
+    plan = planned(settings.embedding)
+    if not adapter:
+        return plan
+    if settings.embedding == "auto" and plan.embedding == "untie":
+        plan = replace(planned("tied"), notes=(*plan.notes, _SHARED))
+    check_adaptable(plan)
+    return plan
 
 
 def _judging(opened: Opened, config: RunConfig) -> dict[str, Any]:

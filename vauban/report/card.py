@@ -46,7 +46,7 @@ def model_card(
         "## Use\n",
         _DUAL_USE + "\n",
         "## Files\n",
-        _files(),
+        _files(run),
     ]
     return "\n".join(parts)
 
@@ -56,7 +56,13 @@ def _front_matter(run: Mapping[str, Any]) -> str:
     # The Hub rejects a base_model that is no repository id, so a local folder is left out.
     if run["model"]["hub_id"]:
         lines.append(f"base_model: {run['model']['hub_id']}")
+        if _is_adapter(run):
+            lines.append("base_model_relation: adapter")
     return "\n".join([*lines, "---", ""])
+
+
+def _is_adapter(run: Mapping[str, Any]) -> bool:
+    return bool(run["export"]["precision"] == "adapter")
 
 
 def _what(run: Mapping[str, Any]) -> str:
@@ -76,8 +82,21 @@ def _what(run: Mapping[str, Any]) -> str:
         f"- **Cut**: W ← W − α d(dᵀW) with α = {cut['alpha']:g} in {export['modules_edited']} "
         f"residual writers ({layers}). Largest share of the direction left in an edited writer, "
         f"read back from the written file: {decimal(export['direction_left'], 2)}.\n"
+        f"{_written(run)}\n"
+    )
+
+
+def _written(run: Mapping[str, Any]) -> str:
+    export = run["export"]
+    if _is_adapter(run):
+        return (
+            f"- **Adapter**: {byte_size(export['bytes'])}, rank {run['cut']['directions']} per "
+            "writer, for mlx-lm. It holds the change alone, needs the source's weights and leaves "
+            "them as they are."
+        )
+    return (
         f"- **Weights**: {byte_size(export['bytes'])}; modules that were not edited are "
-        "byte for byte those of the source.\n"
+        "byte for byte those of the source."
     )
 
 
@@ -124,10 +143,13 @@ def _quoted(text: str) -> str:
 
 
 def _loading(run: Mapping[str, Any]) -> str:
+    places = f'"{run["name"]}"'
+    if _is_adapter(run):
+        places = f'"{run["configuration"]["model"]["path"]}", adapter_path="{run["name"]}"'
     return (
         "```python\n"
         "from mlx_lm import generate, load\n\n"
-        f'model, tokenizer = load("{run["name"]}")\n'
+        f"model, tokenizer = load({places})\n"
         'messages = [{"role": "user", "content": "Hello"}]\n'
         "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)\n"
         "print(generate(model, tokenizer, prompt=prompt))\n"
@@ -135,12 +157,17 @@ def _loading(run: Mapping[str, Any]) -> str:
     )
 
 
-def _files() -> str:
+def _files(run: Mapping[str, Any]) -> str:
+    change = (
+        "`adapters.safetensors` and `adapter_config.json` the change"
+        if _is_adapter(run)
+        else "`edit.safetensors` what was removed from each module"
+    )
     return (
-        "`direction.safetensors` holds the direction at every layer, `edit.safetensors` what was "
-        "removed from each module, `run.json` the configuration, seeds, versions, hashes and every "
-        "figure, `answers.jsonl` every answer in full. Leave that last file out when you share the "
-        "folder: answers to harmful requests may be harmful.\n"
+        f"`direction.safetensors` holds the direction at every layer, {change}, "
+        "`run.json` the configuration, seeds, versions, hashes and every figure, `answers.jsonl` "
+        "every answer in full. Leave that last file out when you share the folder: answers to "
+        "harmful requests may be harmful.\n"
     )
 
 
