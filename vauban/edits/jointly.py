@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from vauban.edits.grids import Grid
-from vauban.edits.mending import approach, combine, mend
+from vauban.edits.mending import approach, combine, mend, pair
 from vauban.edits.staircase import inverse, joint_root, root
 
 # Rows that carry far more of u than the rest are rounded first and never moved: their steps are
@@ -23,17 +23,21 @@ def round_jointly(
     """Grid indices (p, m) uint8 with U (s·q) + const = 0 in each problem.
 
     x (p, m) wanted codes; step (1 or p, m); u (k, m); const (k, p); start (k, p) a shift to begin
-    from.
+    from, which the frozen rows are rounded with.
     """
-    heavy = _heavy(u)
+    fixed = _heavy(u) | ~u.any(0)
     index = np.empty(x.shape, dtype=np.uint8)
     const = np.array(const, dtype=np.float64)
-    if heavy.any():
-        fixed = grid.round(x[:, heavy])
-        index[:, heavy] = fixed
-        value = grid.value(fixed).astype(np.float64) * step[:, heavy]
-        const = const + u[:, heavy].astype(np.float64) @ value.T
-        x, step, u = x[:, ~heavy], step[:, ~heavy], u[:, ~heavy]
+    if fixed.any():
+        there = x[:, fixed].copy()
+        if start is not None:
+            there += (start.T @ u[:, fixed]) * inverse(step[:, fixed])
+        index[:, fixed] = grid.round(there, out=there)
+        value = grid.value(there).astype(np.float64) * step[:, fixed]
+        const = const + u[:, fixed].astype(np.float64) @ value.T
+        if fixed.all():
+            return index
+        x, step, u = x[:, ~fixed], step[:, ~fixed], u[:, ~fixed]
     high = None
     if len(u) == 1:
         ratio = u * inverse(step)
@@ -48,7 +52,8 @@ def round_jointly(
     if high is not None:
         q = approach(q, x, step, u[0].astype(np.float64), high, left[0], grid)
     q = combine(q, shifted, step, u, left, grid)
-    index[:, ~heavy] = mend(q, x, step, u, left, grid)
+    q = mend(q, x, step, u, left, grid)
+    index[:, ~fixed] = pair(q, x, step, u, left, grid)
     return index
 
 

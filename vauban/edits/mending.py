@@ -24,6 +24,10 @@ _PICKS = 24
 # Moves that are tried in every combination: many where codes are few and their sums far apart.
 _MOVES = (4, 12)
 _WORK = 19
+# Pairs of single steps that are tried, and rounds of it. Along one direction the cheapest of all
+# are fine enough; along several, those that come nearest by themselves go with many others.
+_PAIRS = {False: (96, 96), True: (96, 2048)}
+_ROUNDS = 8
 
 
 def approach(
@@ -157,3 +161,73 @@ def mend(
         rows = rows[r]
         rows = rows[(left[:, rows] ** 2).sum(0) > limit[rows, 0]]
     return q
+
+
+def pair(
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid
+) -> np.ndarray:
+    """Where no single step helps any more, move two codes at once: the cheapest pair that does.
+
+    Equal coordinates have nearly equal steps, and with several directions a step that mends one
+    harms another: their differences are what is fine enough. Arguments as for `mend`.
+    """
+    limit = np.broadcast_to(enough(step, u) ** 2, (len(q), 1))
+    rows = np.flatnonzero((left**2).sum(0) > limit[:, 0])
+    for _ in range(_ROUNDS):
+        if not rows.size:
+            break
+        there, pull, cost = _steps(q, x, step, u, grid, rows)
+        off = left[:, rows].astype(np.float32)
+        alone = ((off[..., None] + pull) ** 2).sum(0)
+        alone[~np.isfinite(cost)] = np.inf
+        several = len(u) > 1
+        counts = [min(count, cost.shape[1]) for count in _PAIRS[several]]
+        order = (alone if several else cost, cost)
+        first, second = (
+            np.argpartition(by, count - 1, axis=1)[:, :count]
+            for by, count in zip(order, counts, strict=True)
+        )
+        one, two = (np.take_along_axis(pull, at[None], 2) for at in (first, second))
+        after = 2 * np.einsum("kpa,kpb->pab", off[..., None] + one, two, optimize=True)
+        after += np.take_along_axis(alone, first, 1)[:, :, None] + (two**2).sum(0)[:, None, :]
+        # A code moves once: two steps of the same one are no pair.
+        codes = q.shape[1]
+        after[(first % codes)[:, :, None] == (second % codes)[:, None, :]] = np.inf
+        price = [np.take_along_axis(cost, at, 1) for at in (first, second)]
+        after[~np.isfinite(price[1])[:, None, :].repeat(counts[0], 1)] = np.inf
+        total = (price[0][:, :, None] + price[1][:, None, :]).reshape(len(rows), -1)
+        flat = after.reshape(len(rows), -1)
+        suffices = flat <= limit[rows]
+        cheap = np.where(suffices, total, np.inf).argmin(1)
+        best = np.where(suffices.any(1), cheap, flat.argmin(1))
+        found = np.take_along_axis(flat, best[:, None], 1)[:, 0]
+        n = np.flatnonzero(found < 0.98 * (off**2).sum(0))
+        for taken in (first[n, best[n] // counts[1]], second[n, best[n] % counts[1]]):
+            i = taken % codes
+            gap = grid.value(there[n, taken]) - grid.value(q[rows[n], i])
+            scale = step[np.minimum(rows[n], len(step) - 1), i].astype(np.float64)
+            left[:, rows[n]] += u[:, i].astype(np.float64) * gap * scale
+            q[rows[n], i] = there[n, taken]
+        rows = rows[n]
+        rows = rows[(left[:, rows] ** 2).sum(0) > limit[rows, 0]]
+    return q
+
+
+def _steps(
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, grid: Grid, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All single steps of some problems, m up and then m down: where to, pull (k, p, 2m), cost.
+
+    At the end of the grid a step goes nowhere and costs without end.
+    """
+    steps = step[rows] if len(step) > 1 else step
+    value = grid.value(q[rows])
+    both = []
+    for way in (1, -1):
+        there = np.clip(q[rows] + way, 0, grid.top)
+        gap = grid.value(there) - value
+        price = gap * (gap - 2 * (x[rows] - value)) * steps**2
+        both.append((there, gap * steps, np.where(gap == 0, np.inf, price)))
+    there, moved, price = (np.concatenate(parts, axis=1) for parts in zip(*both, strict=True))
+    pull = moved.astype(np.float32) * np.tile(u, 2)[:, None]
+    return there, pull, price

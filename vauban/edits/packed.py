@@ -17,12 +17,13 @@ import numpy as np
 from vauban.edits.blocks import Stored, blocks, matrices
 from vauban.edits.exact import exact_codes, first_shifts, pack_codes
 from vauban.edits.feedback import feedback_codes
-from vauban.edits.modules import unpack
+from vauban.edits.modules import refuse_unknown_packing, unpack
 from vauban.edits.problem import Problem, problem
 from vauban.edits.refit import fresh_grid, refit
 from vauban.edits.two_sided import orthonormal
 from vauban.edits.update import Update
 from vauban.errors import InputError
+from vauban.models.writers import unpacked_shape
 
 # How far from planned the rest of a direction may be, read back in float32, before a wider format
 # is used.
@@ -103,17 +104,11 @@ def pack_edited(
 ) -> Packed:
     """The edited matrix of a packed `module` in its own format, or affine with other `bits`.
 
-    Raises InputError for an unpacked module without `bits`.
+    Raises InputError for an unpacked module without `bits`, a packing that would be read wrongly,
+    and a width that no affine group divides.
     """
-    packed = "scales" in module
-    if not packed and bits is None:
-        raise InputError(f"{update.path} is not packed; name the bits to pack it with")
-    own = packed and bits in (None, module.bits)
-    mode = getattr(module, "mode", "affine") if own else "affine"
-    affine = packed and getattr(module, "mode", "affine") == "affine"
-    form = _Format(
-        module.bits if own else int(bits or 8), module.group_size if own or affine else 64, mode
-    )
+    refuse_unknown_packing(module)
+    form, own = _format(module, update.path, bits)
     sums = _Sums()
     if module.weight.ndim == 3:
         parts = [
@@ -137,6 +132,28 @@ def pack_edited(
         leak=float(np.sqrt(sums.leak) / max(sums.leak_had, 1e-30)),
         had=float(np.sqrt(sums.had)),
     )
+
+
+def affine_group(module: nn.Module) -> int | None:
+    """The group size of a module packed anew: its own, 64, or what divides its width; else None."""
+    affine = "scales" in module and getattr(module, "mode", "affine") == "affine"
+    own = module.group_size if affine else 64
+    width = unpacked_shape(module)[-1]
+    return next((group for group in (own, 64, 128, 32) if width % group == 0), None)
+
+
+def _format(module: nn.Module, path: str, bits: int | None) -> tuple[_Format, bool]:
+    """How to store a module, and whether that is its own format."""
+    if "scales" in module and bits in (None, module.bits):
+        return _Format(module.bits, module.group_size, getattr(module, "mode", "affine")), True
+    if bits is None:
+        raise InputError(f"{path} is not packed; name the bits to pack it with")
+    group = affine_group(module)
+    if group is None:
+        raise InputError(
+            f"{path} has {unpacked_shape(module)[-1]} columns; packing takes a multiple of 32"
+        )
+    return _Format(bits, group, "affine"), False
 
 
 def _table(

@@ -12,6 +12,11 @@ from vauban.edits.moments import Energy
 from vauban.edits.null_space import NullSpace, least_squares_rows
 
 
+def is_table(layer: int, kind: str) -> bool:
+    """Whether a writer is a token or position table: all before the blocks but plain matrices."""
+    return layer < 0 and kind in ("embedding", "other")
+
+
 @dataclass(frozen=True, eq=False)
 class Protection:
     """What one matrix must keep doing: a null space, or one per expert (None: never routed to).
@@ -71,7 +76,7 @@ class Update:
     @property
     def writes_rows(self) -> bool:
         """Token and position tables write their rows; matrices write their outputs."""
-        return self.layer < 0
+        return is_table(self.layer, self.kind)
 
     @property
     def acts_on_outputs(self) -> bool:

@@ -12,6 +12,7 @@ import mlx.core as mx
 from vauban._arrays import load_arrays
 from vauban.edits import EditPlan
 from vauban.edits.blocks import direction_norm
+from vauban.edits.update import is_table
 from vauban.errors import CheckError, InputError
 from vauban.export.adapter import is_adapter
 from vauban.export.checkpoint import EDIT_FILE, Source, open_source
@@ -138,7 +139,7 @@ def verify_export(
         norm = direction_norm(
             modules[path],
             arrays[f"basis.{path}"],
-            entry["layer"] < 0,
+            is_table(entry["layer"], entry["kind"]),
             arrays.get(f"offset.{path}"),
         )
         written.release(path)

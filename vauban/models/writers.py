@@ -179,7 +179,8 @@ def _before_blocks(model: nn.Module) -> list[Writer]:
     more = families.BEFORE_BLOCKS.get(families.family_of(model))
     for path, module in model.named_modules():
         if more and more in path and is_matrix(path, module):
-            writers.append(_writer(path, -1, "other", module, None))
+            # A matrix, not a table: its outputs are written, not its rows.
+            writers.append(_writer(path, -1, "mlp", module, None))
     return writers
 
 
