@@ -32,7 +32,7 @@ _EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 _SETTINGS = {
     "demo": ["seed", "measure", "cut", "eval", "output"],
     "measure": ["model.path", "data.harmful", "data.harmless", "measure"],
-    "cut": ["model.path", "cut", "output"],
+    "cut": ["seed", "model.path", "data.harmful", "data.harmless", "cut", "output"],
     "evaluate": [
         "model.path",
         "data.eval",

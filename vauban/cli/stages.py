@@ -13,6 +13,7 @@ from vauban.errors import InputError
 from vauban.export import check_output, is_adapter
 from vauban.pipeline.sources import eval_set, prompt_set
 from vauban.pipeline.stages import (
+    calibrate_stage,
     comparison_rows,
     evaluate_models,
     measure_stage,
@@ -61,7 +62,14 @@ def cut(options: argparse.Namespace) -> int:
     console = Console(as_json=options.json)
     with console.progress() as progress:
         opened = open_model(config.model.path, progress=progress)
-        plan = plan_stage(opened, config, result)
+        plan = calibrate_stage(
+            opened,
+            config,
+            plan_stage(opened, config, result),
+            prompt_set(config, "harmful", opened.folder),
+            prompt_set(config, "harmless", opened.folder),
+            progress=progress,
+        )
         progress("write and read back", 0, 1)
         report = plan.export(
             opened.folder, output, precision=config.output.precision, force=config.output.force

@@ -192,6 +192,13 @@ class OutputSection(FolderSection):
         "all: adapter writes a small LoRA folder for mlx-lm's --adapter-path, to be used with the "
         "source.",
     )
+    calibrate: Annotated[
+        NonNegative, Setting("a whole number, 0 or more", "--calibrate", metavar="N")
+    ] = Field(
+        default=32,
+        description="Packed modules are rounded for what they read on this many harmful and this "
+        "many harmless measuring prompts; 0: for any input alike.",
+    )
 
 
 _NO_ADAPTER = 'which [output] precision "adapter" cannot hold:'

@@ -45,15 +45,16 @@ def calibrate(
         raise InputError("no calibration prompts; expected at least one")
     model = plan.model
     modules = dict(model.named_modules())
-    packed = [u.path for u in plan.updates if "scales" in modules[u.path]]
-    if not packed:
-        raise InputError("no edited module is packed; calibration is for rounding packed ones")
-    # The table that stays the head's as well is read by the head: its rows are rounded plainly.
+    packed = {u.path for u in plan.updates if "scales" in modules[u.path]}
+    # A model that was unpacked to run faster shows no packing: all its writers are read.
+    chosen = [u for u in plan.updates if not packed or u.path in packed]
+    # A table that the head shares is read by the head as well, which this does not weigh.
     tables = [
-        u.path for u in plan.updates
-        if u.writes_rows and u.path in packed and not (u.is_embedding and plan.embedding == "tied")
-    ]  # fmt: skip
-    matrices = [u.path for u in plan.updates if not u.writes_rows and u.path in packed]
+        u.path
+        for u in chosen
+        if u.writes_rows and not (u.is_embedding and plan.embedding == "tied")
+    ]
+    matrices = [u.path for u in chosen if not u.writes_rows]
     virtual = plan.virtual()
     heads = [encode_chat(tokenizer, prompt) for prompt in prompts]
     answers = generate_tokens(

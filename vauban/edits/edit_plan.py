@@ -122,14 +122,15 @@ class EditPlan:
     ) -> EditPlan:
         """The same plan, its packed writers to be rounded for what they read.
 
-        The cut model answers `prompts` greedily with up to `max_tokens`; of every packed matrix the
-        second moment of its inputs over prompts and answers is kept (of an expert that of its own
-        tokens), of the embedding the Fisher information of its output, by gradients of the
-        log-likelihood of tokens drawn with `seed`. Rounding then lets later columns make good what
-        earlier ones did wrong (GPTQ, arXiv 2210.17323), each column still exact along the
-        direction. Slower to round, and nearer to the float cut where the model is used.
+        The cut model answers `prompts` greedily with up to `max_tokens`. Kept is, of every packed
+        matrix (of all where the model in memory was unpacked to run faster), the second moment of
+        its inputs over prompts and answers, of an expert that of its own tokens; of the embedding
+        the Fisher information of its output, by gradients of the log-likelihood of tokens drawn
+        with `seed`. Rounding then lets later columns make good what earlier ones did wrong (GPTQ,
+        Frantar et al. 2022, arXiv 2210.17323), each column still exact along the
+        direction: the cut model comes out nearer to the float cut where it is used.
 
-        Raises InputError for no prompts, and where no edited module is packed.
+        Raises InputError for no prompts.
 
         >>> import vauban
         >>> model, tokenizer = vauban.load(vauban.organism_path("4bit"))

@@ -23,7 +23,7 @@ from vauban.edits.two_sided import orthonormal, parallel
 # not read must not be forgotten altogether.
 _DAMPING = 0.1
 # Unit inputs along the removed rows count as this many mean coordinates: they are to meet nothing.
-_ALONG = 4.0
+_ALONG = 16.0
 # The same for a table's rows along U, where the constraint itself crosses the columns.
 _WITHIN = 1000.0
 # Blocks of columns that are rounded at once: more would cost time, fewer the feedback.

@@ -29,6 +29,7 @@ from vauban.pipeline.sources import (
 from vauban.pipeline.stages import (
     Opened,
     Progress,
+    calibrate_stage,
     changed_model,
     check_adapter,
     comparison_rows,
@@ -143,7 +144,14 @@ def run(
     result = measure_stage(
         opened, config, plan_of_run.harmful, plan_of_run.harmless, progress=progress
     )
-    plan = plan_stage(opened, config, result)
+    plan = calibrate_stage(
+        opened,
+        config,
+        plan_stage(opened, config, result),
+        plan_of_run.harmful,
+        plan_of_run.harmless,
+        progress=progress,
+    )
     leak = leak_stage(opened, plan, held_out)
     changed = changed_model(opened, plan)
     evaluation = evaluate_models(opened, changed, config, held_out, progress=progress)

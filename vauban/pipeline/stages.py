@@ -115,6 +115,23 @@ def check_adapter(opened: Opened, config: RunConfig) -> None:
         _plan(opened, config, layers, mx.ones(opened.info.d_model))
 
 
+def calibrate_stage(
+    opened: Opened,
+    config: RunConfig,
+    plan: EditPlan,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    *,
+    progress: Progress | None = None,
+) -> EditPlan:
+    """`EditPlan.calibrated` on the first measuring prompts, where packed modules stay packed."""
+    count = config.output.calibrate
+    if not count or opened.info.quantization is None or config.output.precision != "same":
+        return plan
+    prompts = [*harmful.prompts[:count], *harmless.prompts[:count]]
+    return plan.calibrated(opened.tokenizer, prompts, seed=config.seed, progress=progress)
+
+
 LEAK_PROMPTS = 16
 """Held-out prompts of each kind on which the stream is read after the edit."""
 

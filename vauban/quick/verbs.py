@@ -7,13 +7,16 @@ from typing import Any
 
 import vauban
 from vauban.config import RunConfig, make_config
+from vauban.config.schema import OutputSection
 from vauban.directions import DirectionResult, measure
 from vauban.edits import EditPlan, plan_cut
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport
-from vauban.models import model_folder
+from vauban.models import describe, model_folder
 from vauban.pipeline.sources import eval_set, prompt_set
 from vauban.prompts import resolve_prompts
+
+_CALIBRATE = OutputSection().calibrate
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def abliterate(
 ) -> Abliteration:
     """Measure the direction, cut it from every residual writer, and export the changed model.
 
+    Packed modules are rounded for what they read on the measuring prompts, as `vauban MODEL` does.
     The model in memory is not changed. For figures before and after, use `vauban MODEL` or
     `evaluate` below.
 
@@ -85,8 +89,14 @@ def abliterate(
     Raises:
         InputError: a set that cannot be used, an existing folder.
     """
-    direction = measure_direction(model, tokenizer, harmful, harmless)
+    sets = [
+        _prompts(tokenizer, given, label)
+        for given, label in ((harmful, "harmful"), (harmless, "harmless"))
+    ]
+    direction = measure_direction(model, tokenizer, *sets)
     plan = plan_cut(model, direction, alpha=alpha)
+    if describe(model).quantization is not None:
+        plan = plan.calibrated(tokenizer, [p for prompts in sets for p in prompts[:_CALIBRATE]])
     export = plan.export(model_folder(model_path), output_dir)
     return Abliteration(direction, plan, export, Path(output_dir))
 

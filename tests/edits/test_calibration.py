@@ -1,0 +1,205 @@
+"""Rounding that minds what a matrix reads: its parts against definitions, and what it buys."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vauban
+from vauban.edits import Update, pack_edited
+from vauban.edits.modules import unpack
+from vauban.edits.moments import Energy, InputMoments
+from vauban.errors import InputError
+from vauban.models import anatomy, eos_ids, generate_tokens
+from vauban.models.inputs import module_inputs
+from vauban.models.sensitivity import output_gradients
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 400), size=st.integers(1, 40), rank=st.integers(1, 50),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_sketch_keeps_every_coordinates_energy(
+    rows: int, size: int, rank: int, seed: int
+) -> None:
+    """Frequent Directions: ‖XᵀX - BᵀB‖ <= ‖X‖²/rank; the rest makes the diagonal exact."""
+    x = np.random.default_rng(seed).normal(size=(rows, size)).astype(np.float32)
+    moments = InputMoments(size, rank)
+    for part in np.array_split(x, 3):
+        moments.update(part)
+    energy = moments.energy()
+    exact = x.T.astype(np.float64) @ x / rows
+    sketch = energy.factor.T.astype(np.float64) @ energy.factor
+    assert energy.rows == rows
+    assert np.allclose(np.diag(sketch) + energy.rest, np.diag(exact), rtol=1e-4, atol=1e-6)
+    assert np.linalg.norm(exact - sketch, 2) <= np.trace(exact) / rank + 1e-5
+    if rank >= size:
+        assert np.allclose(sketch, exact, atol=1e-4 * max(1.0, np.abs(exact).max()))
+
+
+def test_moments_refuse_what_they_cannot_take() -> None:
+    with pytest.raises(InputError, match=r"expected \(n, 4\)"):
+        InputMoments(4, 2).update(np.zeros((3, 5), np.float32))
+    with pytest.raises(InputError, match="NaN or inf"):
+        InputMoments(4, 2).update(np.full((1, 4), np.nan, np.float32))
+    with pytest.raises(InputError, match="no inputs"):
+        InputMoments(4, 2).energy()
+    with pytest.raises(InputError, match="rank is 0"):
+        InputMoments(4, 0)
+
+
+def packed(rows: int, columns: int, bits: int = 4, **form: Any) -> nn.Module:
+    linear = nn.Linear(columns, rows, bias=False)
+    linear.weight = 0.02 * mx.random.normal((rows, columns), key=mx.random.key(0))
+    return linear.to_quantized(bits=bits, **form)
+
+
+def correlated(n: int, size: int) -> np.ndarray:
+    """Inputs that live mostly in a few directions, as a trained model's do."""
+    random = np.random.default_rng(0)
+    basis = random.normal(size=(24, size)) / np.arange(1, 25)[:, None]
+    x: np.ndarray = random.normal(size=(n, 24)) @ basis + 0.05 * random.normal(size=(n, size))
+    return x.astype(np.float32)
+
+
+def matrix(module: nn.Module, arrays: Any = None) -> mx.array:
+    found = module if arrays is None else arrays
+    return unpack(
+        found["weight"], found["scales"], found.get("biases"), module.group_size, module.bits,
+        getattr(module, "mode", "affine"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"group_size": 64, "bits": 4},
+        {"group_size": 32, "bits": 3},
+        {"group_size": 128, "bits": 8},
+        {"group_size": 16, "bits": 4, "mode": "nvfp4"},
+        {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    ],
+)
+def test_outputs_are_nearer_and_the_direction_is_out(form: dict[str, Any]) -> None:
+    """On fresh inputs of the same kind; exact, and without a substitute, as without calibration."""
+    module = packed(256, 256, **form)
+    u = mx.random.normal((1, 256), key=mx.random.key(1))
+    plain = Update("weight", 0, "mlp", u / mx.linalg.norm(u), 1.0, None, False)
+    inputs = correlated(1500, 256)
+    energy = InputMoments(256, 256).update(inputs[:1000]).energy()
+    target = plain.weight(matrix(module))
+
+    def wrong(update: Update) -> float:
+        found = pack_edited(module, update)
+        assert found.left <= 1e-3 and found.leak <= 0.15
+        difference = matrix(module, found.arrays) - target
+        return float(mx.linalg.norm(difference @ mx.array(inputs[1000:]).T))
+
+    assert wrong(replace(plain, inputs=(energy,))) <= 0.75 * wrong(plain)
+
+
+def test_inputs_that_are_all_alike_change_little() -> None:
+    """With nothing to gain the feedback costs little: E[x xᵀ] = 1."""
+    module = packed(256, 256, group_size=64)
+    u = mx.random.normal((1, 256), key=mx.random.key(1))
+    plain = Update("weight", 0, "mlp", u / mx.linalg.norm(u), 1.0, None, False)
+    white = Energy(np.zeros((1, 256), np.float32), np.ones(256, np.float32), 1)
+    calibrated = pack_edited(module, replace(plain, inputs=(white,)))
+    assert calibrated.error <= 1.15 * pack_edited(module, plain).error
+
+
+def test_a_table_is_rounded_where_its_rows_matter() -> None:
+    table = nn.Embedding(300, 128)
+    table.weight = 0.02 * mx.random.normal((300, 128), key=mx.random.key(3))
+    module = table.to_quantized(group_size=64, bits=4)
+    u = mx.random.normal((1, 128), key=mx.random.key(1))
+    plain = Update("weight", -1, "embedding", u / mx.linalg.norm(u), 1.0, None, False)
+    gradients = correlated(800, 128)
+    energy = InputMoments(128, 128).update(gradients).energy()
+    target = plain.weight(matrix(module))
+
+    def wrong(update: Update) -> float:
+        found = pack_edited(module, update)
+        assert found.left <= 1e-3
+        difference = matrix(module, found.arrays) - target
+        return float(mx.linalg.norm(difference @ mx.array(gradients).T))
+
+    assert wrong(replace(plain, inputs=(energy,))) <= 0.75 * wrong(plain)
+
+
+def test_gradients_are_those_of_the_log_likelihood(organism: Any) -> None:
+    """Against finite differences along a random direction, of the tokens that were drawn."""
+    model, _ = organism
+    path = anatomy(model).embedding_path
+    tokens = mx.array([[1, 268, 201, 447, 1082]])
+    key = mx.random.key(4)
+    found = output_gradients(model, [path], tokens, key=key)[path]
+    assert found.shape == (5, 128)
+    drawn = mx.random.categorical(model(tokens).astype(mx.float32), key=key)
+    embedding = dict(model.named_modules())[path]
+    along = mx.random.normal((5, 128), key=mx.random.key(5))
+
+    def likelihood(step: float) -> float:
+        h = embedding(tokens) + step * along
+        logits = model(tokens, input_embeddings=h).astype(mx.float32)
+        chosen = mx.take_along_axis(logits, drawn[..., None], -1)[..., 0]
+        return float((chosen - mx.logsumexp(logits, -1)).sum())
+
+    expected = (likelihood(1e-3) - likelihood(-1e-3)) / 2e-3
+    assert float((found * along).sum()) == pytest.approx(expected, rel=2e-2)
+    assert type(embedding) is type(dict(model.named_modules())[path])
+
+
+@pytest.mark.parametrize("kind", ["4bit", "moe"])
+def test_a_calibrated_plan_has_read_the_cut_model(kind: str) -> None:
+    """Prompts and answers through the float cut, expert by expert; the same figures every time."""
+    model, tokenizer = vauban.load(vauban.organism_path(kind))
+    plan = vauban.plan_cut(model, mx.random.normal((128,), key=mx.random.key(1)))
+    prompts = ["Name a colour.", "Tell me about rivers."]
+    calibrated = plan.calibrated(tokenizer, prompts, max_tokens=3)
+    assert calibrated.settings["calibration"]["prompts"] == 2 and not calibrated.notes
+    edited = plan.apply(copy.deepcopy(model), "float")
+    texts = [vauban.encode_chat(tokenizer, prompt) for prompt in prompts]
+    answers = generate_tokens(edited, texts, eos=eos_ids(tokenizer), max_tokens=3)
+    rows: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def read(path: str, x: mx.array, experts: mx.array | None) -> None:
+        routed = np.zeros(len(x), int) if experts is None else np.array(experts)
+        for expert in set(routed.tolist()):
+            rows.setdefault((path, expert), []).append(np.array(x)[routed == expert])
+
+    matrices = [u for u in calibrated.updates if not u.writes_rows]
+    with module_inputs(edited, [u.path for u in matrices], read):
+        for text, answer in zip(texts, answers, strict=True):
+            mx.eval(edited(mx.array([text + answer])))
+    for update in matrices:
+        for expert, energy in enumerate(update.inputs):
+            if energy is None:
+                assert (update.path, expert) not in rows
+                continue
+            x = np.concatenate(rows[update.path, expert]).astype(np.float64)
+            assert energy.rows == len(x)
+            size = (x**2).mean(0)
+            found = (energy.factor.astype(np.float64) ** 2).sum(0) + energy.rest
+            assert np.abs(found - size).max() <= 1e-3 * size.max()
+    table = calibrated.updates[0]
+    assert table.writes_rows and table.inputs[0] is not None
+    again = plan.calibrated(tokenizer, prompts, max_tokens=3)
+    for one, two in zip(calibrated.updates, again.updates, strict=True):
+        for a, b in zip(one.inputs, two.inputs, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or b is None or np.array_equal(a.factor, b.factor)
+
+
+def test_calibration_needs_prompts(organism: Any) -> None:
+    model, tokenizer = organism
+    plan = vauban.plan_cut(model, mx.random.normal((128,)))
+    with pytest.raises(InputError, match="no calibration prompts"):
+        plan.calibrated(tokenizer, [])
