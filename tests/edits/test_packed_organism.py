@@ -15,13 +15,13 @@ from vauban.models import decode
 from vauban.prompts import encode_chat
 
 
-@pytest.mark.parametrize(("bits", "share", "points"), [(4, 0.75, 0.02), (3, 1 / 3, 0.05)])
-def test_the_decision_is_the_float_cuts(bits: int, share: float, points: float) -> None:
+@pytest.mark.parametrize("bits", [4, 3])
+def test_the_decision_is_the_float_cuts(bits: int) -> None:
     """KL to the float cut where the answer begins, and refusals, against naive requantization's.
 
-    At 3 bits naive requantization leaves the refusals, and the KL is a third of its. At 4 bits
-    naive's own rounding noise is nearly all of its KL, which no rounding avoids: see
-    benchmarks/organism.py.
+    At most a third of its KL, and refusals within two points of the float cut's. At 4 bits naive's
+    own rounding noise is nearly all of its KL, which only rounding for what the matrices read
+    avoids; at 3 bits naive requantization leaves a fifth of the refusals.
     """
     folder = vauban.organism_path("dense")
     model, tokenizer = vauban.load(folder)
@@ -32,7 +32,8 @@ def test_the_decision_is_the_float_cuts(bits: int, share: float, points: float) 
     nn.quantize(model, group_size=64, bits=bits)
     plan = vauban.plan_cut(model, direction)
     reference = plan.apply(copy.deepcopy(model), "float")
-    exact = plan.apply(copy.deepcopy(model))
+    calibrated = plan.calibrated(tokenizer, sets[0][:32] + sets[1][:32])
+    exact = calibrated.apply(copy.deepcopy(model))
     naive = copy.deepcopy(reference)
     old, cut = dict(model.named_modules()), dict(reference.named_modules())
     for update in plan.updates:
@@ -43,13 +44,13 @@ def test_the_decision_is_the_float_cuts(bits: int, share: float, points: float) 
     starts = [encode_chat(tokenizer, prompt) for prompt in prompts]
     # The scored token is the one that the prompt's last position predicts.
     first = [Scored([*ids, 0], len(ids)) for ids in starts]
-    assert compare(reference, exact, first).kl <= share * compare(reference, naive, first).kl
+    assert compare(reference, exact, first).kl <= compare(reference, naive, first).kl / 3
 
     def refused(changed: nn.Module) -> float:
         ids = answer_tokens(changed, tokenizer, prompts, max_tokens=12)
         return judge_answers(prompts, [decode(tokenizer, i) for i in ids]).rate
 
     left = refused(exact)
-    assert abs(left - refused(reference)) <= points
+    assert abs(left - refused(reference)) <= 0.02
     if bits == 3:
         assert left + 0.1 < refused(naive)

@@ -156,3 +156,25 @@ def test_results_are_frozen(plain):
     with pytest.raises(AttributeError):
         plain[0].seconds = 0.0
     assert replace(plain[0], seconds=0.0).seconds == 0.0
+
+
+@pytest.mark.parametrize(("count", "precision"), [(2, "same"), (0, "same"), (2, "float")])
+def test_packed_modules_are_rounded_for_what_they_read(tmp_path, count, precision):
+    """By default and where they stay packed; run.json says on what."""
+    values = {
+        ("model", "path"): str(vauban.organism_path("4bit")),
+        ("output", "dir"): str(tmp_path / "out"),
+        ("output", "calibrate"): count,
+        ("output", "precision"): precision,
+        ("measure", "layer"): 3,
+        ("eval", "controls"): False,
+        ("eval", "num_prompts"): 2,
+        ("eval", "max_tokens"): 4,
+    }
+    document = run(make_config(values)).document
+    found = document["cut"]["settings"].get("calibration")
+    if count and precision == "same":
+        assert found["prompts"] == 2 * count and found["modules"] == len(document["cut"]["writers"])
+    else:
+        assert found is None
+    assert document["export"]["direction_left"] < 0.01

@@ -26,7 +26,7 @@ from vauban.prompts import encode_chat
 
 Progress = Callable[[str, int, int], None]
 # Rows of the sketch of a matrix's inputs; an expert reads fewer tokens, and there are many of them.
-_RANK, _EXPERT_RANK = 256, 64
+RANK, _EXPERT_RANK = 256, 64
 # Texts whose gradients are read, at most: they cost several forward passes.
 _TEXTS = 64
 
@@ -99,7 +99,7 @@ def _inputs(
     def take(path: str, expert: int, rows: np.ndarray) -> None:
         held = found[path][expert]
         if held is None:
-            rank = _EXPERT_RANK if len(sizes[path]) == 3 else _RANK
+            rank = _EXPERT_RANK if len(sizes[path]) == 3 else RANK
             held = found[path][expert] = InputMoments(sizes[path][-1], rank)
         held.update(rows)
 
@@ -128,7 +128,7 @@ def _sensitivities(
 ) -> dict[str, tuple[Energy | None, ...]]:  # fmt: skip
     """Per table the Fisher information of what it writes."""
     modules = dict(model.named_modules())
-    held = {path: InputMoments(unpacked_shape(modules[path])[-1], _RANK) for path in paths}
+    held = {path: InputMoments(unpacked_shape(modules[path])[-1], RANK) for path in paths}
     key = mx.random.key(seed)
     chosen = texts[:: -(-len(texts) // _TEXTS)]
     # A forward pass keeps one vector per residual; its gradient all that every block computed.
