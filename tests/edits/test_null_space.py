@@ -212,13 +212,14 @@ def test_preserve_excludes_what_would_break_it(tiny: Any) -> None:
     d = mx.ones(64)
     for options, message in (
         ({"embedding": True}, "embedding"),
-        ({"biases": True}, "biases"),
         ({"norm_preserve": "column"}, "norms"),
     ):
         with pytest.raises(vauban.InputError, match=message):
             vauban.plan_cut(model, d, preserve=keys, **options)
     plan = vauban.plan_cut(model, d, preserve=keys)
     assert not any(u.bias for u in plan.updates)
+    assert plan.settings["biases"] is False
+    assert "8 biases are left and write the direction" in plan.summary()
     with pytest.raises(vauban.InputError, match="no keys were collected"):
         one = collect_preservation_keys(model, Letters(), ["ab"], ["model.layers.0.mlp.down_proj"])
         vauban.plan_cut(model, d, preserve=one)

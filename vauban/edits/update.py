@@ -48,7 +48,8 @@ class Update:
     (sparse surgery), `protection` restricts R to the null space of preserved inputs. `offset`
     (out,) is added to every row of a table, or to the matrix's bias (`affine`). `inputs` is what
     the matrix reads (one, or one per expert; None: never routed to), for rounding (`calibration`);
-    of a table it is how much each direction of its rows matters.
+    of a table it is how much each direction of its rows matters. `bias` says whether the module's
+    bias is cut, `bias_left` that there is one which is left alone and still writes the direction.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Update:
     protection: Protection | None = None
     offset: mx.array | None = None
     inputs: tuple[Energy | None, ...] = ()
+    bias_left: bool = False
 
     @property
     def is_embedding(self) -> bool:
