@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
 from vauban.edits.moments import Energy
-from vauban.edits.null_space import NullSpace, least_squares_rows
+from vauban.edits.null_space import DEFAULT_LIMIT, NullSpace, least_squares_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,12 +17,14 @@ class Protection:
     """What one matrix must keep doing: a null space, or one per expert (None: never routed to).
 
     mode "project" takes P r of the removed row r; "least_squares" the row inside the null space
-    that removes the direction best from `targets`, inputs that carry it (m, in), per expert too.
+    that removes the direction best from `targets`, inputs that carry it (m, in), per expert too,
+    and is at most `limit` times as long as r.
     """
 
     spaces: tuple[NullSpace | None, ...]
     mode: Literal["project", "least_squares"] = "project"
     targets: tuple[mx.array | None, ...] = ()
+    limit: float = DEFAULT_LIMIT
 
     def taken(self, removed: mx.array) -> mx.array:
         """(k, in) or (E, k, in): the part of the removed rows that may be taken out."""
@@ -36,7 +38,7 @@ class Protection:
             return removed
         target = self.targets[index] if self.targets else None
         if self.mode == "least_squares" and target is not None:
-            return least_squares_rows(removed, space, target)
+            return least_squares_rows(removed, space, target, limit=self.limit)
         return space.project(removed)
 
 
