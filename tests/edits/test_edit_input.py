@@ -183,6 +183,7 @@ def test_biases_that_stay_are_named_and_the_rest_is_cut() -> None:
     after = flat_parameters(model)
     changed = {n for n in before if not mx.array_equal(before[n], after[n])}
     assert changed == {f"{u.path}.weight" for u in plan.updates}
+    assert not any(u.bias for u in vauban.plan_cut(model, unit(), biases=np.bool_(False)).updates)
     # None is the default, True; without a bias among the chosen writers there is nothing to say.
     assert all(u.bias for u in vauban.plan_cut(model, unit(), layers=[1], biases=None).updates)
     assert vauban.plan_cut(build("llama"), unit(), biases=False).notes == ()

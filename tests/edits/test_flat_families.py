@@ -3,6 +3,7 @@
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -57,3 +58,28 @@ def test_an_mlp_whose_writer_has_an_unknown_name_is_refused(tiny: Any) -> None:
     }
     with pytest.raises(vauban.InputError, match="mlp of block 2 has no residual writer"):
         vauban.cut(weights, mx.ones(64), [2])
+
+
+@pytest.mark.parametrize("name", ["mimo_v2_flash", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("only_writers", [True, False])
+def test_packed_writers_are_read_rightly_or_refused(name: str, only_writers: bool) -> None:
+    """Beside a float sibling nothing says how a writer is packed."""
+    model = build(name)
+    writers = {w.path for w in vauban.residual_writers(model) if w.layer >= 0}
+
+    def packs(path: str, module: Any) -> bool:
+        fits = hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0
+        return fits and (path in writers or not only_writers)
+
+    nn.quantize(model, group_size=32, bits=4, class_predicate=packs)
+    d, weights = direction(model), flat_parameters(model)
+    if only_writers or name != "qwen3_moe":
+        with pytest.raises(vauban.InputError, match="plan_cut"):
+            vauban.cut(weights, d, "all")
+        return
+    done = vauban.cut(weights, d, "all")
+    vauban.plan_cut(model, d, embedding=False).apply(model, "float")
+    after = flat_parameters(model)
+    assert done.keys() == after.keys()
+    for key, value in after.items():
+        assert np.allclose(np.array(value), np.array(done[key]), atol=1e-4), key

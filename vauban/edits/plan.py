@@ -88,7 +88,7 @@ def plan_cut(
         )
     if biases not in (True, False, None):
         raise InputError(f"biases is {biases!r}; expected True or False")
-    cut_biases = biases is not False and preserve is None
+    cut_biases = (biases is None or bool(biases)) and preserve is None
     if preserve is not None:
         preserve = _as_preserve(preserve, embedding, norm_preserve)
         embedding = False
