@@ -304,7 +304,6 @@ def test_plan_refuses_what_it_cannot_do(tiny: Any) -> None:
     for arguments, message in (
         ({"direction_or_basis": mx.ones(5)}, "5 components"),
         ({"direction_or_basis": unit(), "layers": [7]}, "block 7"),
-        ({"direction_or_basis": unit(), "biases": False}, "has a bias"),
         ({"direction_or_basis": unit(), "components": ["head"]}, "components"),
         ({"direction_or_basis": unit(), "norm_preserve": "rows"}, "norm_preserve"),
         ({"direction_or_basis": unit(), "embedding": "maybe"}, "embedding"),

@@ -141,6 +141,72 @@ def test_least_squares_removes_more_with_the_same_guarantee() -> None:
         assert leak(r, taken, keys) <= 1e-4
 
 
+def targets_beside(keys: mx.array) -> dict[str, mx.array]:
+    """Targets that overlap with what is preserved: wholly, nearly, in part, not at all."""
+    size = keys.shape[1]
+    noise = mx.random.normal((4, size), key=mx.random.key(5))
+    mixed = mx.random.normal((4, len(keys)), key=mx.random.key(2)) @ keys
+    return {
+        "preserved": keys[:3],
+        "combinations": mixed,
+        "nearly": mixed + 1e-3 * noise,
+        "part": mx.concatenate([keys[:1], noise[:1]]),
+        "own": noise,
+        "more rows than inputs": mx.random.normal((3 * size, size), key=mx.random.key(6)),
+    }
+
+
+@pytest.mark.parametrize("case", sorted(targets_beside(mx.ones((5, 8)))))
+@pytest.mark.parametrize("limit", [1.0, 4.0])
+def test_fitted_rows_stay_bounded_and_keep_the_guarantee(case: str, limit: float) -> None:
+    keys = mx.random.normal((5, 64), key=mx.random.key(0))
+    space = null_space(keys, energy=1.0)
+    r = mx.random.normal((2, 64), key=mx.random.key(1))
+    q = least_squares_rows(r, space, targets_beside(keys)[case], limit=limit)
+    size, had = mx.linalg.norm(q, axis=1), mx.linalg.norm(r, axis=1)
+    assert (size <= limit * had * (1 + 1e-5)).all().item()
+    lost = mx.linalg.norm(keys @ q.T, axis=0) / mx.linalg.norm(keys)
+    assert (lost <= 1e-5 * had).all().item()
+    if case == "own":
+        targets = targets_beside(keys)[case]
+        left = mx.linalg.norm(targets @ (r - q).T) / mx.linalg.norm(targets @ r.T)
+        assert left.item() < 0.1
+
+
+def test_targets_without_anything_in_them_ask_for_projection() -> None:
+    keys = mx.random.normal((5, 64), key=mx.random.key(0))
+    space, r = null_space(keys), mx.random.normal((1, 64), key=mx.random.key(1))
+    assert mx.array_equal(least_squares_rows(r, space, mx.zeros((3, 64))), space.project(r))
+    assert mx.array_equal(least_squares_rows(0 * r, space, keys), 0 * r)
+
+
+def test_a_fit_depends_on_the_second_moment_alone() -> None:
+    """Keys are kept as a triangular factor: it must give what the rows themselves give."""
+    keys = mx.random.normal((5, 24), key=mx.random.key(0))
+    space, r = null_space(keys), mx.random.normal((1, 24), key=mx.random.key(1))
+    rows = mx.random.normal((200, 24), key=mx.random.key(2))
+    factor = mx.array(np.linalg.qr(np.array(rows), mode="r"))
+    whole, kept = (least_squares_rows(r, space, x) for x in (rows, factor))
+    assert mx.abs(whole - kept).max().item() <= 1e-5
+
+
+def test_numpy_and_lists_are_taken_and_wrong_shapes_named() -> None:
+    keys = [[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
+    for matrix in (keys, np.array(keys), mx.array(keys)):
+        space = null_space(matrix, energy=np.float32(1.0))
+        for rows in ([1.0, 1.0, 1.0], np.ones(3), mx.ones(3)):
+            assert space.project(rows).tolist() == [0.0, 0.0, 1.0]
+    for call, message in (
+        (lambda: space.project(mx.ones(2)), r"shape \(2,\); expected \(..., 3\)"),
+        (lambda: space.project(mx.array(1.0)), r"expected \(..., 3\)"),
+        (lambda: null_space("keys"), "expected an array"),
+        (lambda: null_space(keys, rank=1.5), "rank is 1.5; expected an int"),
+        (lambda: null_space(keys, energy="0.9"), "energy is '0.9'; expected a number"),
+    ):
+        with pytest.raises(vauban.InputError, match=message):
+            call()
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
 def test_module_inputs_are_what_the_modules_read(tiny: Any, name: str) -> None:
     """From the inputs and the weights the outputs follow, expert by expert."""
@@ -212,13 +278,14 @@ def test_preserve_excludes_what_would_break_it(tiny: Any) -> None:
     d = mx.ones(64)
     for options, message in (
         ({"embedding": True}, "embedding"),
-        ({"biases": True}, "biases"),
         ({"norm_preserve": "column"}, "norms"),
     ):
         with pytest.raises(vauban.InputError, match=message):
             vauban.plan_cut(model, d, preserve=keys, **options)
     plan = vauban.plan_cut(model, d, preserve=keys)
     assert not any(u.bias for u in plan.updates)
+    assert plan.settings["biases"] is False
+    assert "8 biases are left and write the direction" in plan.summary()
     with pytest.raises(vauban.InputError, match="no keys were collected"):
         one = collect_preservation_keys(model, Letters(), ["ab"], ["model.layers.0.mlp.down_proj"])
         vauban.plan_cut(model, d, preserve=one)

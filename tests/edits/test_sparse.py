@@ -169,6 +169,25 @@ def test_bad_input() -> None:
         (lambda: surgeon.analyze_weight_matrix(weight, r[:3]), "3 components"),
         (lambda: surgeon.analyze_weight_matrix(weight[None], r), "expected"),
         (lambda: surgeon.analyze_weight_matrix(weight, 0 * r), "is zero"),
+        (lambda: surgeon.analyze_weight_matrix(weight, mx.eye(16)[:2]), "expected one"),
+        (lambda: surgeon.analyze_weight_matrix(weight.astype(mx.uint32), r), "unpacked"),
+        (lambda: surgeon.analyze_weight_matrix("W", r), "weight is 'W'; expected an array"),
+        (lambda: surgeon.plan_surgery([weight], [r]), "weights is a list"),
+        (lambda: surgeon.plan_surgery({0: weight}, {1: r}), "in common"),
+        (lambda: SparseDirectionSurgeon("0.1"), "sparsity is '0.1'"),
     ):
         with pytest.raises(vauban.InputError, match=message):
             call()
+
+
+def test_numpy_and_lists_are_read_as_mlx_arrays() -> None:
+    weight, r = random_case()
+    surgeon = SparseDirectionSurgeon(np.float32(0.25))
+    whole = surgeon.analyze_weight_matrix(weight, r)
+    given = np.array(weight), np.array(r).tolist()
+    assert surgeon.analyze_weight_matrix(*given) == whole
+    json.dumps(whole.to_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = surgeon.apply_sparse_projection(*given), surgeon.apply_sparse_projection(weight, r)
+    assert mx.array_equal(*done)

@@ -13,6 +13,7 @@ from vauban.edits.preservation import (
     Preserve,
     collect_preservation_keys,
 )
+from vauban.edits.protection import ProtectionReport, WriterProtection, protection_report
 from vauban.edits.sparse import (
     SparseDirectionSurgeon,
     SparseProjectionResult,
@@ -28,11 +29,13 @@ __all__ = [
     "Packed",
     "PreservationKeys",
     "Preserve",
+    "ProtectionReport",
     "Rounding",
     "SparseDirectionSurgeon",
     "SparseProjectionResult",
     "SparseSurgeryPlan",
     "Update",
+    "WriterProtection",
     "biproject",
     "collect_preservation_keys",
     "cut",
@@ -42,6 +45,7 @@ __all__ = [
     "null_space",
     "pack_edited",
     "plan_cut",
+    "protection_report",
     "quantize_direction_exact",
     "sparsify_direction",
     "store_packed",

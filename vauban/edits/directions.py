@@ -15,12 +15,54 @@ from vauban.interventions.vectors import orthonormal_rows
 
 
 def as_basis(direction: Any, name: str, size: int | None = None) -> mx.array:
-    """(k, d) row-orthonormal from a direction, a basis or a `DirectionResult`."""
-    value = getattr(direction, "direction", direction)
-    value = getattr(direction, "basis", value)
-    if not isinstance(value, mx.array):
-        value = mx.array(np.asarray(value, dtype=np.float32))
-    return orthonormal_rows(value, name, size)
+    """(k, d) row-orthonormal from a direction, a basis or a result that holds one.
+
+    Results are read by what they have: `basis` (`SubspaceResult`), `direction`
+    (`DirectionResult`), `directions` (`INLPResult`), `vector` (`Direction`). Raises InputError for
+    an eraser, which is no orthogonal cut, for an empty basis, and as `orthonormal_rows` does.
+    """
+    if hasattr(direction, "left") and hasattr(direction, "right"):
+        raise InputError(
+            f"{name}: a {type(direction).__name__} is an oblique map, not a direction to cut; use "
+            "it at run time (Erase), or cut its mean difference"
+        )
+    value = next(
+        (
+            found
+            for attribute in ("basis", "direction", "directions", "vector")
+            if (found := getattr(direction, attribute, None)) is not None
+        ),
+        direction,
+    )
+    rows = as_array(value, f"{name}: direction")
+    if rows.size == 0:
+        raise InputError(
+            f"{name}: direction has shape {tuple(rows.shape)}; an empty basis (fit_inlp finds "
+            "none on noise) leaves nothing to cut"
+        )
+    return orthonormal_rows(rows, name, size)
+
+
+def as_direction(direction: Any, name: str, size: int | None = None) -> mx.array:
+    """(d,) of norm 1, as `as_basis`; InputError for more than one direction."""
+    basis = as_basis(direction, name, size)
+    if basis.shape[0] != 1:
+        raise InputError(f"{name}: {basis.shape[0]} directions are given; expected one")
+    return basis[0]
+
+
+def as_array(value: Any, name: str) -> mx.array:
+    """An mlx array from one, or from NumPy's or nested lists (in float32); else InputError."""
+    if isinstance(value, mx.array):
+        return value
+    try:
+        if value is None:
+            raise TypeError("nothing is given")
+        return mx.array(np.asarray(value, dtype=np.float32))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} is {value!r:.80}; expected an array or a list of numbers"
+        ) from error
 
 
 def sparsify_direction(direction: mx.array, sparsity: float) -> mx.array:
@@ -34,21 +76,24 @@ def sparsify_direction(direction: mx.array, sparsity: float) -> mx.array:
     """
     if not 0.0 <= sparsity < 1.0:
         raise InputError(f"sparsity is {sparsity}; expected 0 <= s < 1 (0.9 keeps the top tenth)")
-    values = np.array(as_basis(direction, "sparsify_direction")[0], dtype=np.float64)
+    values = np.array(as_direction(direction, "sparsify_direction"), dtype=np.float64)
     zeroed = min(round(sparsity * values.size), values.size - 1)
     values[np.argsort(np.abs(values), kind="stable")[:zeroed]] = 0.0
     return mx.array((values / np.linalg.norm(values)).astype(np.float32))
 
 
-def biproject(refusal: mx.array, harmless: mx.array) -> mx.array:
+def biproject(refusal: Any, harmless: Any) -> mx.array:
     """r - (r.b) b, unit, in two passes: refusal made orthogonal to the harmless direction b.
 
-    Biprojected abliteration (grimjim, 2025). Raises InputError when the two are (anti)parallel,
-    as they are when `harmless` came from `measure` with its sets swapped.
+    Either may be several rows (k, d): then the refusal subspace is made orthogonal to the harmless
+    one and comes back as an orthonormal basis (k, d). Biprojected abliteration (grimjim, 2025).
+    Raises InputError when a direction of the one lies in the other (parallel, for single ones), as
+    it does when `harmless` came from `measure` with its sets swapped.
     """
-    r = np.array(as_basis(refusal, "refusal_direction")[0], dtype=np.float64)
-    b = np.array(as_basis(harmless, "harmless_direction", r.size)[0], dtype=np.float64)
-    cosine = float(r @ b)
+    r = np.array(as_basis(refusal, "refusal_direction"), dtype=np.float64)
+    b = np.array(as_basis(harmless, "harmless_direction", r.shape[1]), dtype=np.float64)
+    inner = r @ b.T
+    cosine = float(inner.item() if inner.size == 1 else np.linalg.norm(inner, 2))
     if abs(cosine) > 0.999:
         raise InputError(
             f"the harmless direction is the refusal direction (cosine {cosine:+.4f}): nothing "
@@ -56,5 +101,7 @@ def biproject(refusal: mx.array, harmless: mx.array) -> mx.array:
             "harmless MEAN of the layer instead: result.harmless_mean(result.layer_index)"
         )
     for _ in range(2):
-        r = r - (r @ b) * b
-    return mx.array((r / np.linalg.norm(r)).astype(np.float32))
+        r = r - (r @ b.T) @ b
+    q, triangle = np.linalg.qr(r.T)
+    rows = mx.array((q * np.sign(np.diag(triangle))).T.astype(np.float32))
+    return rows[0] if len(r) == 1 else rows

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import mlx.core as mx
 
+from vauban.edits.amounts import block_set, finite, layer_factors
 from vauban.edits.directions import as_basis, biproject
 from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
 from vauban.errors import InputError, VaubanWarning
-from vauban.models import WRITER_NAMES
+from vauban.models import WRITER_NAMES, families
 
 _BLOCK = re.compile(r"^(?P<head>.*?\b(?:layers|h|blocks|block)\.(?P<index>\d+))\.(?P<inside>.+)$")
 _POST_NORMS = (
@@ -23,6 +25,13 @@ _POST_NORMS = (
     "post_mlp_layernorm",
     "post_mlp_norm",
     "post_mixer_norm",
+)
+# Writers whose last name means something else in other families, by their path below the block.
+_MORE_WRITERS = frozenset(
+    f"{parent}.{name}"
+    for names in families.MORE_WRITERS.values()
+    for name in names
+    for parent in ("ffn", "mlp", "self_attn")
 )
 # The matrix whose rows are the inputs of a writer, by the writer's last name.
 _SIBLINGS = {
@@ -33,13 +42,16 @@ _SIBLINGS = {
     "w2": ("w1", "w3"),
     "fc2": ("fc1",),
 }
+# Arrays of packings of a model's own (ternary, rotated), beside the matrix.
+_OWN_PACKING = ("weight_scale", "signs")
+_FLOAT_PACKINGS = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}
 Weights = Mapping[str, mx.array]
 
 
 def cut(
     weights: Weights,
-    direction: mx.array,
-    target_layers: Iterable[int],
+    direction: Any,
+    target_layers: Iterable[int] | int | str,
     alpha: float = 1.0,
     norm_preserve: bool | str = False,
     layer_weights: Mapping[int, float] | None = None,
@@ -50,7 +62,8 @@ def cut(
     dictionary; dtypes are kept; packed writers come back as floats (their scales and biases are
     dropped; `export_model` writes the matching configuration). `norm_preserve` True is "row" as
     the tutorial has it, which puts part of the direction back (a warning names how much);
-    "column" does not. `layer_weights` {block: factor on α}.
+    "column" does not. `target_layers` is "all", a block or several; `layer_weights` {block: factor
+    on α} names some of them. `direction` as in `plan_cut`, a (k, d) basis is cut jointly.
 
     Arditi et al. 2024 (arXiv 2406.11717), eq. 5. Raises InputError for a direction that is zero
     or of the wrong length, a block without a writer, post-norms and packings that cannot be read.
@@ -66,9 +79,9 @@ def cut(
 
 def cut_biprojected(
     weights: Weights,
-    refusal_direction: mx.array,
-    harmless_direction: mx.array,
-    target_layers: Iterable[int],
+    refusal_direction: Any,
+    harmless_direction: Any,
+    target_layers: Iterable[int] | int | str,
     alpha: float = 1.0,
     norm_preserve: bool | str = False,
 ) -> dict[str, mx.array]:
@@ -88,27 +101,27 @@ def cut_biprojected(
 
 def cut_subspace(
     weights: Weights,
-    basis: mx.array,
-    target_layers: Iterable[int],
+    basis: Any,
+    target_layers: Iterable[int] | int | str,
     alpha: float = 1.0,
     norm_preserve: bool | str = False,
     layer_weights: Mapping[int, float] | None = None,
 ) -> dict[str, mx.array]:
     """`cut` along all rows of `basis` (k, d) jointly; the rows need not be orthogonal."""
     rows = as_basis(basis, "cut")
-    layers = _target_layers(weights, target_layers)
+    _check_dictionary(weights)
+    existing = {int(m["index"]) for name in weights if (m := _BLOCK.match(name))}
+    if not existing:
+        raise InputError("the weights hold no blocks (names like model.layers.0.…)")
+    layers = sorted(block_set(target_layers, existing, "target_layers"))
+    alpha, factors = finite(alpha, "alpha"), layer_factors(layer_weights, layers)
     mode: NormMode = {False: None, True: "row"}.get(norm_preserve, norm_preserve)  # type: ignore[arg-type]
     _refuse_post_norms(weights)
     cutting = dict(weights)
     left = 0.0
     for layer in layers:
-        factor = alpha * (layer_weights or {}).get(layer, 1.0)
+        factor = alpha * factors.get(layer, 1.0)
         found = _writers_of(weights, layer, int(rows.shape[1]))
-        if not found:
-            raise InputError(
-                f"block {layer} has no residual writer among its parameters; the direction would "
-                "stay in. Names end in o_proj, down_proj, ...: see vauban.models.WRITER_NAMES"
-            )
         for path in found:
             weight = _float_weight(weights, path, int(rows.shape[1]))
             done = cut_matrix(weight, rows, factor, mode)
@@ -130,17 +143,18 @@ def cut_subspace(
     return cutting
 
 
-def _target_layers(weights: Weights, target_layers: Iterable[int]) -> list[int]:
-    found = {int(m["index"]) for name in weights if (m := _BLOCK.match(name))}
-    layers = sorted({int(i) for i in target_layers})
-    if not layers:
-        raise InputError("target_layers is empty; name at least one block")
-    if not found:
-        raise InputError("the weights hold no blocks (names like model.layers.0.…)")
-    outside = [i for i in layers if i not in found]
-    if outside:
-        raise InputError(f"block {outside[0]} does not exist; the weights hold 0 to {max(found)}")
-    return layers
+def _check_dictionary(weights: Any) -> None:
+    if not isinstance(weights, Mapping):
+        raise InputError(
+            f"weights is a {type(weights).__name__}; expected a flat dictionary of mlx arrays: "
+            "dict(tree_flatten(model.parameters()))"
+        )
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, mx.array):
+            raise InputError(
+                f"weights[{name!r}] is a {type(value).__name__}; expected an mlx array under a "
+                "flat name: dict(tree_flatten(model.parameters()))"
+            )
 
 
 def _refuse_post_norms(weights: Weights) -> None:
@@ -154,26 +168,51 @@ def _refuse_post_norms(weights: Weights) -> None:
 
 
 def _writers_of(weights: Weights, layer: int, size: int) -> list[str]:
-    """Paths of the matrices of one block that write to a stream of `size` components."""
-    found = []
+    """Paths of the matrices of one block that write to a stream of `size` components.
+
+    Raises InputError for a direction of another size, and for a block, or a part of it with
+    matrices of its own (its attention, its MLP), in which no writer is recognised.
+    """
+    found: list[str] = []
+    other_sizes: list[str] = []
+    has_writer: dict[str, bool] = {}
     for name, value in weights.items():
         match = _BLOCK.match(name)
-        if not match or int(match["index"]) != layer or not name.endswith(".weight"):
+        if not match or int(match["index"]) != layer or value.ndim < 2:
             continue
-        path = name.removesuffix(".weight")
-        last = path.split(".")[-1]
-        if last not in WRITER_NAMES or value.ndim < 2:
+        path, inside = name.removesuffix(".weight"), match["inside"].removesuffix(".weight")
+        if path == name:
             continue
-        if value.shape[-2] != size:
-            raise InputError(
-                f"the direction has {size} components, but {path} writes {value.shape[-2]}"
-            )
-        found.append(path)
+        part, _, below = inside.partition(".")
+        named = inside.split(".")[-1] in WRITER_NAMES or inside in _MORE_WRITERS
+        writes = named and value.shape[-2] == size
+        if writes:
+            found.append(path)
+        elif named:
+            other_sizes.append(f"{path} writes {value.shape[-2]}")
+        if below:
+            has_writer[part] = has_writer.get(part, False) or writes
+    if not found and other_sizes:
+        raise InputError(f"the direction has {size} components, but {other_sizes[0]}")
+    missing = [part for part, writes in has_writer.items() if not writes]
+    if missing or not found:
+        where = f"{missing[0]} of block {layer}" if found else f"block {layer}"
+        raise InputError(
+            f"{where} has no residual writer among its parameters; the direction would stay in. "
+            "Names end in o_proj, down_proj, ... (vauban.models.WRITER_NAMES); "
+            "plan_cut(model, direction) sees the modules themselves"
+        )
     return found
 
 
 def _float_weight(weights: Weights, path: str, size: int) -> mx.array:
     weight = weights[f"{path}.weight"]
+    own = next((n for n in _OWN_PACKING if f"{path}.{n}" in weights), None)
+    if own is not None:
+        raise InputError(
+            f"{path}.{own} belongs to a packing that mlx does not know; use "
+            "plan_cut(model, direction), which sees the module"
+        )
     scales = weights.get(f"{path}.scales")
     if scales is None:
         if not mx.issubdtype(weight.dtype, mx.floating):
@@ -185,7 +224,9 @@ def _float_weight(weights: Weights, path: str, size: int) -> mx.array:
         return mx.dequantize(
             weight, scales.astype(mx.float32), offsets.astype(mx.float32), group, bits
         ).astype(scales.dtype)
-    mode = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}[bits, group]
+    mode = _FLOAT_PACKINGS.get((bits, group))
+    if mode is None:
+        raise _unreadable(path)
     return mx.dequantize(weight, scales, None, group, bits, mode=mode, dtype=mx.bfloat16)
 
 
@@ -204,10 +245,15 @@ def _packing(weights: Weights, path: str, size: int) -> tuple[int, int]:
         width = int(sibling.shape[-2])
         bits, group = packed * 32 / width, width / scales
         own = weights.get(f"{parent}.{name}.scales")
-        certain = own is None or size / own.shape[-1] == group
+        # A float sibling says how many rows it has, not that they are the writer's inputs.
+        certain = own is not None and size / own.shape[-1] == group
         if certain and bits in (2, 3, 4, 5, 6, 8) and group in (16, 32, 64, 128):
             return int(bits), int(group)
-    raise InputError(
+    raise _unreadable(path)
+
+
+def _unreadable(path: str) -> InputError:
+    return InputError(
         f"the packing of {path} cannot be read from the dictionary alone; use "
         "plan_cut(model, direction), which knows each module's bits and group size"
     )

@@ -14,9 +14,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from vauban.edits.amounts import finite, whole
+from vauban.edits.directions import as_array
 from vauban.errors import InputError
 
 DEFAULT_ENERGY = 0.999
+# How many times as long as the removed row the fitted one may be.
+DEFAULT_LIMIT = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +34,11 @@ class NullSpace:
     def rank(self) -> int:
         return int(self.basis.shape[0])
 
-    def project(self, rows: mx.array) -> mx.array:
+    def project(self, rows: Any) -> mx.array:
         """rows - (rows Vᵀ) V, in two passes (float32 leaves half as much): (..., in)."""
-        x = rows.astype(mx.float32)
+        x = as_array(rows, "rows").astype(mx.float32)
+        if x.ndim == 0 or x.shape[-1] != self.basis.shape[1]:
+            raise InputError(f"rows have shape {x.shape}; expected (..., {self.basis.shape[1]})")
         for _ in range(2):
             x = x - (x @ self.basis.T) @ self.basis
         return x
@@ -68,8 +74,9 @@ class KeyAccumulator:
         self.rows = 0
         self._factors: dict[str, list[np.ndarray]] = {"all": [], "counted": []}
 
-    def update(self, rows: mx.array, counted: mx.array | None = None) -> KeyAccumulator:
+    def update(self, rows: Any, counted: mx.array | None = None) -> KeyAccumulator:
         """Add rows (n, in); `counted` (n,) bool marks those that count as energy (default all)."""
+        rows = as_array(rows, "keys")
         if rows.ndim != 2 or rows.shape[1] != self.size:
             raise InputError(f"keys have shape {rows.shape}; expected (n, {self.size})")
         k = np.array(rows.astype(mx.float32))
@@ -95,10 +102,8 @@ class KeyAccumulator:
         return Keys(mx.array(stacked["all"]), mx.array(stacked["counted"]), self.rows)
 
 
-def null_space(
-    keys: mx.array | Keys, *, energy: float | None = None, rank: int | None = None
-) -> NullSpace:
-    """The directions of `keys` (n, in) to preserve, by share of energy or by number.
+def null_space(keys: Any, *, energy: float | None = None, rank: int | None = None) -> NullSpace:
+    """The directions of `keys` (n, in), or of collected `Keys`, to preserve: by energy or number.
 
     Never centred: the common mean of the inputs is what must be preserved first. `energy` in
     (0, 1] keeps the fewest singular directions that hold that share of the squared norm of the
@@ -116,6 +121,7 @@ def null_space(
     if energy is not None and rank is not None:
         raise InputError("give energy or rank, not both")
     if not isinstance(keys, Keys):
+        keys = as_array(keys, "keys")
         if keys.ndim != 2 or keys.size == 0:
             raise InputError(f"keys have shape {keys.shape}; expected (n, in), not empty")
         keys = KeyAccumulator(int(keys.shape[1])).update(keys).keys()
@@ -126,11 +132,11 @@ def null_space(
         raise InputError("the keys are all zero; there is nothing to preserve")
     real = int((values > 1e-6 * values[0]).sum())
     if rank is not None:
-        if not rank >= 1:
+        chosen = min(whole(rank, "rank"), real)
+        if chosen < 1:
             raise InputError(f"rank is {rank}; expected at least 1")
-        chosen = min(rank, real)
     else:
-        share = DEFAULT_ENERGY if energy is None else energy
+        share = DEFAULT_ENERGY if energy is None else finite(energy, "energy")
         if not 0.0 < share <= 1.0:
             raise InputError(f"energy is {share}; expected 0 < e <= 1")
         counted = np.array(keys.counted, dtype=np.float64)
@@ -152,7 +158,11 @@ def null_space(
 
 
 def least_squares_rows(
-    removed: mx.array, space: NullSpace, targets: mx.array, ridge: float = 1e-3
+    removed: mx.array,
+    space: NullSpace,
+    targets: mx.array,
+    ridge: float = 1e-3,
+    limit: float = DEFAULT_LIMIT,
 ) -> mx.array:
     """The rows q = P q to take out that best remove the direction from `targets`.
 
@@ -161,14 +171,34 @@ def least_squares_rows(
     asks q.x = r.x on the target inputs x: min_q |X (r - q)|² + λ|q|², so that
     q = P Xᵀ (X P Xᵀ + λI)^-1 X r. The guarantee is the same. removed (k, in), targets (m, in), of
     which only XᵀX matters (a triangular factor serves); returns (k, in).
+
+    λ is `ridge` times the mean eigenvalue of XᵀX, the targets as they are: measured on what the
+    null space leaves of them, it would vanish with it, and q grow without bound where targets are
+    (nearly) preserved inputs. Where |q| > limit |r| all the same, λ is quadrupled until it is not:
+    what other inputs may meet is at most `limit` times what a plain cut takes from them. Targets
+    that are all zero ask for nothing: P r.
     """
     raw = np.array(targets.astype(mx.float32), dtype=np.float64)
+    size = raw.shape[1]
+    strength = ridge * float((raw**2).sum()) / size
+    if strength == 0.0:
+        return space.project(removed)
+    r = np.array(removed.astype(mx.float32), dtype=np.float64)
     x = np.array(space.project(targets), dtype=np.float64)
-    wanted = raw @ np.array(removed.astype(mx.float32), dtype=np.float64).T
-    gram = x @ x.T
-    gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-    solution = x.T @ np.linalg.solve(gram, wanted)
-    return space.project(mx.array(solution.T.astype(np.float32)))
+    wanted = raw @ r.T
+    # Xᵀ(XXᵀ + λI)^-1 = (XᵀX + λI)^-1 Xᵀ: the smaller of the two is solved.
+    few = len(x) <= size
+    gram, right = (x @ x.T, wanted) if few else (x.T @ x, x.T @ wanted)
+    taken = np.zeros_like(r)
+    open_rows = np.arange(len(r))
+    while open_rows.size:
+        found = np.linalg.solve(gram + strength * np.eye(len(gram)), right[:, open_rows])
+        q = (x.T @ found if few else found).T
+        short = np.linalg.norm(q, axis=1) <= limit * np.linalg.norm(r[open_rows], axis=1)
+        taken[open_rows[short]] = q[short]
+        open_rows = open_rows[~short]
+        strength *= 4
+    return space.project(mx.array(taken.astype(np.float32)))
 
 
 def leak(removed: mx.array, taken: mx.array, keys: Sequence[mx.array] | mx.array) -> float:
@@ -176,6 +206,21 @@ def leak(removed: mx.array, taken: mx.array, keys: Sequence[mx.array] | mx.array
     k = keys if isinstance(keys, mx.array) else mx.concatenate(list(keys))
     before = float(mx.abs(k @ removed.T).max())
     return float(mx.abs(k @ taken.T).max()) / before if before > 0 else 0.0
+
+
+def mean_leak(
+    removed: Sequence[mx.array], taken: Sequence[mx.array], keys: Sequence[Keys | None]
+) -> float:
+    """‖K takenᵀ‖/‖K removedᵀ‖ over all keys of a matrix, or of its experts (None: no keys).
+
+    `leak` in the root mean square over the rows, which is what their triangular factor keeps.
+    """
+    before = after = 0.0
+    for r, q, k in zip(removed, taken, keys, strict=True):
+        if k is not None:
+            before += float(((k.factor @ r.T) ** 2).sum())
+            after += float(((k.factor @ q.T) ** 2).sum())
+    return (after / before) ** 0.5 if before > 0 else 0.0
 
 
 def removable_share(removed: mx.array, taken: mx.array) -> float:

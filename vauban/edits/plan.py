@@ -5,13 +5,14 @@ Planning reads shapes and gains, no weights. Knows models through `vauban.models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.edits.affine import add_constants, harmless_values, projection_values
+from vauban.edits.amounts import block_set, finite, layer_factors, whole
 from vauban.edits.directions import as_basis
 from vauban.edits.edit_plan import EditPlan
 from vauban.edits.heads import EmbeddingMode, embedding_mode
@@ -39,29 +40,35 @@ def plan_cut(
     norm_preserve: NormMode = None,
     components: Iterable[str] | Mapping[str, float] = ("attention", "mlp"),
     embedding: EmbeddingMode = "auto",
-    biases: bool | None = None,
+    biases: bool | None = True,
     preserve: Preserve | PreservationKeys | None = None,
     sparse: float | None = None,
     set_to: float | Mapping[int, float] | Literal["harmless"] | None = None,
 ) -> EditPlan:
     """Plan W <- W - α u (u^T W) for every residual writer of the chosen blocks.
 
-    `direction_or_basis`: (d,), (k, d) or a `DirectionResult`; normalised on entry. u is the
-    direction, or normalize(g ∘ d) where a post-norm with gain g stands behind the writer.
+    `direction_or_basis`: (d,), (k, d) or a result that holds one (`DirectionResult`, `Direction`,
+    `INLPResult`, `SubspaceResult`); normalised on entry. u is the direction, or normalize(g ∘ d)
+    where a post-norm with gain g stands behind the writer.
+    `layers` "all", a block or several; `layer_weights` {block: factor on α} names some of them.
     `components` chooses "attention" (with SSM and conv writers) and "mlp" (with all experts); a
-    mapping gives each a factor on α, as `layer_weights` does for blocks.
+    mapping gives each a factor on α.
     `embedding` "auto": cut it when untied; untie where the mlx-lm class has a switch, so that the
     head keeps its matrix; else cut the shared matrix and say so. False keeps it, "untie" and
     "tied" ask for one of the two, True means "auto". Negative α strengthens the direction.
+    `biases` True (None means the same) cuts the writers' biases as well; False leaves them, and a
+    note says how many of them still write the direction at every token.
     `preserve` restricts every change to the null space of the given keys
     (`collect_preservation_keys`); tables and biases are then left alone. `sparse` cuts only that
-    share of each matrix's rows, those that carry most of the direction. `set_to` makes the cut
-    affine: the projection becomes that value at every residual, {residual: value}, or the harmless
-    means of a `DirectionResult`, through the embedding's rows and the blocks' biases; where an
-    architecture has no bias for it, that is an error which names the run-time form.
+    share of each matrix's rows, those that carry most of the direction; the embedding and the
+    biases are still cut in full. `set_to` makes the cut affine: the projection becomes that value
+    at every residual, {residual: value}, or the harmless means of a `DirectionResult`, through the
+    embedding's rows and the blocks' biases; where an architecture has no bias for it, that is an
+    error which names the run-time form.
 
-    Raises InputError for a direction of the wrong size, an unknown option or a block out of
-    range; ArchitectureError for a block without a writer.
+    Raises InputError for a direction of the wrong size, an empty basis, an unknown option, a block
+    or a key of `layer_weights` that is not there, and options that contradict each other;
+    ArchitectureError for a block without a writer.
 
     >>> import mlx.core as mx, vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
@@ -71,40 +78,48 @@ def plan_cut(
     """
     parts = anatomy(model)
     basis = as_basis(direction_or_basis, "plan_cut", parts.d_model)
-    chosen = _block_set(layers, parts.n_layers)
-    kinds = _kinds(components)
+    chosen = block_set(layers, range(parts.n_layers), "layers")
+    alpha, factors = finite(alpha, "alpha"), layer_factors(layer_weights, chosen)
+    named = _component_settings(components)
+    kinds = _kinds(named)
     if norm_preserve is not None and norm_preserve not in NORM_MODES:
         raise InputError(
             f"norm_preserve is {norm_preserve!r}; expected None or one of {NORM_MODES}"
         )
-    writers = residual_writers(model)
+    if biases not in (True, False, None):
+        raise InputError(f"biases is {biases!r}; expected True or False")
+    cut_biases = (biases is None or bool(biases)) and preserve is None
     if preserve is not None:
-        embedding, biases = _with_preserve(embedding, biases, norm_preserve)
-        preserve = Preserve(preserve) if isinstance(preserve, PreservationKeys) else preserve
-    elif biases is False:
-        _check_biases(writers)
-    mask = None if sparse is None else _row_mask(sparse)
+        preserve = _as_preserve(preserve, embedding, norm_preserve)
+        embedding = False
+    share = None if sparse is None else _row_share(sparse, norm_preserve)
     updates, notes = [], []
+    writers = residual_writers(model)
     for writer in writers:
         if writer.layer not in chosen or writer.kind not in kinds:
             continue
+        own = through_gain(basis, writer.gain)
         updates.append(
             Update(
                 writer.path,
                 writer.layer,
                 writer.kind,
-                through_gain(basis, writer.gain),
-                alpha * kinds[writer.kind] * (layer_weights or {}).get(writer.layer, 1.0),
+                own,
+                alpha * kinds[writer.kind] * factors.get(writer.layer, 1.0),
                 norm_preserve,
-                writer.bias and biases is not False,
-                None if mask is None else mask(through_gain(basis, writer.gain)),
+                writer.bias and cut_biases,
+                None if share is None else keep_rows(own, max(1, int(share * own.shape[1]))),
                 None if preserve is None else preserve.protection(writer.path),
+                bias_left=writer.bias and not cut_biases,
             )
         )
     if not updates:
         raise InputError(
             f"no writer is left to cut: layers {sorted(chosen)}, kinds {sorted(kinds)}"
         )
+    kept = [u.path for u in updates if u.bias_left]
+    if kept:
+        notes.append(f"{len(kept)} biases are left and write the direction ({kept[0]}, ...)")
     if alpha != 1.0 and any(w.gain is not None for w in writers):
         notes.append("behind a post-norm only alpha 1 is exact; other values are approximate")
     how = embedding_mode(model, embedding, whole=len(chosen) == parts.n_layers)
@@ -118,22 +133,21 @@ def plan_cut(
     constants: tuple[Add, ...] = ()
     targets: list[float] | None = None
     if set_to is not None:
-        _check_affine(basis, norm_preserve, preserve, sparse, how)
+        _check_affine(basis, norm_preserve, preserve, sparse, how, bool(kept))
         _check_whole(updates, writers)
-        values = harmless_values(direction_or_basis) if set_to == "harmless" else set_to
-        targets = projection_values(values, parts.n_layers)
+        targets = projection_values(_values(set_to, direction_or_basis), parts.n_layers)
         updates, constants = add_constants(model, updates, writers, basis[0], targets)
     settings = {
         "layers": sorted(chosen),
         "alpha": alpha,
-        "layer_weights": dict(layer_weights or {}),
+        "layer_weights": factors,
         "norm_preserve": norm_preserve,
-        "components": (dict(components) if isinstance(components, Mapping) else list(components)),
-        "biases": biases is not False,
+        "components": named,
+        "biases": cut_biases,
         "preserve": None
         if preserve is None
         else {**preserve.keys.to_dict(), "mode": preserve.mode},
-        "sparse": sparse,
+        "sparse": share,
         "set_to": targets,
     }
     return EditPlan(
@@ -142,7 +156,7 @@ def plan_cut(
 
 
 def _check_affine(
-    basis: mx.array, norm_preserve: NormMode, preserve: Any, sparse: Any, how: str
+    basis: mx.array, norm_preserve: NormMode, preserve: Any, sparse: Any, how: str, bias_left: bool
 ) -> None:
     """An affine cut replaces one direction's whole share; nothing else may write along it."""
     wrong = {
@@ -150,6 +164,7 @@ def _check_affine(
         f"norm_preserve={norm_preserve!r}": norm_preserve is not None,
         "preserve": preserve is not None,
         "sparse": sparse is not None,
+        "biases=False": bias_left,
         f"an embedding that is {how}": how not in ("cut", "untie"),
     }
     given = [name for name, is_wrong in wrong.items() if is_wrong]
@@ -171,50 +186,63 @@ def _check_whole(updates: Sequence[Update], writers: Sequence[Writer]) -> None:
         )
 
 
-def _block_set(layers: Any, n_layers: int) -> set[int]:
-    if isinstance(layers, str):
-        if layers != "all":
-            raise InputError(f"layers is {layers!r}; expected 'all', an int or a list of ints")
-        return set(range(n_layers))
-    chosen = {int(layers)} if isinstance(layers, int) else {int(i) for i in layers}
-    outside = sorted(i for i in chosen if not 0 <= i < n_layers)
-    if outside or not chosen:
-        given = f"block {outside[0]} does not exist" if outside else "layers is empty"
-        raise InputError(f"{given}; the model has blocks 0 to {n_layers - 1}")
-    return chosen
+def _values(set_to: Any, direction: Any) -> float | dict[int, float]:
+    """What `set_to` asks for: one value, or one per residual."""
+    if isinstance(set_to, str):
+        if set_to != "harmless":
+            raise InputError(
+                f"set_to is {set_to!r}; expected a number, {{residual: number}} or 'harmless'"
+            )
+        return harmless_values(direction)
+    if isinstance(set_to, Mapping):
+        return {
+            whole(residual, "a residual of set_to"): finite(value, f"set_to[{residual!r}]")
+            for residual, value in set_to.items()
+        }
+    return finite(set_to, "set_to")
 
 
-def _kinds(components: Iterable[str] | Mapping[str, float]) -> dict[str, float]:
+def _kinds(chosen: dict[str, float] | list[str]) -> dict[str, float]:
     """The factor on α of every kind of writer that is cut."""
-    names = [components] if isinstance(components, str) else list(components)
-    factors = components if isinstance(components, Mapping) else {}
-    unknown = [c for c in names if c not in _COMPONENTS]
-    if unknown or not names:
-        raise InputError(f"components {unknown or names}; expected some of {tuple(_COMPONENTS)}")
-    return {kind: float(factors.get(name, 1.0)) for name in names for kind in _COMPONENTS[name]}
+    unknown = [c for c in chosen if c not in _COMPONENTS]
+    if unknown or not chosen:
+        raise InputError(f"components {unknown or chosen}; expected some of {tuple(_COMPONENTS)}")
+    factors = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, 1.0)
+    return {kind: factor for name, factor in factors.items() for kind in _COMPONENTS[name]}
 
 
-def _with_preserve(
-    embedding: EmbeddingMode, biases: bool | None, norm_preserve: NormMode
-) -> tuple[EmbeddingMode, bool]:
+def _component_settings(components: Any) -> dict[str, float] | list[str]:
+    """The chosen components as they are written down: names, or {name: factor}."""
+    if isinstance(components, Mapping):
+        return {str(c): finite(f, f"components[{c!r}]") for c, f in components.items()}
+    if not isinstance(components, Iterable):
+        raise InputError(f"components is {components!r}; expected some of {tuple(_COMPONENTS)}")
+    return [components] if isinstance(components, str) else [str(c) for c in components]
+
+
+def _as_preserve(preserve: Any, embedding: EmbeddingMode, norm_preserve: NormMode) -> Preserve:
     """A table has no inputs to protect and a bias none either: both are left as they are."""
-    for name, given in (("embedding", embedding), ("biases", biases)):
-        if given not in ("auto", None, False):
-            raise InputError(f"preserve leaves the {name} alone; drop {name}={given!r}")
+    if isinstance(preserve, PreservationKeys):
+        preserve = Preserve(preserve)
+    if not isinstance(preserve, Preserve):
+        raise InputError(
+            f"preserve is a {type(preserve).__name__}; expected the PreservationKeys that "
+            "collect_preservation_keys returns, or Preserve(keys, ...)"
+        )
+    if embedding not in ("auto", None, False):
+        raise InputError(f"preserve leaves the embedding alone; drop embedding={embedding!r}")
     if norm_preserve is not None:
         raise InputError("rescaling norms would undo what preserve guarantees; give one of them")
-    return False, False
+    return preserve
 
 
-def _row_mask(share: float) -> Callable[[mx.array], mx.array]:
+def _row_share(sparse: Any, norm_preserve: NormMode) -> float:
+    share = finite(sparse, "sparse")
     if not 0.0 < share <= 1.0:
         raise InputError(f"sparse is {share}; expected 0 < share <= 1")
-    return lambda basis: keep_rows(basis, max(1, int(share * basis.shape[1])))
-
-
-def _check_biases(writers: list[Writer]) -> None:
-    with_bias = [w.path for w in writers if w.bias]
-    if with_bias:
+    if norm_preserve is not None:
         raise InputError(
-            f"{with_bias[0]} has a bias that writes the direction too; biases=False would leave it"
+            f"sparse leaves most rows as they are, norm_preserve={norm_preserve!r} would rescale "
+            "all of them; give one of them"
         )
+    return share

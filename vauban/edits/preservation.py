@@ -12,13 +12,22 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import integers
-from vauban.edits.null_space import KeyAccumulator, Keys, NullSpace, null_space
+from vauban.edits.amounts import finite
+from vauban.edits.null_space import (
+    DEFAULT_LIMIT,
+    KeyAccumulator,
+    Keys,
+    NullSpace,
+    null_space,
+)
 from vauban.edits.update import Protection
 from vauban.errors import InputError
 from vauban.models import Writer, batches, forward, residual_writers, verify_forward
 from vauban.models.inputs import module_inputs
+from vauban.models.rows import can_share
 from vauban.prompts import encode_chat
 
 Progress = Callable[[str, int, int], None]
@@ -59,7 +68,8 @@ class Preserve:
     """What `plan_cut(preserve=...)` takes: keys, how much of them, and how to cut around them.
 
     `energy` or `rank` as in `null_space`; mode "project" or "least_squares", which needs
-    `targets`: keys of prompts that carry the direction.
+    `targets`: keys of prompts that carry the direction. A fitted row is at most `limit` times as
+    long as the one that a plain cut removes. `protection_report` says what became of the cut.
     """
 
     keys: PreservationKeys
@@ -67,8 +77,17 @@ class Preserve:
     rank: int | None = None
     mode: Literal["project", "least_squares"] = "project"
     targets: PreservationKeys | None = None
+    limit: float = DEFAULT_LIMIT
 
     def __post_init__(self) -> None:
+        for name, given in (("keys", self.keys), ("targets", self.targets)):
+            if not isinstance(given, PreservationKeys) and (given is not None or name == "keys"):
+                raise InputError(
+                    f"{name} is a {type(given).__name__}; expected the PreservationKeys that "
+                    "collect_preservation_keys returns"
+                )
+        if finite(self.limit, "limit") <= 0:
+            raise InputError(f"limit is {self.limit}; expected more than 0 (1 is a plain cut's)")
         if self.mode not in ("project", "least_squares"):
             raise InputError(f"mode is {self.mode!r}; expected 'project' or 'least_squares'")
         if self.mode == "least_squares" and self.targets is None:
@@ -81,7 +100,7 @@ class Preserve:
         if self.targets is not None:
             found = self.targets.keys.get(path, (None,) * len(spaces))
             targets = tuple(None if k is None else k.factor for k in found)
-        return Protection(spaces, self.mode, targets)
+        return Protection(spaces, self.mode, targets, float(self.limit))
 
 
 def collect_preservation_keys(
@@ -96,7 +115,10 @@ def collect_preservation_keys(
     """The inputs of each writer's matrix at every token of `prompts`, as triangular factors.
 
     `writers` (default: all but the tables) names the matrices. Attention sinks (the first token,
-    and rows ten times as long as the median) are kept as rows but do not count as energy.
+    and rows ten times as long as the median) are kept as rows but do not count as energy. The first
+    token is read on its own and the rest from the cache behind it, so that an expert's rows need
+    not say which token they came from; where a model cannot go on from a cache, it is told by its
+    place, which routed rows do not have.
     Raises InputError for no prompts, or a path the model does not have.
     """
     if not prompts:
@@ -106,46 +128,83 @@ def collect_preservation_keys(
     unknown = [p for p in paths if p not in known]
     if unknown:
         raise InputError(f"{unknown[0]} is no residual writer with inputs")
-    collected: dict[str, dict[int, KeyAccumulator]] = {p: {} for p in paths}
-    starts: list[bool] = []
-
-    def read(path: str, rows: mx.array, experts: mx.array | None) -> None:
-        size = mx.linalg.norm(rows.astype(mx.float32), axis=-1)
-        counted = size <= _SINK * mx.median(size)
-        if experts is None:
-            counted = counted & mx.logical_not(mx.array(starts))
-            _at(collected[path], 0, rows).update(rows, counted)
-            return
-        routed = integers(experts)
-        for expert in sorted(set(routed)):
-            chosen = mx.array([i for i, e in enumerate(routed) if e == expert])
-            _at(collected[path], expert, rows).update(rows[chosen], counted[chosen])
-
-    # Before anything is read: the check itself runs the model.
+    # Before anything is read: the checks themselves run the model.
     verify_forward(model)
+    split = can_share(model)
     tokens = [encode_chat(tokenizer, prompt) for prompt in prompts]
     done = total = 0
-    with module_inputs(model, paths, read):
+    rows = _Rows(known)
+    with module_inputs(model, paths, rows.read):
         # Equal lengths: a padded position is no input that anything has to preserve.
         for batch in batches(tokens, batch_size=batch_size, equal_lengths=True):
-            starts = [t == 0 for _ in batch.rows for t in range(batch.lengths[0])]
-            out = forward(model, batch.tokens, positions="last", logits=False)
-            mx.eval(out.residual)
+            cache = make_prompt_cache(model)
+            width = batch.lengths[0]
+            for part in (slice(0, 1), slice(1, width)) if split else (slice(0, width),):
+                if part.start == width:
+                    continue
+                rows.first = [t == 0 for _ in batch.rows for t in range(width)[part]]
+                out = forward(
+                    model, batch.tokens[:, part], cache=cache, positions="last", logits=False
+                )
+                mx.eval(out.residual)
+                rows.take()
             total += int(batch.tokens.size)
             done += len(batch.rows)
             if progress:
                 progress("collect keys", done, len(tokens))
-    return PreservationKeys(
-        {p: _per_expert(collected[p], known[p]) for p in paths}, len(tokens), total
-    )
+    return PreservationKeys({p: rows.keys(known[p]) for p in paths}, len(tokens), total)
 
 
-def _at(found: dict[int, KeyAccumulator], expert: int, rows: mx.array) -> KeyAccumulator:
-    if expert not in found:
-        found[expert] = KeyAccumulator(int(rows.shape[-1]))
-    return found[expert]
+class _Rows:
+    """What the writers of a block read, held until all of it is there, then taken into account.
 
+    Experts that are modules of their own (DBRX) read one token at a time: that an input is long
+    shows only beside those of the block's other experts.
+    """
 
-def _per_expert(found: dict[int, KeyAccumulator], writer: Writer) -> tuple[Keys | None, ...]:
-    count = writer.shape[0] if len(writer.shape) == 3 else 1
-    return tuple(found[e].keys() if e in found else None for e in range(count))
+    def __init__(self, writers: Mapping[str, Writer]) -> None:
+        self.first: list[bool] = []
+        """For every token of the pass whether it is a prompt's first."""
+        self._writers = writers
+        self._found: dict[tuple[str, int], KeyAccumulator] = {}
+        self._held: dict[tuple[str, str], list[tuple[str, mx.array, mx.array | None]]] = {}
+        self._layer = -1
+
+    def read(self, path: str, rows: mx.array, experts: mx.array | None) -> None:
+        writer = self._writers[path]
+        if writer.layer != self._layer:
+            self.take()
+            self._layer = writer.layer
+        alike = writer.kind, path.rpartition(".")[2]
+        self._held.setdefault(alike, []).append((path, rows, experts))
+
+    def take(self) -> None:
+        """Accumulate what is held, per matrix."""
+        for readings in self._held.values():
+            rows = mx.concatenate([r for _, r, _ in readings])
+            size = mx.linalg.norm(rows.astype(mx.float32), axis=-1)
+            first = [mark for _, r, e in readings for mark in self._firsts(len(r), e is not None)]
+            counted = (size <= _SINK * mx.median(size)) & mx.logical_not(mx.array(first))
+            of: dict[tuple[str, int], list[int]] = {}
+            index = 0
+            for path, own, experts in readings:
+                for expert in [0] * len(own) if experts is None else integers(experts):
+                    of.setdefault((path, expert), []).append(index)
+                    index += 1
+            for matrix, indices in of.items():
+                if matrix not in self._found:
+                    self._found[matrix] = KeyAccumulator(int(rows.shape[-1]))
+                chosen = mx.array(indices)
+                self._found[matrix].update(rows[chosen], counted[chosen])
+        self._held.clear()
+
+    def _firsts(self, rows: int, routed: bool) -> list[bool]:
+        if len(set(self.first)) == 1:
+            return self.first[:1] * rows
+        return self.first if rows == len(self.first) and not routed else [False] * rows
+
+    def keys(self, writer: Writer) -> tuple[Keys | None, ...]:
+        """The keys of a writer's matrix, or of each of its experts (None: never routed to)."""
+        count = writer.shape[0] if len(writer.shape) == 3 else 1
+        found = (self._found.get((writer.path, expert)) for expert in range(count))
+        return tuple(None if held is None else held.keys() for held in found)

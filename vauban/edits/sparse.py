@@ -16,7 +16,8 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from vauban.edits.directions import as_basis
+from vauban.edits.amounts import finite
+from vauban.edits.directions import as_array, as_direction
 from vauban.errors import InputError, VaubanWarning
 
 Side = Literal["input", "output"]
@@ -113,19 +114,17 @@ class SparseDirectionSurgeon:
     """
 
     def __init__(self, sparsity: float = 0.1, auto_sparsity: bool = False) -> None:
-        if not 0.0 < sparsity <= 1.0:
-            raise InputError(f"sparsity is {sparsity}; expected 0 < s <= 1")
-        self.sparsity = sparsity
+        self.sparsity = _share(sparsity)
         self.auto_sparsity = auto_sparsity
 
     def analyze_weight_matrix(
         self,
-        weight: mx.array,
-        refusal_direction: mx.array,
+        weight: Any,
+        refusal_direction: Any,
         layer_idx: int = 0,
         side: Side = "input",
     ) -> SparseProjectionResult:
-        """The distribution of a direction over the rows of one matrix (out, in)."""
+        """The distribution of one direction over the rows of one matrix (out, in)."""
         w, _, projections = _projections(weight, refusal_direction, side)
         order = np.sort(projections)[::-1]
         share = knee(order, self.sparsity) if self.auto_sparsity else self.sparsity
@@ -150,11 +149,22 @@ class SparseDirectionSurgeon:
 
     def plan_surgery(
         self,
-        weights: Mapping[int, mx.array],
-        refusal_directions: Mapping[int, mx.array],
+        weights: Mapping[int, Any],
+        refusal_directions: Mapping[int, Any],
         side: Side = "input",
     ) -> SparseSurgeryPlan:
-        """Analyse every layer that both mappings have; recommend 1 - mean RSI, in [0.01, 0.5]."""
+        """Analyse every layer that both mappings have; recommend 1 - mean RSI, in [0.01, 0.5].
+
+        Raises InputError for what is no mapping, and for two that have no layer in common.
+        """
+        for name, given in (("weights", weights), ("refusal_directions", refusal_directions)):
+            if not isinstance(given, Mapping):
+                raise InputError(f"{name} is a {type(given).__name__}; expected {{layer: array}}")
+        if weights and refusal_directions and not set(weights) & set(refusal_directions):
+            raise InputError(
+                f"weights has layers {list(weights)}, refusal_directions "
+                f"{list(refusal_directions)}; expected some in common"
+            )
         found = {
             i: self.analyze_weight_matrix(weights[i], refusal_directions[i], i, side)
             for i in sorted(set(weights) & set(refusal_directions))
@@ -175,8 +185,8 @@ class SparseDirectionSurgeon:
 
     def apply_sparse_projection(
         self,
-        weight: mx.array,
-        refusal_direction: mx.array,
+        weight: Any,
+        refusal_direction: Any,
         sparsity: float | None = None,
         side: Side = "input",
     ) -> mx.array:
@@ -184,12 +194,11 @@ class SparseDirectionSurgeon:
 
         "input": w_i <- w_i - (w_i . r) r. "output": row i of W - d (d^T W) where |d_i| is largest.
         """
+        weight = as_array(weight, "weight")
         _, r, projections = _projections(weight, refusal_direction, side)
-        share = sparsity if sparsity is not None else self.sparsity
+        share = _share(sparsity) if sparsity is not None else self.sparsity
         if self.auto_sparsity and sparsity is None:
             share = knee(np.sort(projections)[::-1], self.sparsity)
-        if not 0.0 < share <= 1.0:
-            raise InputError(f"sparsity is {share}; expected 0 < s <= 1")
         n = max(1, int(share * projections.size))
         mask = np.zeros((projections.size, 1), dtype=np.float32)
         mask[np.argsort(-projections, kind="stable")[:n]] = 1.0
@@ -246,16 +255,26 @@ class SparseDirectionSurgeon:
         return "\n".join(["Sparse surgery plan", *(f"  {k:24}{v}" for k, v in facts), finding])
 
 
+def _share(sparsity: Any) -> float:
+    share = finite(sparsity, "sparsity")
+    if not 0.0 < share <= 1.0:
+        raise InputError(f"sparsity is {share}; expected 0 < s <= 1")
+    return share
+
+
 def _projections(
-    weight: mx.array, direction: mx.array, side: Side
+    weight: Any, direction: Any, side: Side
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(W, unit r, |projection| per row) in float64."""
     if side not in ("input", "output"):
         raise InputError(f"side is {side!r}; expected 'input' or 'output'")
+    weight = as_array(weight, "weight")
     if weight.ndim != 2:
         raise InputError(f"weight has shape {weight.shape}; expected (out, in)")
+    if not mx.issubdtype(weight.dtype, mx.floating):
+        raise InputError(f"weight is {weight.dtype}; expected floats, a packed matrix unpacked")
     size = int(weight.shape[1] if side == "input" else weight.shape[0])
-    r = np.array(as_basis(direction, "refusal_direction", size)[0], dtype=np.float64)
+    r = np.array(as_direction(direction, "refusal_direction", size), dtype=np.float64)
     w = np.array(weight.astype(mx.float32), dtype=np.float64)
     if side == "input":
         return w, r, np.abs(w @ r)

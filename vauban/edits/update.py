@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
 from vauban.edits.moments import Energy
-from vauban.edits.null_space import NullSpace, least_squares_rows
+from vauban.edits.null_space import DEFAULT_LIMIT, NullSpace, least_squares_rows
 
 
 def is_table(layer: int, kind: str) -> bool:
@@ -22,12 +22,14 @@ class Protection:
     """What one matrix must keep doing: a null space, or one per expert (None: never routed to).
 
     mode "project" takes P r of the removed row r; "least_squares" the row inside the null space
-    that removes the direction best from `targets`, inputs that carry it (m, in), per expert too.
+    that removes the direction best from `targets`, inputs that carry it (m, in), per expert too,
+    and is at most `limit` times as long as r.
     """
 
     spaces: tuple[NullSpace | None, ...]
     mode: Literal["project", "least_squares"] = "project"
     targets: tuple[mx.array | None, ...] = ()
+    limit: float = DEFAULT_LIMIT
 
     def taken(self, removed: mx.array) -> mx.array:
         """(k, in) or (E, k, in): the part of the removed rows that may be taken out."""
@@ -41,7 +43,7 @@ class Protection:
             return removed
         target = self.targets[index] if self.targets else None
         if self.mode == "least_squares" and target is not None:
-            return least_squares_rows(removed, space, target)
+            return least_squares_rows(removed, space, target, limit=self.limit)
         return space.project(removed)
 
 
@@ -53,7 +55,8 @@ class Update:
     (sparse surgery), `protection` restricts R to the null space of preserved inputs. `offset`
     (out,) is added to every row of a table, or to the matrix's bias (`affine`). `inputs` is what
     the matrix reads (one, or one per expert; None: never routed to), for rounding (`calibration`);
-    of a table it is how much each direction of its rows matters.
+    of a table it is how much each direction of its rows matters. `bias` says whether the module's
+    bias is cut, `bias_left` that there is one which is left alone and still writes the direction.
     """
 
     path: str
@@ -67,6 +70,7 @@ class Update:
     protection: Protection | None = None
     offset: mx.array | None = None
     inputs: tuple[Energy | None, ...] = ()
+    bias_left: bool = False
 
     @property
     def is_embedding(self) -> bool:
