@@ -36,9 +36,10 @@ _EXPORTS = {
         "select_from_scores select_target_layers"
     ),
     "vauban.edits": (
-        "EditPlan NullSpace PreservationKeys Preserve SparseDirectionSurgeon "
+        "EditPlan NullSpace PreservationKeys Preserve ProtectionReport SparseDirectionSurgeon "
         "SparseProjectionResult SparseSurgeryPlan collect_preservation_keys cut cut_biprojected "
-        "cut_subspace null_space plan_cut quantize_direction_exact sparsify_direction"
+        "cut_subspace null_space plan_cut protection_report quantize_direction_exact "
+        "sparsify_direction"
     ),
     "vauban.evaluation": (
         "BenchmarkResult DEFAULT_REFUSAL_PHRASES EvalResult GuardJudge GuardResult Metric "

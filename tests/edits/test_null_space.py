@@ -279,6 +279,7 @@ def test_preserve_excludes_what_would_break_it(tiny: Any) -> None:
     for options, message in (
         ({"embedding": True}, "embedding"),
         ({"norm_preserve": "column"}, "norms"),
+        ({"biases": True}, "biases"),
     ):
         with pytest.raises(vauban.InputError, match=message):
             vauban.plan_cut(model, d, preserve=keys, **options)

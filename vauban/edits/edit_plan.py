@@ -97,7 +97,7 @@ class EditPlan:
     @property
     def is_whole(self) -> bool:
         """A cut of every writer and table at α 1, which should leave nothing in the stream."""
-        every = all(u.complete and u.alpha == 1.0 for u in self.updates)
+        every = all(u.complete and u.alpha == 1.0 and not u.bias_left for u in self.updates)
         tables = self.embedding != "kept"
         return every and tables and len(self.updates) == len(residual_writers(self._model))
 

@@ -40,7 +40,7 @@ def plan_cut(
     norm_preserve: NormMode = None,
     components: Iterable[str] | Mapping[str, float] = ("attention", "mlp"),
     embedding: EmbeddingMode = "auto",
-    biases: bool | None = True,
+    biases: bool | None = None,
     preserve: Preserve | PreservationKeys | None = None,
     sparse: float | None = None,
     set_to: float | Mapping[int, float] | Literal["harmless"] | None = None,
@@ -56,8 +56,8 @@ def plan_cut(
     `embedding` "auto": cut it when untied; untie where the mlx-lm class has a switch, so that the
     head keeps its matrix; else cut the shared matrix and say so. False keeps it, "untie" and
     "tied" ask for one of the two, True means "auto". Negative α strengthens the direction.
-    `biases` True (None means the same) cuts the writers' biases as well; False leaves them, and a
-    note says how many of them still write the direction at every token.
+    `biases` True (and None, but beside `preserve`) cuts the writers' biases as well; False leaves
+    them, and a note says how many of them still write the direction at every token.
     `preserve` restricts every change to the null space of the given keys
     (`collect_preservation_keys`); tables and biases are then left alone. `sparse` cuts only that
     share of each matrix's rows, those that carry most of the direction; the embedding and the
@@ -90,6 +90,8 @@ def plan_cut(
         raise InputError(f"biases is {biases!r}; expected True or False")
     cut_biases = (biases is None or bool(biases)) and preserve is None
     if preserve is not None:
+        if biases:
+            raise InputError("preserve leaves the biases alone; drop biases=True")
         preserve = _as_preserve(preserve, embedding, norm_preserve)
         embedding = False
     share = None if sparse is None else _row_share(sparse, norm_preserve)
