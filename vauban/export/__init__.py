@@ -87,7 +87,8 @@ def write_plan(
     if chosen == "adapter":
         return _write_adapter(plan, source, folder)
     draft = draft_plan(source, plan, chosen, rounding)
-    write_folder(source, draft, folder, resume_key(plan, source.folder, chosen))
+    key = resume_key(plan, source.folder, chosen, rounding=rounding)
+    write_folder(source, draft, folder, key)
     write_edit_record(plan, draft, chosen, folder)
     return verify_export(folder, source=source.folder).check()
 
