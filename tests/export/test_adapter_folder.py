@@ -12,7 +12,7 @@ from tests.architectures import build as architectures
 from tests.conftest import random_tokens
 from tests.export.checkpoints import load_plain, save_checkpoint, unit
 from vauban.export import check_adaptable
-from vauban.export.adapter import adapter_left
+from vauban.export.adapter import adapter_shares
 from vauban.export.checkpoint import open_source
 
 
@@ -60,6 +60,17 @@ def test_what_an_adapter_cannot_hold_is_refused(tmp_path: Path) -> None:
         check_adaptable(ternary)
 
 
+def test_an_adapter_of_a_partial_cut_is_judged_by_what_was_planned(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "source", "llama")
+    plan = vauban.plan_cut(load_plain(path), unit(), alpha=-1.0, sparse=0.5)
+    report = plan.export(path, tmp_path / "out", precision="adapter")
+    assert report.ok and report.expected_left is None and report.direction_left > 1.1
+    assert max(report.missed.values()) < 1e-5
+    weaker = vauban.plan_cut(load_plain(path), unit(), alpha=-0.9, sparse=0.5)
+    _, missed = adapter_shares(weaker, open_source(path), tmp_path / "out")
+    assert min(missed.values()) > 0.02
+
+
 def test_an_adapter_is_read_back_from_its_file(tmp_path: Path) -> None:
     """What mlx-lm makes of the folder counts, not what was meant to be in it."""
     path = save_checkpoint(tmp_path / "source", "qwen3_moe", bits=4)
@@ -67,17 +78,16 @@ def test_an_adapter_is_read_back_from_its_file(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     plan.export(path, folder, precision="adapter")
     source = open_source(path)
-    assert max(adapter_left(plan, source, folder).values()) <= 1e-5
+    assert max(adapter_shares(plan, source, folder)[0].values()) <= 1e-5
     file = folder / "adapters.safetensors"
     arrays = dict(mx.load(str(file)))
     halved = {name: v / 2 if name.endswith("lora_b") else v for name, v in arrays.items()}
     mx.save_safetensors(str(file), halved, {"format": "mlx"})
-    assert adapter_left(plan, source, folder) == pytest.approx(
-        {u.path: 0.5 for u in plan.updates}, abs=1e-4
-    )
+    half = pytest.approx({u.path: 0.5 for u in plan.updates}, abs=1e-4)
+    assert adapter_shares(plan, source, folder) == (half, half)
     mx.save_safetensors(str(file), {**arrays, "model.nowhere.lora_a": mx.ones((1,))})
     with pytest.raises(vauban.CheckError, match="nowhere"):
-        adapter_left(plan, source, folder)
+        adapter_shares(plan, source, folder)[0]
     config = json.loads((folder / "adapter_config.json").read_text())
     config["lora_parameters"]["keys"].pop()
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -85,6 +95,6 @@ def test_an_adapter_is_read_back_from_its_file(tmp_path: Path) -> None:
         str(file), {n: v for n, v in arrays.items() if plan.updates[-1].path not in n}
     )
     with pytest.raises(vauban.CheckError, match=plan.updates[-1].path):
-        adapter_left(plan, source, folder)
+        adapter_shares(plan, source, folder)[0]
     with pytest.raises(vauban.InputError, match="adapter_path"):
         vauban.verify_export(folder, source=path)

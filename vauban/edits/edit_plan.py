@@ -238,8 +238,8 @@ class EditPlan:
             shape = writers[update.path].shape
             if shape[-1 if update.writes_rows else -2] != width:
                 raise InputError(
-                    f"{update.path} of {name} has shape {shape}; this plan was made for another "
-                    f"model, whose {update.path} writes vectors of {width}"
+                    f"{update.path} of {name} has shape {shape}; this plan was made for one whose "
+                    f"{'rows' if update.writes_rows else 'outputs'} have {width} coordinates"
                 )
 
     def leakage(self, model: nn.Module | None = None) -> Leakage:
