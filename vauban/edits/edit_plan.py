@@ -95,11 +95,16 @@ class EditPlan:
         )
         outputs = {u.path: (u.basis, u.alpha) for u in self.updates if u.acts_on_outputs}
         inside = [u for u in self.updates if not u.acts_on_outputs]
-        head = self._head_at_run_time()
-        found: list[Intervention] = [
-            ModuleOutputs({**outputs, **head.factors}, head.heads)
-        ] if outputs else []  # fmt: skip
+        found: list[Intervention] = []
+        if outputs:
+            head = self._head_at_run_time({p: outputs[p] for p in tied if p in outputs})
+            found.append(ModuleOutputs({**outputs, **head.factors}, head.heads))
         if inside:
+            if tied - outputs.keys() and read_head(self._model).reader == "matrix":
+                raise InputError(
+                    f"{type(self._model).__module__}'s head reads the embedding's matrix itself, "
+                    "which has no run-time form with norm_preserve; apply or export the plan"
+                )
             modules = dict(self._model.named_modules())
             edited = {u.path: u.weight(module_weight(modules[u.path])) for u in inside}
             biases = {
@@ -124,28 +129,25 @@ class EditPlan:
         """
         if self.embedding != "tied":
             return ()
-        return (self._head_at_run_time(),)
+        heads = {u.path: (u.basis, u.alpha) for u in self.updates if u.is_embedding}
+        return (self._head_at_run_time(heads),)
 
-    def _head_at_run_time(self) -> ModuleOutputs:
-        """What a head that shares the cut matrix reads: changed where it reads it.
+    def _head_at_run_time(self, heads: Mapping[str, tuple[mx.array, float]]) -> ModuleOutputs:
+        """The same cut of a head that shares the tables `heads`, made where it reads the stream.
 
         A head that reads the matrix directly, past the embedding's own method, has the final norm's
-        output changed instead, which it alone reads. InputError where that expresses no such cut.
+        output changed instead, which nothing else reads.
         """
-        shared = [u for u in self.updates if u.is_embedding and self.embedding == "tied"]
-        if not shared or read_head(self._model).reader != "matrix":
-            return ModuleOutputs(
-                {}, {u.path: (u.basis, u.alpha) for u in shared if u.acts_on_outputs}
-            )
-        norm = anatomy(self._model).norm
-        (table,) = shared
-        path = next((p for p, module in self._model.named_modules() if module is norm), None)
-        if norm is None or path is None or not table.acts_on_outputs:
+        parts = anatomy(self._model)
+        if parts.embedding_path not in heads or read_head(self._model).reader != "matrix":
+            return ModuleOutputs({}, heads)
+        paths = [p for p, m in self._model.named_modules() if m is parts.norm]
+        if not paths:
             raise InputError(
-                f"{type(self._model).__module__}'s head reads the embedding's matrix itself, which "
-                "has no run-time form with norm_preserve; apply or export the plan"
+                f"{type(self._model).__module__}'s head reads the embedding's matrix itself, "
+                "behind no norm that could be changed instead; apply or export the plan"
             )
-        return ModuleOutputs({path: (table.basis, table.alpha)}, {})
+        return ModuleOutputs({paths[0]: heads[parts.embedding_path]}, {})
 
     def calibrated(
         self,
