@@ -125,7 +125,7 @@ def has_untie_switch(model: nn.Module) -> bool:
 def _untied(model: nn.Module) -> Iterator[None]:
     """The switch set for the time of a `with` block, with a head that holds nothing."""
     before = _switches(model)
-    old = model.get("lm_head")
+    had, old = hasattr(model, "lm_head"), getattr(model, "lm_head", None)
     model.lm_head = nn.Linear(1, 1, bias=False)
     try:
         _set_switches(model, dict.fromkeys(before, False))
@@ -133,10 +133,11 @@ def _untied(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _set_switches(model, before)
-        if old is None:
-            model.pop("lm_head")
-        else:
+        # Some families say with `lm_head = None` that they are tied.
+        if had:
             model.lm_head = old
+        else:
+            del model.lm_head
         _forget_anatomy(model)
 
 
