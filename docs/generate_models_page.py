@@ -44,10 +44,10 @@ its residuals those that the model's blocks read. **Writers**: what adds to the 
 a cut edits; *gain* where a norm stands between a writer and the stream, *bias* where a writer has
 one. **After a cut**: the largest share of the direction that any residual keeps when every writer
 is cut; a dash is less than 0.001 %. **Embedding**: `cut` where the head has its own matrix,
-`untie` where the export gives it one, `tied` where the head shares the matrix for good and changes
-with it. **Batches**: `any` where prompts of uneven length generate together, `equal` where
-mlx-lm's batched caches are not exact or missing, so that only prompts of one length share a batch;
-answers are those of single prompts in both cases.
+`untie` where the export gives it one, `tied` where the head shares the matrix for good, or would
+read one of its own at another scale, and changes with it. **Batches**: `any` where prompts of
+uneven length generate together, `equal` where mlx-lm's batched caches are not exact or missing, so
+that only prompts of one length share a batch; answers are those of single prompts in both cases.
 
 | model file | path | writers | after a cut | embedding | batches | notes |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -49,8 +49,18 @@ def configuration(name: str) -> dict[str, Any]:
     return json.loads(json.dumps(config))
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
+def with_tie(name: str, tied: bool) -> dict[str, Any]:
+    """The configuration with the head tied to the embedding, or not."""
+    config = configuration(name)
+    for part in (config, config.get("text_config", {})):
+        part["tie_word_embeddings"] = tied
+    return config
+
+
+def build(name: str, seed: int = 0, config: dict[str, Any] | None = None) -> nn.Module:
     """A float32 model with randomised norms and biases, in evaluation mode.
+
+    `config` stands in for the configuration of that name.
 
     >>> build("llama").args.hidden_size
     64
@@ -62,7 +72,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
         _without_metal()
     module = importlib.import_module(f"mlx_lm.models.{module_of(name)}")
     mx.random.seed(seed)
-    model = module.Model(module.ModelArgs.from_dict(configuration(name)))
+    model = module.Model(module.ModelArgs.from_dict(config or configuration(name)))
     model.update(tree_map_with_path(_randomised, model.parameters()))
     model.eval()
     mx.eval(model.parameters())

@@ -9,7 +9,7 @@ import mlx_lm
 import pytest
 
 import vauban
-from tests.export.test_export import save_checkpoint
+from tests.export.checkpoints import save_checkpoint
 from vauban.cli import main
 from vauban.config import make_config
 from vauban.evaluation import is_refusal

@@ -8,18 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from vauban.edits.heads import untie
-from vauban.edits.modules import float_module, module_weight, repacked_module
+from vauban.edits.heads import read_head, untie
+from vauban.edits.modules import (
+    float_module,
+    module_weight,
+    refuse_unknown_packing,
+    repacked_module,
+)
 from vauban.edits.packed import Rounding
-from vauban.edits.storing import store_packed
+from vauban.edits.storing import PRECISIONS, store_packed
 from vauban.edits.streamed import edited_rows
 from vauban.edits.update import Update
+from vauban.errors import InputError
 from vauban.interventions import Add, Intervention, ModuleOutputs, ModuleWeights
 from vauban.models import anatomy, batches, forward, residual_writers
 from vauban.models.writers import unpacked_shape
@@ -41,6 +47,14 @@ class Leakage:
 
     def to_dict(self) -> dict[str, Any]:
         return {"writers": dict(self.writers), "worst": self.worst, "stream": self.stream}
+
+
+def check_storage(precision: str | None, rounding: Rounding) -> None:
+    """InputError for a storage format or a rounding that does not exist."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected None or one of {PRECISIONS[1:]}")
+    if rounding not in get_args(Rounding):
+        raise InputError(f"rounding is {rounding!r}; expected one of {get_args(Rounding)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +95,16 @@ class EditPlan:
         )
         outputs = {u.path: (u.basis, u.alpha) for u in self.updates if u.acts_on_outputs}
         inside = [u for u in self.updates if not u.acts_on_outputs]
-        heads = {path: outputs[path] for path in tied if path in outputs}
-        found: list[Intervention] = [ModuleOutputs(outputs, heads)] if outputs else []
+        found: list[Intervention] = []
+        if outputs:
+            head = self._head_at_run_time({p: outputs[p] for p in tied if p in outputs})
+            found.append(ModuleOutputs({**outputs, **head.factors}, head.heads))
         if inside:
+            if tied - outputs.keys() and read_head(self._model).reader == "matrix":
+                raise InputError(
+                    f"{type(self._model).__module__}'s head reads the embedding's matrix itself, "
+                    "which has no run-time form with norm_preserve; apply or export the plan"
+                )
             modules = dict(self._model.named_modules())
             edited = {u.path: u.weight(module_weight(modules[u.path])) for u in inside}
             biases = {
@@ -109,7 +130,24 @@ class EditPlan:
         if self.embedding != "tied":
             return ()
         heads = {u.path: (u.basis, u.alpha) for u in self.updates if u.is_embedding}
-        return (ModuleOutputs({}, heads),)
+        return (self._head_at_run_time(heads),)
+
+    def _head_at_run_time(self, heads: Mapping[str, tuple[mx.array, float]]) -> ModuleOutputs:
+        """The same cut of a head that shares the tables `heads`, made where it reads the stream.
+
+        A head that reads the matrix directly, past the embedding's own method, has the final norm's
+        output changed instead, which nothing else reads.
+        """
+        parts = anatomy(self._model)
+        if parts.embedding_path not in heads or read_head(self._model).reader != "matrix":
+            return ModuleOutputs({}, heads)
+        paths = [p for p, m in self._model.named_modules() if m is parts.norm]
+        if not paths:
+            raise InputError(
+                f"{type(self._model).__module__}'s head reads the embedding's matrix itself, "
+                "behind no norm that could be changed instead; apply or export the plan"
+            )
+        return ModuleOutputs({paths[0]: heads[parts.embedding_path]}, {})
 
     def calibrated(
         self,
@@ -154,9 +192,19 @@ class EditPlan:
         """Edit `model` in place and return it.
 
         Packed writers stay packed, direction-exact (`precision` None or "same"); "8bit" packs
-        edited modules with 8 bits, "float" unpacks them.
+        edited modules with 8 bits, "float" unpacks them. Raises InputError before anything is
+        changed for options that do not exist and for another model than the plan's.
         """
+        check_storage(precision, rounding)
+        if precision == "adapter":
+            raise InputError(
+                "precision 'adapter' is a folder, not a change in memory; export the plan with it "
+                "and load the model with adapter_path="
+            )
+        self.check_modules(model, "the model")
         modules = dict(model.named_modules())
+        for update in self.updates:
+            refuse_unknown_packing(modules[update.path])
         if self.embedding == "untie":
             untie(model, modules)
         for update in self.updates:
@@ -181,6 +229,22 @@ class EditPlan:
                 object.__setattr__(model, name, None)
         return model
 
+    def check_modules(self, model: nn.Module, name: str) -> None:
+        """InputError where `model` lacks a module of the plan, or has one of another width."""
+        writers = {w.path: w for w in residual_writers(model)}
+        for update in self.updates:
+            width = int(update.basis.shape[1])
+            if update.path not in writers:
+                raise InputError(
+                    f"{name} has no writer {update.path}; this plan was made for another model"
+                )
+            shape = writers[update.path].shape
+            if shape[-1 if update.writes_rows else -2] != width:
+                raise InputError(
+                    f"{update.path} of {name} has shape {shape}; this plan was made for one whose "
+                    f"{'rows' if update.writes_rows else 'outputs'} have {width} coordinates"
+                )
+
     def leakage(self, model: nn.Module | None = None) -> Leakage:
         """Share of the direction left per writer, and in the stream on a fixed probe text.
 
@@ -188,6 +252,7 @@ class EditPlan:
         read under the run-time cut at every residual.
         """
         model = model if model is not None else self._model
+        self.check_modules(model, "the model")
         modules = dict(model.named_modules())
         writers = {}
         for update in self.updates:

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import mlx.core as mx
 
 from vauban.edits import EditPlan, Rounding
-from vauban.edits.storing import PRECISIONS
+from vauban.edits.edit_plan import check_storage
 from vauban.errors import InputError
-from vauban.export.adapter import adapter_left, check_adaptable, is_adapter, write_adapter
+from vauban.export.adapter import adapter_shares, check_adaptable, is_adapter, write_adapter
 from vauban.export.checkpoint import (
     Source,
     draft_plan,
     draft_weights,
     open_source,
-    write_edit_record,
+    source_folder,
     write_folder,
 )
-from vauban.export.resume import RECORD, resume_key, start_record
+from vauban.export.logits import logits_difference
+from vauban.export.record import EDIT_FILE, write_edit_record
+from vauban.export.report import ExportReport
+from vauban.export.resume import RECORD, read_record, resume_key, start_record
 from vauban.export.staging import check_output, staged
 from vauban.export.tensors import sha256
-from vauban.export.verify import ExportReport, logits_difference, verify_export
-from vauban.models import model_folder, residual_writers
+from vauban.export.verify import verify_export
+from vauban.models import residual_writers
 
 __all__ = [
     "RECORD",
@@ -60,7 +64,7 @@ def export_model(
     draft = draft_weights(source, weights)
     with staged(output_dir, force=force, source=source.folder) as folder:
         write_folder(source, draft, folder)
-    return Path(output_dir)
+    return Path(output_dir).expanduser()
 
 
 def write_plan(
@@ -79,22 +83,43 @@ def write_plan(
     stores them in the model's float type. "adapter" writes an mlx-lm LoRA folder of rank k per
     writer instead of a checkpoint, exact on any stored weights; InputError where a plan is no such
     change (`check_adaptable`).
+
+    Shards that an earlier, killed run of the same export has finished there are kept. InputError
+    before anything is written for a folder that holds another model, and for settings that cannot
+    be recorded.
     """
+    check_storage(precision, rounding)
     chosen = precision or "same"
-    if chosen not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected one of {PRECISIONS[1:]}")
     source = open_source(model_path)
+    key = resume_key(plan, source.folder, chosen, rounding=rounding)
+    folder = _without_model(Path(folder).expanduser(), key)
     if chosen == "adapter":
         return _write_adapter(plan, source, folder)
     draft = draft_plan(source, plan, chosen, rounding)
-    write_folder(source, draft, folder, resume_key(plan, source.folder, chosen))
-    write_edit_record(plan, draft, chosen, folder)
+    write_folder(source, draft, folder, key)
+    write_edit_record(plan, source, draft, chosen, folder)
     return verify_export(folder, source=source.folder).check()
+
+
+def _without_model(folder: Path, key: str) -> Path:
+    """`folder`; InputError where it is none, or holds a model other than a start of this export."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; expected an existing one to write into")
+    if read_record(folder).get("key") != key:
+        names = sorted(f.name for f in folder.iterdir())
+        of_models = ("config.json", "adapter_config.json", "adapters.safetensors", EDIT_FILE)
+        found = [n for n in names if n in of_models or fnmatch(n, "model*.safetensors*")]
+        if found:
+            raise InputError(
+                f"{folder} holds a model already ({found[0]}); write into an empty folder, or "
+                "use export(..., force=True), which replaces a folder as a whole"
+            )
+    return folder
 
 
 def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport:
     write_adapter(plan, source, folder)
-    left = adapter_left(plan, source, folder)
+    left, missed = adapter_shares(plan, source, folder)
     files = {f.name: sha256(f) for f in sorted(folder.iterdir())}
     report = ExportReport(
         folder=str(folder),
@@ -103,6 +128,7 @@ def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport
         modules_present=len(residual_writers(plan.model)),
         untouched_identical=None,
         writers=left,
+        missed=missed,
         expected_left=max(abs(1.0 - u.alpha) for u in plan.updates)
         if all(u.complete for u in plan.updates)
         else None,
@@ -122,8 +148,8 @@ def export_plan(
     force: bool = False,
 ) -> ExportReport:
     """`write_plan` into a new folder that appears complete or not at all."""
-    source = model_folder(model_path)
+    source = source_folder(model_path)
     key = resume_key(plan, source, precision or "same")
     with staged(output_dir, force=force, source=source, resume_key=key) as folder:
         report = write_plan(plan, model_path, folder, precision)
-    return dataclasses.replace(report, folder=str(output_dir))
+    return dataclasses.replace(report, folder=str(Path(output_dir).expanduser()))

@@ -18,6 +18,7 @@ from vauban import __version__
 from vauban.edits import EditPlan, Update
 from vauban.edits.modules import module_weight
 from vauban.errors import CheckError, InputError
+from vauban.export.along import norm, share
 from vauban.export.checkpoint import Source, open_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
@@ -71,9 +72,10 @@ def write_adapter(plan: EditPlan, source: Source, folder: Path) -> None:
     InputError where `check_adaptable` says so, or for a plan of another model.
     """
     check_adaptable(plan)
+    plan.check_modules(source.model, str(source.folder))
     arrays: dict[str, mx.array] = {}
     for update in plan.updates:
-        found = _factors(update, module_weight(source.module(update.path)))
+        found = _factors(update, module_weight(source.modules[update.path]))
         mx.eval(found)
         source.release(update.path)
         for name, value in found.items():
@@ -94,27 +96,34 @@ def write_adapter(plan: EditPlan, source: Source, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def adapter_left(plan: EditPlan, source: Source, folder: Path) -> dict[str, float]:
-    """‖U W'‖/‖U W‖ per writer, read back: mlx-lm puts the written folder on the source.
+def adapter_shares(
+    plan: EditPlan, source: Source, folder: Path
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Per writer ‖U Ŵ‖/‖U W‖ and ‖U (Ŵ - W')‖/‖U W‖, read back: what is left, and what is missed.
 
-    CheckError where mlx-lm does not take the folder, or puts nothing on a writer.
+    Ŵ is what mlx-lm makes of the written folder on the source, W' what was planned. CheckError
+    where mlx-lm does not take the folder, or puts nothing on a writer.
     """
     from mlx_lm.tuner.utils import load_adapters
 
     opened = open_source(source.folder)
-    plain = {update.path: opened.module(update.path) for update in plan.updates}
+    plain = {update.path: opened.modules[update.path] for update in plan.updates}
     try:
         adapted = dict(load_adapters(opened.model, str(folder)).named_modules())
     except (ValueError, KeyError) as error:
         raise CheckError(f"{folder}: mlx-lm cannot open this adapter: {error}") from error
     left: dict[str, float] = {}
+    missed: dict[str, float] = {}
     for update in plan.updates:
         if "lora_a" not in adapted[update.path]:
             raise CheckError(f"{folder}: mlx-lm puts no adapter on {update.path}")
         weight = module_weight(plain[update.path])
-        left[update.path] = update.share_left(_merged(update, weight, adapted[update.path]), weight)
+        rows = update.removed(_merged(update, weight, adapted[update.path]))
+        had = norm(update.removed(weight))
+        left[update.path] = share(norm(rows), had)
+        missed[update.path] = share(norm(rows - update.removed(update.weight(weight))), had)
         opened.release(update.path)
-    return left
+    return left, missed
 
 
 def _merged(update: Update, weight: mx.array, adapted: nn.Module) -> mx.array:

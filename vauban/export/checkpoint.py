@@ -19,9 +19,10 @@ import mlx.nn as nn
 from vauban import __version__
 from vauban._arrays import flat_parameters
 from vauban.edits import EditPlan, Rounding, Update, store_packed
-from vauban.edits.blocks import direction_norm
+from vauban.edits.heads import is_tied
 from vauban.edits.streamed import edited_rows, float_dtype
 from vauban.errors import InputError, ModelError
+from vauban.export.along import norm, rows_along
 from vauban.export.resume import Finished
 from vauban.export.tensors import (
     Entry,
@@ -40,7 +41,6 @@ from vauban.models.writers import unpacked_shape
 _SHARD = 5 << 30
 _KEPT = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".jsonl", ".py")
 _DROPPED = ("model.safetensors.index.json", "README.md", "run.json", "answers.jsonl")
-EDIT_FILE = "edit.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +69,6 @@ class Source:
         """The modules by path, as the checkpoint holds them."""
         return dict(self.model.named_modules())
 
-    def module(self, path: str) -> nn.Module:
-        """The module that a plan names; InputError where the checkpoint has none there."""
-        if path not in self.modules:
-            raise InputError(
-                f"{self.folder} has no module {path}; this plan was made for another model"
-            )
-        return self.modules[path]
-
     def release(self, path: str) -> None:
         """Let go of a module's arrays: reading a lazy tensor keeps it in memory otherwise."""
         module = self.modules[path]
@@ -85,11 +77,20 @@ class Source:
                 module[part] = self.parameters[f"{path}.{part}"] = mx.array(0.0)
 
 
+def source_folder(model_path: str | Path) -> Path:
+    """The folder of the model to export; InputError for what is neither a path nor a Hub id."""
+    if not isinstance(model_path, str | Path):
+        raise InputError(
+            f"the model to export is {model_path!r}; expected the folder or Hub id it came from"
+        )
+    return model_folder(model_path)
+
+
 def open_source(model_path: str | Path) -> Source:
     """Open a folder or Hub id without reading its weights."""
     from mlx_lm.utils import load_model
 
-    folder = model_folder(model_path)
+    folder = source_folder(model_path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         model, loaded = load_model(folder, lazy=True)
@@ -122,7 +123,16 @@ class Draft:
 
 
 def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: Rounding) -> Draft:
-    """The edited checkpoint of `source`, nothing computed yet."""
+    """The edited checkpoint of `source`, nothing computed yet.
+
+    InputError for a plan of another model.
+    """
+    plan.check_modules(source.model, str(source.folder))
+    if plan.embedding == "untie" and not is_tied(source.model):
+        raise InputError(
+            f"the head of {source.folder} has its own matrix; this plan was made for a model whose "
+            "head shares the embedding"
+        )
     draft = Draft(
         {name: untouched_entry(source, name) for name in source.parameters},
         {},
@@ -130,7 +140,7 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
         plan.updates[0].path if plan.embedding == "untie" else None,
     )
     for update in plan.updates:
-        module = source.module(update.path)
+        module = source.modules[update.path]
         packed = "scales" in module
         if not packed and not mx.issubdtype(module.weight.dtype, mx.floating):
             raise InputError(
@@ -180,7 +190,7 @@ def _edited(
             yield computed(name, tuple(value.shape), value.dtype, partial(mx.array, value))
         source.release(update.path)
         return
-    had = direction_norm(module, update.basis, update.writes_rows)
+    had = norm(rows_along(module, update.basis, update.writes_rows))
     outcomes[update.path] = {"mode": "float", "was_packed": "scales" in module, "had": had}
     dtype = stored_dtype(float_dtype(module))
     shape = unpacked_shape(module)
@@ -324,21 +334,3 @@ def _copy_side_files(source: Path, folder: Path) -> None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-
-
-def write_edit_record(plan: EditPlan, draft: Draft, precision: str, folder: Path) -> None:
-    """`edit.safetensors`: each writer's removed basis, how much of it there was, the settings.
-
-    `verify_export` reads it to say what is left without the plan or the source.
-    """
-    arrays = {"basis": plan.basis, **{f"basis.{u.path}": u.basis for u in plan.updates}}
-    arrays |= {f"offset.{u.path}": u.offset for u in plan.updates if u.offset is not None}
-    before = {path: facts["had"] for path, facts in draft.outcomes.items()}
-    facts = {
-        **plan.to_dict(),
-        "before": before,
-        "precision": precision,
-        "stored": draft.outcomes,
-    }
-    metadata = {"format": "vauban.edit/1", "plan": json.dumps(facts, sort_keys=True)}
-    mx.save_safetensors(str(folder / EDIT_FILE), arrays, metadata)

@@ -10,33 +10,74 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from vauban import __version__
-from vauban.edits import EditPlan
+from vauban.edits import EditPlan, Rounding
+from vauban.errors import InputError
+from vauban.export.tensors import to_bytes
 from vauban.models import model_folder
 
 RECORD = ".resume.json"
 
 
-def resume_key(plan: EditPlan, model_path: str | Path, precision: str | None) -> str:
-    """A digest of everything an export's weights depend on: plan, bases, options, source files."""
+def resume_key(
+    plan: EditPlan,
+    model_path: str | Path,
+    precision: str | None,
+    *,
+    rounding: Rounding = "two-sided",
+) -> str:
+    """A digest of everything an export's weights depend on: plan, arrays, options, source files.
+
+    Every field of every update counts, what it protects and what it reads included.
+    """
     folder = model_folder(model_path)
     digest = hashlib.sha256()
-    for update in plan.updates:
-        digest.update(f"{update.path} {update.alpha} {update.mode}".encode())
-        digest.update(np.array(update.basis).tobytes())
     files = [
         (f.name, f.stat().st_size, f.stat().st_mtime_ns)
         for f in sorted(folder.glob("*"))
         if f.suffix in (".safetensors", ".json")
     ]
-    facts = [__version__, plan.to_dict(), precision, str(folder.resolve()), files]
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    options = (__version__, precision, rounding, str(folder.resolve()), files)
+    for part in (plan_text(plan), plan.updates, plan.basis, plan.embedding, options):
+        _take_in(digest, part)
     return digest.hexdigest()
+
+
+def plan_text(plan: EditPlan) -> str:
+    """The plan's facts as JSON; InputError where a setting is no plain value."""
+    try:
+        return json.dumps(plan.to_dict(), sort_keys=True)
+    except TypeError as error:
+        raise InputError(
+            f"the plan's settings cannot be recorded: {error}; expected Python numbers and text"
+        ) from error
+
+
+def _take_in(digest: Any, value: Any) -> None:
+    """Add a value to a digest: arrays by type, shape and bytes, the rest field by field."""
+    if isinstance(value, mx.array | np.ndarray):
+        digest.update(f"array {value.dtype} {tuple(value.shape)}:".encode())
+        digest.update(to_bytes(value) if isinstance(value, mx.array) else value.tobytes())
+    elif is_dataclass(value):
+        digest.update(f"{type(value).__name__}:".encode())
+        for field in fields(value):
+            digest.update(f".{field.name}".encode())
+            _take_in(digest, getattr(value, field.name))
+    elif isinstance(value, tuple | list):
+        digest.update(f"{len(value)} of:".encode())
+        for part in value:
+            _take_in(digest, part)
+    elif value is None or isinstance(value, bool | int | float | str):
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+    else:
+        raise TypeError(f"no digest of a {type(value).__name__}; expected arrays and plain values")
 
 
 class Finished:

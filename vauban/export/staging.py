@@ -20,8 +20,13 @@ from vauban.export.resume import read_record
 def check_output(
     output_dir: str | Path, *, force: bool = False, source: str | Path | None = None
 ) -> Path:
-    """The absolute target; InputError when it exists without `force` or lies inside the source."""
+    """The absolute target; InputError when it exists without `force` or lies inside the source.
+
+    Of a link the folder it points to, which is then replaced and not the link.
+    """
     target = Path(output_dir).expanduser().absolute()
+    if target.is_symlink():
+        target = target.resolve()
     if source is not None and Path(source).exists():
         inside = Path(source).resolve()
         resolved = target.parent.resolve() / target.name

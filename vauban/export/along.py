@@ -1,0 +1,65 @@
+"""What a stored matrix writes along a basis, and what a plan means it to write.
+
+Read in blocks, experts one by one: memory stays near k rows and one block. Knows modules and
+updates; judges nothing.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from vauban.edits import Update
+from vauban.edits.blocks import blocks, matrices
+from vauban.edits.modules import module_weight
+
+
+def rows_along(
+    module: nn.Module, basis: mx.array, of_rows: bool, offset: mx.array | None = None
+) -> mx.array:
+    """U W in float32: (k, in), of stacked experts (E, k, in), of a table (k, rows).
+
+    A table's rows count without `offset` (out,), where they were given one.
+    """
+    found = []
+    for stored in matrices(module):
+        tables: list[mx.array] = []
+        total: mx.array | None = None
+        for rows, columns in blocks(stored.shape, True, 1):
+            block = stored.part(rows, columns)
+            if of_rows:
+                block = block if offset is None else block - offset
+                tables.append(basis @ block.T)
+                mx.eval(tables[-1])
+            else:
+                part = basis[:, rows] @ block
+                total = part if total is None else total + part
+                mx.eval(total)
+        found.append(mx.concatenate(tables, axis=1) if total is None else total)
+    return mx.stack(found) if module.weight.ndim == 3 else found[0]
+
+
+def planned_rows(module: nn.Module, update: Update) -> mx.array | None:
+    """U W' as `rows_along` gives U W, without an offset; None where it is 0, as for a whole cut."""
+    if update.complete and update.alpha == 1.0:
+        return None
+    if update.mode is not None:
+        # Norms are those of whole rows and columns.
+        return update.removed(update.weight(module_weight(module)))
+    rows = rows_along(module, update.basis, update.writes_rows)
+    taken = rows if update.protection is None else update.protection.taken(rows)
+    if update.rows is not None:
+        taken = (update.basis @ (update.rows * update.basis.T)) @ taken
+    return rows - update.alpha * taken
+
+
+def norm(values: mx.array) -> float:
+    """The Euclidean norm of all entries."""
+    return float(mx.sqrt((values.astype(mx.float32) ** 2).sum()))
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole; 0 of nothing is 0, anything else of nothing is infinite."""
+    if whole > 0.0:
+        return part / whole
+    return 0.0 if part == 0.0 else float("inf")
