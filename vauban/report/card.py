@@ -96,7 +96,25 @@ def _written(run: Mapping[str, Any]) -> str:
         )
     return (
         f"- **Weights**: {byte_size(export['bytes'])}; modules that were not edited are "
-        "byte for byte those of the source."
+        f"byte for byte those of the source.{_rounded(run)}"
+    )
+
+
+def _rounded(run: Mapping[str, Any]) -> str:
+    """What packing did to the edited modules; nothing where they are floats."""
+    export = run["export"]
+    formats = sorted(
+        {f"{s['bits']}-bit {s['mode']}" for s in export["stored"].values() if "bits" in s}
+    )
+    if not formats:
+        return ""
+    read = run["cut"]["settings"].get("calibration")
+    how = f", for what they read on {read['prompts']} of the measuring prompts" if read else ""
+    return (
+        f" Edited modules are packed ({', '.join(formats)}), rounded so that the direction stays "
+        f"out{how}. The figures below are of the cut before rounding, from whose logits the written "
+        f"model's are apart by {decimal(export['logits_difference'], 2)} of what the cut changes "
+        "at most."
     )
 
 
