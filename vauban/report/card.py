@@ -112,9 +112,9 @@ def _rounded(run: Mapping[str, Any]) -> str:
     how = f", for what they read on {read['prompts']} of the measuring prompts" if read else ""
     return (
         f" Edited modules are packed ({', '.join(formats)}), rounded so that the direction stays "
-        f"out{how}. The figures below are of the cut before rounding, from whose logits the written "
-        f"model's are apart by {decimal(export['logits_difference'], 2)} of what the cut changes "
-        "at most."
+        f"out{how}. The figures below are of the cut before rounding; the logits of the written "
+        f"model are apart from its by {decimal(export['logits_difference'], 2)} of what the cut "
+        "changes at most."
     )
 
 
