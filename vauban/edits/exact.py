@@ -22,7 +22,7 @@ from vauban.edits.two_sided import Shifts, find_shifts, parallel, row_shifts
 from vauban.errors import InputError
 
 # Alternations of the two-sided form with more than 8 codes, and with fewer, which settle late.
-_ROUNDS = (4, 5)
+_ROUNDS = (5, 6)
 _TABLE_ROWS = 64
 
 

@@ -29,7 +29,7 @@ class Energy:
 
 
 class InputMoments:
-    """Take in inputs (n, in) batch by batch; memory stays below 4 · `rank` rows and one batch.
+    """Take in inputs (n, in) batch by batch; memory stays below 3 · `rank` rows.
 
     >>> x = np.random.default_rng(0).normal(size=(500, 8))
     >>> energy = InputMoments(8, 16).update(x).energy()
@@ -53,10 +53,10 @@ class InputMoments:
             raise InputError("the inputs of a matrix hold NaN or inf")
         self.rows += len(rows)
         self._square += np.einsum("ni,ni->i", rows, rows, dtype=np.float64)
-        for start in range(0, len(rows), 4 * self.rank):
-            part = rows[start : start + 4 * self.rank].astype(np.float32)
+        for start in range(0, len(rows), self.rank):
+            part = rows[start : start + self.rank].astype(np.float32)
             self._held = np.concatenate([self._held, part])
-            if len(self._held) > 4 * self.rank:
+            if len(self._held) > 2 * self.rank:
                 self._held = _sketch(self._held, self.rank)
         return self
 

@@ -53,9 +53,10 @@ def plan_cut(
     `layers` "all", a block or several; `layer_weights` {block: factor on α} names some of them.
     `components` chooses "attention" (with SSM and conv writers) and "mlp" (with all experts); a
     mapping gives each a factor on α.
-    `embedding` "auto": cut it when untied; untie where the mlx-lm class has a switch, so that the
-    head keeps its matrix; else cut the shared matrix and say so. False keeps it, "untie" and
-    "tied" ask for one of the two, True means "auto". Negative α strengthens the direction.
+    `embedding` "auto", when every block is cut (else it is kept): cut it when untied; untie where
+    the model's own code allows it, so that the head keeps its matrix; else cut the shared matrix
+    and say so. False keeps it, "untie" and "tied" ask for one of the two, True means "auto".
+    Negative α strengthens the direction.
     `biases` True (and None, but beside `preserve`) cuts the writers' biases as well; False leaves
     them, and a note says how many of them still write the direction at every token.
     `preserve` restricts every change to the null space of the given keys
