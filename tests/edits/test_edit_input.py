@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import vauban
+from tests.architectures import build as architectures
 from tests.conftest import build
 from vauban._arrays import flat_parameters
 from vauban.directions import Direction, fit_inlp, fit_leace
@@ -189,6 +190,20 @@ def test_biases_that_stay_are_named_and_the_rest_is_cut() -> None:
     assert vauban.plan_cut(build("llama"), unit(), biases=False).notes == ()
     with pytest.raises(vauban.InputError, match="biases=False"):
         vauban.plan_cut(model, unit(), biases=False, set_to=0.5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_oss"])
+def test_biases_that_stay_do_so_at_run_time_too(name: str) -> None:
+    """An output that is changed as a whole would lose the bias's share of the direction."""
+    model = architectures.build(name)
+    size = vauban.residual_writers(model)[0].shape[-1]
+    d = mx.random.normal((size,), key=mx.random.key(5))
+    plan = vauban.plan_cut(model, d, biases=False, embedding=False)
+    tokens = mx.array([[3, 5, 7, 11, 13]])
+    before = vauban.forward(model, tokens).logits
+    virtual = vauban.forward(model, tokens, interventions=plan.virtual()).logits
+    applied = vauban.forward(plan.apply(model), tokens).logits
+    assert float(mx.abs(applied - virtual).max()) < 1e-4 * float(mx.abs(before - virtual).max())
 
 
 def test_a_float_sibling_does_not_say_how_a_writer_is_packed() -> None:

@@ -165,8 +165,8 @@ class EditPlan:
         its inputs over prompts and answers, of an expert that of its own tokens; of the embedding
         the Fisher information of its output, by gradients of the log-likelihood of tokens drawn
         with `seed`. Rounding then lets later columns make good what earlier ones did wrong (GPTQ,
-        Frantar et al. 2022, arXiv 2210.17323), each column still exact along the
-        direction: the cut model comes out nearer to the float cut where it is used.
+        Frantar et al. 2022, arXiv 2210.17323), each column still exact along the direction: the cut
+        model comes out nearer to the float cut where it is used.
 
         Raises InputError for no prompts.
 
@@ -309,6 +309,9 @@ class EditPlan:
             f"cut of {self.basis.shape[0]} direction(s) from {len(self.updates)} writers "
             f"({counts}), alpha {self.settings['alpha']}, embedding {self.embedding}"
         ]
+        read = self.settings.get("calibration")
+        if read:
+            lines.append(f"packed writers rounded for what they read on {read['prompts']} prompts")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,8 +84,12 @@ class Update:
 
     @property
     def acts_on_outputs(self) -> bool:
-        """Whether the same change can be made to the module's output, without its weights."""
-        return self.mode is None and self.rows is None and self.protection is None
+        """Whether the same change can be made to the module's output, without its weights.
+
+        A bias that is left alone is in the output as well, and would be cut there.
+        """
+        inside = self.mode is not None or self.rows is not None or self.protection is not None
+        return not inside and not self.bias_left
 
     def weight(self, weight: mx.array) -> mx.array:
         """The edited matrix in float32; a table's rows are the vectors it writes."""
