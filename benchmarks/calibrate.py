@@ -52,8 +52,8 @@ def main() -> None:
     seconds = time.perf_counter() - started
     size = (energy.factor**2).sum(0) + energy.rest
     assert np.allclose(size, (read**2).mean(0), rtol=1e-3), "the sketch lost energy"
-    print(f"vauban {vauban.__version__}, {os.cpu_count()} cores: {TOKENS} inputs sketched to rank")
-    print(f"{RANK} in {seconds:.1f} s, every coordinate's energy kept")
+    print(f"vauban {vauban.__version__}, {os.cpu_count()} cores")
+    print(f"{TOKENS} inputs sketched to rank {RANK} in {seconds:.1f} s, every energy kept")
 
     target = np.array(case.update.weight(case.before))
     wanted = target @ fresh.T
@@ -76,8 +76,10 @@ def main() -> None:
             f"the weights {packed.error:.4f}, of the outputs {wrong:.4f}"
         )
     times, errors = zip(*found.values(), strict=True)
-    print(f"calibrated: {times[1] / times[0]:.2f} of the time, {errors[1] / errors[0]:.2f} of the")
-    print("error of the outputs")
+    print(
+        f"calibrated: {times[1] / times[0]:.2f} of the time, "
+        f"{errors[1] / errors[0]:.2f} of the error of the outputs"
+    )
 
 
 if __name__ == "__main__":

