@@ -374,6 +374,8 @@ def test_a_grid_that_has_become_too_wide_is_replaced() -> None:
         ({"bits": 7}, "7 bits"),
         ({"mode": "int4"}, "mode 'int4'"),
         ({"mode": "mxfp4", "bits": 4, "group_size": 64}, "groups of 32"),
+        ({"biases": None}, "needs biases"),
+        ({"mode": "mxfp4", "bits": 4, "group_size": 32}, "has no biases"),
         ({"group_size": 32}, "do not fit"),
         ({"axis": "rows"}, "axis"),
         ({"directions": mx.ones((1, 3))}, "do not fit"),

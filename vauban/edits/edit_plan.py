@@ -272,6 +272,8 @@ class EditPlan:
         if token_lists is None:
             top = min(anatomy(model).vocabulary, 50_000)
             token_lists = [[(i * 7919 + 13) % top for i in range(24)]]
+        if not token_lists:
+            raise InputError("token_lists is empty; expected at least one list of tokens")
         virtual = self._cut_at_run_time()
         worst = 0.0
         for batch in batches(token_lists, equal_lengths=True):

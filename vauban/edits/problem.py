@@ -80,6 +80,8 @@ def problem(
     grid = grid_of(mode, bits)
     if mode in FLOAT_MODES and group_size != FLOAT_MODES[mode][1]:
         raise InputError(f"{mode} has groups of {FLOAT_MODES[mode][1]}, not {group_size}")
+    if (biases is None) != (mode in FLOAT_MODES):
+        raise InputError(f"mode {mode} {'needs' if biases is None else 'has no'} biases")
     u = np.atleast_2d(np.array(directions.astype(mx.float32)))
     s = scale_values(scales, mode)
     b = np.zeros_like(s) if biases is None else np.array(biases.astype(mx.float32))
