@@ -1,6 +1,7 @@
 """What packing does to a cut organism's behaviour: its decision, against naive requantization's."""
 
 import copy
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,14 +16,17 @@ from vauban.models import decode
 from vauban.prompts import encode_chat
 
 
-@pytest.mark.parametrize(("bits", "share"), [(4, 0.75), (3, 1 / 3)])
-def test_the_decision_is_the_float_cuts(bits: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("bits", "embedding", "share"), [(4, False, 1 / 3), (4, "auto", 0.75), (3, "auto", 1 / 3)]
+)
+def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, share: float) -> None:
     """KL to the float cut where the answer begins, and refusals, against naive requantization's.
 
     Refusals are within two points of the float cut's. At 3 bits naive requantization leaves a fifth
-    of the refusals, and the KL is at most a third of its. At 4 bits its own rounding noise is
-    nearly all of its KL; how much less calibration leaves depends on the prompts it reads (0.28 to
-    0.65 of it, 0.41 on average over four sets: docs/editing.md).
+    of the refusals, and the KL is at most a third of its; at 4 bits that holds for the twelve
+    writers. With the embedding's 4-bit rows the noise of rounding is nearly all of either KL, and
+    how much less calibration leaves depends on the prompts it reads (0.28 to 0.65 of naive's, 0.41
+    on average over four sets: docs/editing.md).
     """
     folder = vauban.organism_path("dense")
     model, tokenizer = vauban.load(folder)
@@ -31,7 +35,7 @@ def test_the_decision_is_the_float_cuts(bits: int, share: float) -> None:
     prompts = [r.prompt for r in rows if r.label == "harmful"]
     direction = vauban.measure(model, tokenizer, *sets)
     nn.quantize(model, group_size=64, bits=bits)
-    plan = vauban.plan_cut(model, direction)
+    plan = vauban.plan_cut(model, direction, embedding=embedding)
     reference = plan.apply(copy.deepcopy(model), "float")
     calibrated = plan.calibrated(tokenizer, sets[0][:32] + sets[1][:32])
     exact = calibrated.apply(copy.deepcopy(model))
