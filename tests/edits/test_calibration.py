@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vauban
+from tests.architectures.build import build
+from tests.edits.test_null_space import Letters
 from vauban.edits import Update, pack_edited
 from vauban.edits.modules import unpack
 from vauban.edits.moments import Energy, InputMoments
@@ -132,6 +134,27 @@ def test_a_table_is_rounded_where_its_rows_matter() -> None:
         return float(mx.linalg.norm(difference @ mx.array(gradients).T))
 
     assert wrong(replace(plain, inputs=(energy,))) <= 0.75 * wrong(plain)
+
+
+def test_a_calibrated_table_loses_several_directions_as_well() -> None:
+    table = nn.Embedding(200, 256)
+    table.weight = 0.02 * mx.random.normal((200, 256), key=mx.random.key(3))
+    module = table.to_quantized(group_size=64, bits=4)
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(256, 2)))[0].T.astype(np.float32)
+    energy = InputMoments(256, 128).update(correlated(800, 256)).energy()
+    update = Update("weight", -1, "embedding", mx.array(basis), 1.0, None, False, inputs=(energy,))
+    assert pack_edited(module, update).left <= 3e-4
+
+
+def test_a_model_without_gradients_says_that_its_table_is_not_calibrated() -> None:
+    model = build("deepseek_v41")
+    size = anatomy(model).d_model
+    plan = vauban.plan_cut(model, mx.random.normal((size,), key=mx.random.key(1)))
+    calibrated = plan.calibrated(Letters(), ["ab", "cde"], max_tokens=1)
+    table = calibrated.updates[0]
+    assert table.writes_rows and table.inputs == ()
+    assert f"{table.path} is rounded without calibration" in calibrated.summary()
+    assert all(u.inputs for u in calibrated.updates if not u.writes_rows)
 
 
 def test_gradients_are_those_of_the_log_likelihood(organism: Any) -> None:

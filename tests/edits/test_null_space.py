@@ -267,6 +267,7 @@ class Letters:
 
     chat_template = None
     bos_token_id = None
+    eos_token_id = None
 
     def encode(self, text: str, **options: Any) -> list[int]:
         return [ord(c) % 160 for c in text]

@@ -13,8 +13,7 @@ import os
 
 import numpy as np
 
-from vauban.edits.jointly import missed, round_jointly
-from vauban.edits.mending import combine, mend
+from vauban.edits.jointly import round_jointly
 from vauban.edits.moments import Energy
 from vauban.edits.problem import Problem
 from vauban.edits.two_sided import orthonormal, parallel
@@ -102,22 +101,26 @@ def _exact_block(asked: Problem, block: slice, moved: np.ndarray, codes: np.ndar
 
 
 def _table(asked: Problem, rows: slice, weights: _Continuation) -> np.ndarray:
-    """The codes of some rows: the nearest under feedback, then single steps until U is met."""
+    """The codes of some rows: the target is moved by the feedback, then each row made exact."""
     x, step, const = asked.rows(rows)
     target = asked.target[rows]
-    q = np.empty_like(x)
     wrong = np.zeros((len(x), len(weights.x)), np.float32)
     for block, answer in zip(weights.blocks, weights.answers, strict=True):
         moved = wrong @ answer
         x[:, block] -= np.divide(
             moved, step[:, block], out=np.zeros_like(moved), where=step[:, block] != 0
         )
-        q[:, block] = asked.grid.round(x[:, block].copy())
-        read = _read(asked, q[:, block], block, rows)
+        read = _read(asked, asked.grid.round(x[:, block].copy()), block, rows)
         wrong += (read - target[:, block]) @ weights.x[:, block].T
-    left = missed(q, step, asked.basis, const, asked.grid)
-    q = combine(q, x, step, asked.basis, left, asked.grid)
-    return mend(q, x, step, asked.basis, left, asked.grid).astype(np.uint8)
+    codes = np.empty(x.shape, np.uint8)
+    each = -(-len(x) // (os.cpu_count() or 1))
+
+    def some(first: int) -> None:
+        part = slice(first, first + each)
+        codes[part] = round_jointly(x[part], step[part], asked.basis, const[:, part], asked.grid)
+
+    parallel(some, range(0, len(x), each))
+    return codes
 
 
 def _read(asked: Problem, codes: np.ndarray, block: slice, rows: slice = slice(None)) -> np.ndarray:

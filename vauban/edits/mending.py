@@ -28,6 +28,7 @@ _WORK = 19
 # are fine enough; along several, those that come nearest by themselves go with many others.
 _PAIRS = {False: (96, 96), True: (96, 2048)}
 _ROUNDS = 8
+_AT_ONCE = 16
 
 
 def approach(
@@ -172,7 +173,17 @@ def pair(
     harms another: their differences are what is fine enough. Arguments as for `mend`.
     """
     limit = np.broadcast_to(enough(step, u) ** 2, (len(q), 1))
-    rows = np.flatnonzero((left**2).sum(0) > limit[:, 0])
+    off = np.flatnonzero((left**2).sum(0) > limit[:, 0])
+    for first in range(0, len(off), _AT_ONCE):
+        _pair(q, x, step, u, left, grid, limit, off[first : first + _AT_ONCE])
+    return q
+
+
+def _pair(
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid,
+    limit: np.ndarray, rows: np.ndarray,
+) -> None:  # fmt: skip
+    """`pair` for a few problems, in place: every pair of theirs is held at once."""
     for _ in range(_ROUNDS):
         if not rows.size:
             break
@@ -210,7 +221,6 @@ def pair(
             q[rows[n], i] = there[n, taken]
         rows = rows[n]
         rows = rows[(left[:, rows] ** 2).sum(0) > limit[rows, 0]]
-    return q
 
 
 def _steps(
