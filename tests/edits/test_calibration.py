@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 import vauban
 from tests.architectures.build import build
 from tests.edits.test_null_space import Letters
-from vauban.edits import Update, pack_edited
+from vauban.edits import Update, calibration, pack_edited
 from vauban.edits.modules import unpack
 from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
+from vauban.evaluation.likelihood import Scored, compare
 from vauban.models import anatomy, eos_ids, generate_tokens
 from vauban.models.inputs import module_inputs
 from vauban.models.sensitivity import output_gradients
@@ -178,6 +179,36 @@ def test_gradients_are_those_of_the_log_likelihood(organism: Any) -> None:
     expected = (likelihood(1e-3) - likelihood(-1e-3)) / 2e-3
     assert float((found * along).sum()) == pytest.approx(expected, rel=2e-2)
     assert type(embedding) is type(dict(model.named_modules())[path])
+
+
+def test_random_tokens_stand_in_for_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearer to the float cut on prompts than without them, and the same every time.
+
+    The first call is the model's first forward pass, whose checks must not be read.
+    """
+    monkeypatch.setattr(calibration, "_DRAWN", (24, 16))
+    model, tokenizer = vauban.load(vauban.organism_path("4bit"))
+    prompts = ["Name a colour.", "Tell me about rivers.", "How do I cook rice?"]
+    texts = [vauban.encode_chat(tokenizer, prompt) for prompt in prompts]
+    scored = [Scored(ids, 1) for ids in texts]
+    plan = vauban.plan_cut(model, mx.random.normal((128,), key=mx.random.key(1)))
+    calibrated = plan.calibrated()
+    assert "random tokens" in calibrated.summary()
+    assert calibrated.settings["calibration"]["tokens"] == 24 * 16
+    again = plan.calibrated()
+    assert all(
+        np.array_equal(a.inputs[0].factor, b.inputs[0].factor)
+        for a, b in zip(calibrated.updates, again.updates, strict=True)
+    )
+    reference = plan.apply(copy.deepcopy(model), "float")
+    near, far = (
+        compare(reference, p.apply(copy.deepcopy(model)), scored).kl for p in (calibrated, plan)
+    )
+    assert near < far
+    with pytest.raises(InputError, match="None for random tokens"):
+        plan.calibrated(tokenizer, [])
+    with pytest.raises(InputError, match="need the tokenizer"):
+        plan.calibrated(prompts=prompts)
 
 
 @pytest.mark.parametrize("kind", ["4bit", "moe"])

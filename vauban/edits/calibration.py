@@ -17,7 +17,7 @@ from vauban._arrays import integers
 from vauban.edits.edit_plan import EditPlan
 from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
-from vauban.models import batches, eos_ids, forward, generate_tokens
+from vauban.models import anatomy, batches, eos_ids, forward, generate_tokens
 from vauban.models.batching import TOKEN_BUDGET, token_budget
 from vauban.models.inputs import module_inputs
 from vauban.models.sensitivity import output_gradients
@@ -29,20 +29,24 @@ Progress = Callable[[str, int, int], None]
 RANK, _EXPERT_RANK = 256, 64
 # Texts whose gradients are read, at most: they cost several forward passes.
 _TEXTS = 64
+# What stands in for prompts where there are none: so many texts of so many tokens drawn evenly.
+_DRAWN = (64, 32)
 
 
 def calibrate(
     plan: EditPlan,
-    tokenizer: Any,
-    prompts: Sequence[Any],
+    tokenizer: Any = None,
+    prompts: Sequence[Any] | None = None,
     *,
     max_tokens: int = 24,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> EditPlan:
     """The same plan with what its packed writers read: see `EditPlan.calibrated`."""
-    if not prompts:
-        raise InputError("no calibration prompts; expected at least one")
+    if prompts is not None and not prompts:
+        raise InputError("no calibration prompts; expected at least one, or None for random tokens")
+    if prompts is not None and tokenizer is None:
+        raise InputError("calibration prompts need the tokenizer of the model")
     model = plan.model
     modules = dict(model.named_modules())
     packed = {u.path for u in plan.updates if "scales" in modules[u.path]}
@@ -56,12 +60,17 @@ def calibrate(
     ]
     matrices = [u.path for u in chosen if not u.writes_rows]
     virtual = plan.virtual()
-    heads = [encode_chat(tokenizer, prompt) for prompt in prompts]
-    answers = generate_tokens(
-        model, heads, eos=eos_ids(tokenizer), max_tokens=max_tokens, interventions=virtual,
-        progress=progress,
-    )  # fmt: skip
-    texts = [head + answer for head, answer in zip(heads, answers, strict=True)]
+    if prompts is None:
+        texts = _random_texts(anatomy(model).vocabulary, seed)
+        facts: dict[str, Any] = {"prompts": 0}
+    else:
+        heads = [encode_chat(tokenizer, prompt) for prompt in prompts]
+        answers = generate_tokens(
+            model, heads, eos=eos_ids(tokenizer), max_tokens=max_tokens, interventions=virtual,
+            progress=progress,
+        )  # fmt: skip
+        texts = [head + answer for head, answer in zip(heads, answers, strict=True)]
+        facts = {"prompts": len(prompts), "max_tokens": max_tokens}
     inputs = _inputs(model, matrices, texts, virtual, progress)
     notes = []
     if tables:
@@ -70,19 +79,18 @@ def calibrate(
         except (ValueError, RuntimeError, NotImplementedError) as error:
             # Some kernels have no gradient in mlx; the table is then rounded as without this.
             notes.append(f"{tables[0]} is rounded without calibration: {error}")
-    facts = {
-        "prompts": len(prompts),
-        "tokens": sum(len(t) for t in texts),
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "modules": len(inputs),
-    }
+    facts |= {"tokens": sum(len(t) for t in texts), "seed": seed, "modules": len(inputs)}
     return replace(
         plan,
         updates=tuple(replace(u, inputs=inputs.get(u.path, ())) for u in plan.updates),
         settings={**plan.settings, "calibration": facts},
         notes=(*plan.notes, *notes),
     )
+
+
+def _random_texts(vocabulary: int, seed: int) -> list[list[int]]:
+    drawn = mx.random.randint(0, vocabulary, _DRAWN, key=mx.random.key(seed))
+    return [integers(row) for row in drawn]
 
 
 def _inputs(

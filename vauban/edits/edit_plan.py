@@ -151,8 +151,8 @@ class EditPlan:
 
     def calibrated(
         self,
-        tokenizer: Any,
-        prompts: Sequence[Any],
+        tokenizer: Any = None,
+        prompts: Sequence[Any] | None = None,
         *,
         max_tokens: int = 24,
         seed: int = 0,
@@ -160,15 +160,17 @@ class EditPlan:
     ) -> EditPlan:
         """The same plan, its packed writers to be rounded for what they read.
 
-        The cut model answers `prompts` greedily with up to `max_tokens`. Kept is, of every packed
-        matrix (of all where the model in memory was unpacked to run faster), the second moment of
-        its inputs over prompts and answers, of an expert that of its own tokens; of the embedding
-        the Fisher information of its output, by gradients of the log-likelihood of tokens drawn
-        with `seed`. Rounding then lets later columns make good what earlier ones did wrong (GPTQ,
-        Frantar et al. 2022, arXiv 2210.17323), each column still exact along the direction: the cut
+        The cut model answers `prompts` greedily with up to `max_tokens`; without prompts 64 texts
+        of 32 random tokens stand in, which serve the embedding as well and the matrices less. Kept
+        is, of every packed matrix (of all where the model in memory was unpacked to run faster),
+        the second moment of its inputs over prompts and answers, of an expert that of its own
+        tokens; of the embedding the Fisher information of its output, by gradients of the
+        log-likelihood of tokens drawn with `seed`. Rounding then lets later columns make good what
+        earlier ones did wrong (GPTQ, Frantar et al. 2022, arXiv 2210.17323), each column still
+        exact along the direction, and moves the embedding's codes where that matters least: the cut
         model comes out nearer to the float cut where it is used.
 
-        Raises InputError for no prompts.
+        Raises InputError for an empty list of prompts, and for prompts without a tokenizer.
 
         >>> import vauban
         >>> model, tokenizer = vauban.load(vauban.organism_path("4bit"))
@@ -313,7 +315,8 @@ class EditPlan:
         ]
         read = self.settings.get("calibration")
         if read:
-            lines.append(f"packed writers rounded for what they read on {read['prompts']} prompts")
+            texts = f"{read['prompts']} prompts" if read["prompts"] else "random tokens"
+            lines.append(f"packed writers rounded for what they read on {texts}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,30 +23,18 @@ from vauban.edits.two_sided import orthonormal, parallel
 _DAMPING = 0.1
 # Unit inputs along the removed rows count as this many mean coordinates: they are to meet nothing.
 _ALONG = 16.0
-# The same for a table's rows along U, where the constraint itself crosses the columns.
-_WITHIN = 1000.0
 # Blocks of columns that are rounded at once: more would cost time, fewer the feedback.
 _BLOCKS = 128
-_TABLE_ROWS = 4096
 
 
 def feedback_codes(asked: Problem, energy: Energy, removed: np.ndarray | None = None) -> np.ndarray:
     """Grid indices (out, in) uint8, column block by column block.
 
-    `energy` is that of the inputs of a matrix; of a table (axis "input") it is how much each
-    direction of its rows matters. `removed` (j, in): rows whose inputs must meet no substitute.
+    `energy` is that of the inputs; `removed` (j, in): rows whose inputs must meet no substitute.
     """
     scale = 1.0 / max(energy.mean, 1e-30)
     factor = [energy.factor.astype(np.float64) * np.sqrt(scale)]
     diagonal = energy.rest.astype(np.float64) * scale + _DAMPING
-    if asked.axis == "input":
-        factor.append(np.sqrt(_WITHIN) * asked.basis.astype(np.float64))
-        weights = _Continuation(np.concatenate(factor), diagonal, _width(asked))
-        codes = np.empty(asked.shape, np.uint8)
-        for start in range(0, len(codes), _TABLE_ROWS):
-            part = slice(start, start + _TABLE_ROWS)
-            codes[part] = _table(asked, part, weights)
-        return codes
     along = None if removed is None else orthonormal(removed)
     if along is not None:
         factor.append(np.sqrt(_ALONG) * along.astype(np.float64))
@@ -100,32 +88,9 @@ def _exact_block(asked: Problem, block: slice, moved: np.ndarray, codes: np.ndar
     parallel(some, range(0, width, each))
 
 
-def _table(asked: Problem, rows: slice, weights: _Continuation) -> np.ndarray:
-    """The codes of some rows: the target is moved by the feedback, then each row made exact."""
-    x, step, const = asked.rows(rows)
-    target = asked.target[rows]
-    wrong = np.zeros((len(x), len(weights.x)), np.float32)
-    for block, answer in zip(weights.blocks, weights.answers, strict=True):
-        moved = wrong @ answer
-        x[:, block] -= np.divide(
-            moved, step[:, block], out=np.zeros_like(moved), where=step[:, block] != 0
-        )
-        read = _read(asked, asked.grid.round(x[:, block].copy()), block, rows)
-        wrong += (read - target[:, block]) @ weights.x[:, block].T
-    codes = np.empty(x.shape, np.uint8)
-    each = -(-len(x) // (os.cpu_count() or 1))
-
-    def some(first: int) -> None:
-        part = slice(first, first + each)
-        codes[part] = round_jointly(x[part], step[part], asked.basis, const[:, part], asked.grid)
-
-    parallel(some, range(0, len(x), each))
-    return codes
-
-
-def _read(asked: Problem, codes: np.ndarray, block: slice, rows: slice = slice(None)) -> np.ndarray:
-    """Ŵ in some rows of a block of one group's columns."""
+def _read(asked: Problem, codes: np.ndarray, block: slice) -> np.ndarray:
+    """Ŵ in a block of one group's columns."""
     g = block.start // asked.group
     value = asked.grid.value(codes.astype(np.float32))
-    read: np.ndarray = value * asked.steps[rows, g, None] + asked.offsets[rows, g, None]
+    read: np.ndarray = value * asked.steps[:, g, None] + asked.offsets[:, g, None]
     return read

@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban.edits.blocks import Stored, blocks, matrices
+from vauban.edits.descent import descended_codes
 from vauban.edits.exact import exact_codes, first_shifts, pack_codes
 from vauban.edits.feedback import feedback_codes
 from vauban.edits.modules import refuse_unknown_packing, unpack
@@ -236,9 +237,10 @@ def _round(
 ) -> tuple[mx.array, tuple[mx.array, mx.array | None]]:
     """Packed weight and grid of `target`, two-sided where `removed` is given.
 
-    With `update.inputs` errors are weighed by what the matrix reads (`feedback`). Affine groups
-    keep their grid or get a better one (`refit`); the float modes have relative grids and keep
-    theirs; a new width gets the grid that mlx would choose.
+    With `update.inputs` errors are weighed by what the matrix reads (`feedback`), or by what the
+    rows of a table are used for (`descent`). Affine groups keep their grid or get a better one
+    (`refit`); the float modes have relative grids and keep theirs; a new width gets the grid that
+    mlx would choose.
     """
 
     def ask(scales: mx.array, biases: mx.array | None) -> Problem:
@@ -248,22 +250,25 @@ def _round(
         )  # fmt: skip
 
     basis, aim, shifts = _basis(update), None, None
+    energy = update.inputs[0] if update.inputs else None
     if not update.whole:
         # What stays along U on purpose is to be there after rounding as well.
         aim = basis @ (target.T if update.writes_rows else target)
     if own:
         scales, biases = stored.grid(rows, slice(None))
         if biases is not None:
-            # The one-sided form ("fast") of a matrix saves itself the first of two passes.
-            if removed is not None or update.writes_rows:
+            # The one-sided form ("fast") of a matrix saves itself the first of two passes, and the
+            # descent moves few codes far: what stays on its grid costs it nothing.
+            if removed is not None or (update.writes_rows and energy is None):
                 shifts = first_shifts(ask(scales, biases), removed)
             scales, biases = refit(target, scales, biases, form.bits, form.group, shifts)
     else:
         scales, biases = fresh_grid(target, form.bits, form.group, stored.scale_dtype)
     mx.eval(scales, biases)
     asked = ask(scales, biases)
-    energy = update.inputs[0] if update.inputs else None
-    if energy is not None and (removed is not None or update.writes_rows):
+    if energy is not None and update.writes_rows:
+        codes = descended_codes(asked, energy)
+    elif energy is not None and removed is not None:
         codes = feedback_codes(asked, energy, removed)
     else:
         codes = exact_codes(asked, removed, start=None if update.writes_rows else shifts)

@@ -25,7 +25,7 @@ from vauban.edits.null_space import (
 )
 from vauban.edits.update import Protection
 from vauban.errors import InputError
-from vauban.models import Writer, batches, forward, residual_writers, verify_forward
+from vauban.models import Writer, batches, forward, residual_writers
 from vauban.models.inputs import module_inputs
 from vauban.models.rows import can_share
 from vauban.prompts import encode_chat
@@ -128,8 +128,7 @@ def collect_preservation_keys(
     unknown = [p for p in paths if p not in known]
     if unknown:
         raise InputError(f"{unknown[0]} is no residual writer with inputs")
-    # Before anything is read: the checks themselves run the model.
-    verify_forward(model)
+    # Before anything is read: trying it runs the model.
     split = can_share(model)
     tokens = [encode_chat(tokenizer, prompt) for prompt in prompts]
     done = total = 0

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import InputError
+from vauban.models.verify import verify_forward
 
 Reader = Callable[[str, mx.array, mx.array | None], None]
 
@@ -26,6 +27,8 @@ def module_inputs(model: nn.Module, paths: Iterable[str], read: Reader) -> Itera
     unknown = [path for path in wanted if path not in modules]
     if unknown:
         raise InputError(f"the model has no module {unknown[0]}")
+    # A model's first forward pass is checked by others, which are not to be read.
+    verify_forward(model)
     classes = [(modules[path], type(modules[path])) for path in wanted]
     try:
         for path, (module, cls) in zip(wanted, classes, strict=True):
