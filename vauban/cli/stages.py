@@ -11,15 +11,10 @@ from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult
 from vauban.errors import InputError
 from vauban.export import check_output, is_adapter
+from vauban.pipeline.comparing import comparison_rows, evaluate_models
+from vauban.pipeline.planning import calibrate_stage, plan_stage
 from vauban.pipeline.sources import eval_set, prompt_set
-from vauban.pipeline.stages import (
-    calibrate_stage,
-    comparison_rows,
-    evaluate_models,
-    measure_stage,
-    open_model,
-    plan_stage,
-)
+from vauban.pipeline.stages import measure_stage, open_model
 from vauban.report import decimal, pick_samples
 
 

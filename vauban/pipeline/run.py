@@ -17,6 +17,14 @@ from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
+from vauban.pipeline.comparing import (
+    changed_model,
+    comparison_rows,
+    contrast_shares,
+    control_rows,
+    evaluate_models,
+)
+from vauban.pipeline.planning import calibrate_stage, check_adapter, plan_stage
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.sources import (
     LABELS,
@@ -29,19 +37,11 @@ from vauban.pipeline.sources import (
 from vauban.pipeline.stages import (
     Opened,
     Progress,
-    calibrate_stage,
-    changed_model,
-    check_adapter,
-    comparison_rows,
-    contrast_shares,
-    control_rows,
-    evaluate_models,
     leak_stage,
     leak_warnings,
     measure_stage,
     model_name,
     open_model,
-    plan_stage,
 )
 from vauban.report import (
     BehaviourRow,

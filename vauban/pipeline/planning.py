@@ -1,0 +1,107 @@
+"""From a configuration and a direction to a plan: the cut itself, and the control beside it.
+
+Knows configurations and plans; runs a model only to calibrate one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from vauban.config import RunConfig
+from vauban.directions import DirectionResult, select_target_layers
+from vauban.edits import EditPlan, plan_cut
+from vauban.export import check_adaptable
+from vauban.pipeline.sources import PromptSet
+from vauban.pipeline.stages import ADAPTER_HEAD, Opened, Progress
+
+_BY_SCORE = ("above_median", "top_k")
+_SHARED = f"{ADAPTER_HEAD}: the shared one is cut"
+
+
+def plan_stage(opened: Opened, config: RunConfig, result: DirectionResult) -> EditPlan:
+    """`vauban.plan_cut` with the settings of the configuration.
+
+    Raises:
+        InputError: the precision is "adapter", which cannot hold this cut.
+    """
+    return _plan(opened, config, _chosen_layers(config, result), result)
+
+
+def check_adapter(opened: Opened, config: RunConfig) -> None:
+    """Refuse a model that no adapter can hold the cut of before anything is measured on it.
+
+    Blocks that their scores choose are not known yet; `plan_stage` checks those.
+    """
+    layers = config.cut.layers
+    if config.output.precision == "adapter" and layers not in _BY_SCORE:
+        _plan(opened, config, layers, mx.ones(opened.info.d_model))
+
+
+def calibrate_stage(
+    opened: Opened,
+    config: RunConfig,
+    plan: EditPlan,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    *,
+    progress: Progress | None = None,
+) -> EditPlan:
+    """`EditPlan.calibrated` on the first measuring prompts, where packed modules stay packed."""
+    count = config.output.calibrate
+    if not count or opened.info.quantization is None or config.output.precision != "same":
+        return plan
+    prompts = [*harmful.prompts[:count], *harmless.prompts[:count]]
+    return plan.calibrated(opened.tokenizer, prompts, seed=config.seed, progress=progress)
+
+
+def control_plan(
+    opened: Opened, config: RunConfig, result: DirectionResult, direction: mx.array
+) -> EditPlan:
+    """The same cut of another direction. It restores no norms, to have a run-time form."""
+    return _plan(opened, config, _chosen_layers(config, result), direction, control=True)
+
+
+def _chosen_layers(config: RunConfig, result: DirectionResult) -> str | Sequence[int]:
+    """The blocks to cut; those that are chosen by their scores as a list."""
+    layers = config.cut.layers
+    if layers in _BY_SCORE:
+        return select_target_layers(result.cosine_scores, str(layers))
+    return layers
+
+
+def _plan(
+    opened: Opened,
+    config: RunConfig,
+    layers: str | Sequence[int],
+    direction: Any,
+    *,
+    control: bool = False,
+) -> EditPlan:
+    """The plan of the configuration; a `control` without norm preservation.
+
+    For an adapter, an "auto" that would untie the head cuts the shared matrix instead, as it does
+    where the model's class cannot untie either.
+    """
+    settings = config.cut
+    adapter = config.output.precision == "adapter"
+
+    def planned(embedding: Any) -> EditPlan:
+        return plan_cut(
+            opened.model,
+            direction,
+            layers=layers,
+            alpha=settings.alpha,
+            components=settings.components,
+            embedding=embedding,
+            norm_preserve=None if control else settings.norm_preserve,
+        )
+
+    plan = planned(settings.embedding)
+    if not adapter:
+        return plan
+    if settings.embedding == "auto" and plan.embedding == "untie":
+        plan = replace(planned("tied"), notes=(*plan.notes, _SHARED))
+    check_adaptable(plan)
+    return plan
