@@ -28,16 +28,15 @@ def unpacked(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("bits", "embedding", "share"), [(4, False, 1 / 3), (4, "auto", 0.75), (3, "auto", 1 / 3)]
+    ("bits", "embedding", "share"), [(4, False, 1 / 3), (4, "auto", 0.5), (3, "auto", 1 / 3)]
 )
 def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, share: float) -> None:
     """KL to the float cut where the answer begins, and refusals, against naive requantization's.
 
     Refusals are within two points of the float cut's. At 3 bits naive requantization leaves a fifth
     of the refusals, and the KL is at most a third of its; at 4 bits that holds for the twelve
-    writers. With the embedding's 4-bit rows the noise of rounding is nearly all of either KL, and
-    how much less calibration leaves depends on the prompts it reads (0.28 to 0.65 of naive's, 0.41
-    on average over four sets: docs/editing.md).
+    writers. With the embedding's 4-bit rows a few undecided prompts make half of either KL, and
+    which way they fall is chance: docs/editing.md has the average over several calibrations.
     """
     folder = vauban.organism_path("dense")
     model, tokenizer = vauban.load(folder)

@@ -25,8 +25,8 @@ from vauban.edits.two_sided import parallel
 _DAMPING = 1.0
 # Sweeps over all codes, and the first and last λ: in units of √d the first moves nothing yet, in
 # units of d the last leaves a hundredth of what is asked, which single steps then make good.
-_SWEEPS = 24
-_FIRST, _LAST = 0.01, 2.5
+_SWEEPS = 16
+_FIRST, _LAST = 0.05, 0.5
 # Codes of a row whose common change is taken to the others at once.
 _WIDTH = 16
 # Rows that are descended together: long enough for NumPy, short enough for a core's cache.

@@ -104,7 +104,10 @@ def _subsets(count: int) -> np.ndarray:
 def enough(step: np.ndarray, u: np.ndarray) -> np.ndarray:
     """What may stay of |left|, (1 or p, 1); everything where there are no steps or no u."""
     size = np.sqrt((u**2).sum(0))
-    middling = np.median(size[size > 0]) if (size > 0).any() else 0.0
+    used = size > 0
+    middling = np.median(size[used]) if used.any() else 0.0
+    if middling and not used.all():
+        step = step[:, used]
     limit = _ENOUGH * middling * np.abs(step).mean(1, keepdims=True)
     return np.where(limit > 0, limit, np.inf)
 
