@@ -23,8 +23,8 @@ from vauban.edits.two_sided import parallel
 # Every coordinate counts as if it carried at least this share of the mean sensitivity: what few
 # texts did not show must not be forgotten, and the noise stays next to that of plain rounding.
 _DAMPING = 1.0
-# Sweeps over all codes, and the first and last λ: in units of √d the first moves nothing yet, in
-# units of d the last leaves a hundredth of what is asked, which single steps then make good.
+# Sweeps over all codes, and the first and last λ: in units of √d the first moves hardly a code, in
+# units of d the last leaves some hundredths of what is asked, which single steps then make good.
 _SWEEPS = 16
 _FIRST, _LAST = 0.05, 0.5
 # Codes of a row whose common change is taken to the others at once.
