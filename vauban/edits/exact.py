@@ -113,7 +113,9 @@ def first_shifts(asked: Problem, removed: np.ndarray | None = None) -> Shifts | 
 
 def pack_codes(asked: Problem, codes: np.ndarray) -> np.ndarray:
     """The stored words (out, in · bits / 32) of grid indices."""
-    return pack(asked.grid.codes[codes], asked.grid.bits)
+    # An affine grid's codes are its indices: a matrix of them is not looked up for nothing.
+    stored = codes if asked.grid.uniform else asked.grid.codes[codes]
+    return pack(stored, asked.grid.bits)
 
 
 def round_plainly(
