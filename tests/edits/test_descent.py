@@ -140,6 +140,17 @@ def test_the_last_steps_are_the_cheapest_of_all_pairs() -> None:
     assert reached >= 3
 
 
+def test_what_may_stay_is_judged_where_the_direction_is() -> None:
+    """Outlier columns that carry nothing of it would make the limit as loose as they are large."""
+    u = np.zeros((1, 128), np.float32)
+    u[0, :64] = 1 / 8
+    step = np.ones((2, 128), np.float32)
+    far = step.copy()
+    far[:, 64:] = 50.0
+    assert np.array_equal(enough(far, u), enough(step, u))
+    assert np.allclose(enough(2 * step, u), 2 * enough(step, u))
+
+
 def test_groups_without_steps_and_rows_without_the_direction() -> None:
     """Constant rows keep what they hold; nothing is divided by zero."""
     asked, _ = table(4, 128)
