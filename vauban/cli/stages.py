@@ -67,7 +67,11 @@ def cut(options: argparse.Namespace) -> int:
         )
         progress("write and read back", 0, 1)
         report = plan.export(
-            opened.folder, output, precision=config.output.precision, force=config.output.force
+            opened.folder,
+            output,
+            precision=config.output.precision,
+            force=config.output.force,
+            calibrate=False,  # `calibrate_stage` did, or was not to.
         )
         progress("write and read back", 1, 1)
     console.line(plan.summary())

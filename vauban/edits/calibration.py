@@ -17,7 +17,7 @@ from vauban._arrays import integers
 from vauban.edits.edit_plan import EditPlan
 from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
-from vauban.models import anatomy, batches, eos_ids, forward, generate_tokens
+from vauban.models import anatomy, batches, eos_ids, faster_twin, forward, generate_tokens
 from vauban.models.batching import TOKEN_BUDGET, token_budget
 from vauban.models.inputs import module_inputs
 from vauban.models.sensitivity import output_gradients
@@ -47,9 +47,9 @@ def calibrate(
         raise InputError("no calibration prompts; expected at least one, or None for random tokens")
     if prompts is not None and tokenizer is None:
         raise InputError("calibration prompts need the tokenizer of the model")
-    model = plan.model
-    modules = dict(model.named_modules())
-    packed = {u.path for u in plan.updates if "scales" in modules[u.path]}
+    given = dict(plan.model.named_modules())
+    packed = {u.path for u in plan.updates if "scales" in given[u.path]}
+    model = faster_twin(plan.model)
     # A model that was unpacked to run faster shows no packing: all its writers are read.
     chosen = [u for u in plan.updates if not packed or u.path in packed]
     # A table that the head shares is read by the head as well, which this does not weigh.
@@ -59,9 +59,9 @@ def calibrate(
         if u.writes_rows and not (u.is_embedding and plan.embedding == "tied")
     ]
     matrices = [u.path for u in chosen if not u.writes_rows]
-    virtual = plan.virtual()
+    virtual = replace(plan, _model=model).virtual()
     if prompts is None:
-        texts = _random_texts(anatomy(model).vocabulary, seed)
+        heads = texts = _random_texts(anatomy(model).vocabulary, seed)
         facts: dict[str, Any] = {"prompts": 0}
     else:
         heads = [encode_chat(tokenizer, prompt) for prompt in prompts]
@@ -75,7 +75,7 @@ def calibrate(
     notes = []
     if tables:
         try:
-            inputs |= _sensitivities(model, tables, texts, virtual, seed, progress)
+            inputs |= _sensitivities(model, tables, heads, texts, virtual, seed, progress)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             # Some kernels have no gradient in mlx; the table is then rounded as without this.
             notes.append(f"{tables[0]} is rounded without calibration: {error}")
@@ -131,22 +131,29 @@ def _inputs(
 
 
 def _sensitivities(
-    model: nn.Module, paths: list[str], texts: list[list[int]], virtual: Any, seed: int,
-    progress: Progress | None,
+    model: nn.Module, paths: list[str], heads: list[list[int]], texts: list[list[int]],
+    virtual: Any, seed: int, progress: Progress | None,
 ) -> dict[str, tuple[Energy | None, ...]]:  # fmt: skip
-    """Per table the Fisher information of what it writes."""
+    """Per table the Fisher information of what it writes.
+
+    The first answer token, where the model decides how it answers, counts as much as all tokens.
+    """
     modules = dict(model.named_modules())
-    held = {path: InputMoments(unpacked_shape(modules[path])[-1], RANK) for path in paths}
     key = mx.random.key(seed)
-    chosen = texts[:: -(-len(texts) // _TEXTS)]
     # A forward pass keeps one vector per residual; its gradient all that every block computed.
     budget = max(1, token_budget(model) // 16)
-    for batch in _batches(chosen, progress, "read gradients", budget):
-        key, own = mx.random.split(key)
-        rows = output_gradients(model, paths, batch, interventions=virtual, key=own)
-        for path, gradients in rows.items():
-            held[path].update(np.array(gradients))
-    return {path: (moments.energy(),) for path, moments in held.items()}
+    found: dict[str, list[Energy]] = {path: [] for path in paths}
+    for chosen, last in ((texts, False), (heads, True)):
+        held = {path: InputMoments(unpacked_shape(modules[path])[-1], RANK) for path in paths}
+        chosen = chosen[:: -(-len(chosen) // _TEXTS)]
+        for batch in _batches(chosen, progress, "read gradients", budget):
+            key, own = mx.random.split(key)
+            rows = output_gradients(model, paths, batch, interventions=virtual, last=last, key=own)
+            for path, gradients in rows.items():
+                held[path].update(np.array(gradients))
+        for path, moments in held.items():
+            found[path].append(moments.energy().normalized())
+    return {path: (found[path][0] + found[path][1],) for path in paths}
 
 
 def _batches(

@@ -22,7 +22,7 @@ from vauban.edits.two_sided import parallel
 
 # Every coordinate counts as if it carried at least this share of the mean sensitivity: what few
 # texts did not show must not be forgotten, and the noise stays next to that of plain rounding.
-_DAMPING = 1.0
+DAMPING = 1.0
 # Sweeps over all codes, and the first and last λ: in units of √d the first moves hardly a code, in
 # units of d the last leaves some hundredths of what is asked, which single steps then make good.
 _SWEEPS = 16
@@ -35,14 +35,14 @@ _ROWS = 1024
 _STEPS, _AT_ONCE = 128, 16
 
 
-def descended_codes(asked: Problem, energy: Energy) -> np.ndarray:
+def descended_codes(asked: Problem, energy: Energy, damping: float = DAMPING) -> np.ndarray:
     """Grid indices (rows, d) uint8 of a table asked for by its rows (axis "input").
 
     `energy`: how much each direction of its rows matters (Fisher information of the stream there).
     """
     scale = 1.0 / max(energy.mean, 1e-30)
     factor = (energy.factor * np.sqrt(scale)).astype(np.float32)
-    diagonal = (energy.rest * scale + _DAMPING).astype(np.float32)
+    diagonal = (energy.rest * scale + damping).astype(np.float32)
     codes = np.empty(asked.shape, np.uint8)
     each = min(_ROWS, -(-len(codes) // (os.cpu_count() or 1)))
 

@@ -27,7 +27,7 @@ from vauban.edits.streamed import edited_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Add, Intervention, ModuleOutputs, ModuleWeights
-from vauban.models import anatomy, batches, forward, residual_writers
+from vauban.models import anatomy, batches, forget, forward, residual_writers
 from vauban.models.writers import unpacked_shape
 
 
@@ -226,9 +226,7 @@ class EditPlan:
             mx.eval(edited.parameters())
             if edited is not module:
                 model.update_modules(tree_unflatten([(update.path, edited)]))
-        for name in ("_vauban_anatomy", "_vauban_check", "_vauban_batches"):
-            if hasattr(model, name):
-                object.__setattr__(model, name, None)
+        forget(model)
         return model
 
     def check_modules(self, model: nn.Module, name: str) -> None:
@@ -298,11 +296,20 @@ class EditPlan:
         output_dir: str | Path,
         precision: str | None = None,
         force: bool = False,
+        *,
+        calibrate: bool | None = None,
     ) -> Any:
-        """Write a complete folder that `mlx_lm.load` opens, and read back what is left in it."""
+        """Write a complete folder that `mlx_lm.load` opens, and read back what is left in it.
+
+        What stays packed is rounded for what it reads on measuring prompts (`calibrated`, on 32
+        harmful and 32 harmless ones that the model's folder names, else bundled ones). `calibrate`
+        None does so where the plan's model is in memory and the folder has its tokenizer, and says
+        in the record where not; True raises InputError where not; False rounds alike for any input.
+        A plan that is calibrated already stays as it is.
+        """
         from vauban.export import export_plan
 
-        return export_plan(self, model_path, output_dir, precision, force)
+        return export_plan(self, model_path, output_dir, precision, force, calibrate=calibrate)
 
     def summary(self) -> str:
         kinds: dict[str, int] = {}

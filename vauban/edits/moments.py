@@ -27,6 +27,19 @@ class Energy:
         """Mean energy of a coordinate."""
         return float((np.vdot(self.factor, self.factor) + self.rest.sum()) / len(self.rest))
 
+    def normalized(self) -> Energy:
+        """The same with a mean of 1; itself where there is none."""
+        mean = self.mean
+        if mean <= 0:
+            return self
+        scale = np.float32(1.0 / mean)
+        return Energy(self.factor * np.sqrt(scale), self.rest * scale, self.rows)
+
+    def __add__(self, other: Energy) -> Energy:
+        """Both together."""
+        factor = np.concatenate([self.factor, other.factor])
+        return Energy(factor, self.rest + other.rest, self.rows + other.rows)
+
 
 class InputMoments:
     """Take in inputs (n, in) batch by batch; memory stays below 3 · `rank` rows.
@@ -43,6 +56,8 @@ class InputMoments:
         self.rank = rank
         self.rows = 0
         self._held = np.zeros((0, size), np.float32)
+        # Where the sketch would hold everything the sum itself is no larger, and is exact.
+        self._sum = np.zeros((size, size)) if size <= rank else None
         self._square = np.zeros(size)
 
     def update(self, rows: np.ndarray) -> InputMoments:
@@ -53,6 +68,10 @@ class InputMoments:
             raise InputError("the inputs of a matrix hold NaN or inf")
         self.rows += len(rows)
         self._square += np.einsum("ni,ni->i", rows, rows, dtype=np.float64)
+        if self._sum is not None:
+            wide = rows.astype(np.float64)
+            self._sum += wide.T @ wide
+            return self
         for start in range(0, len(rows), self.rank):
             part = rows[start : start + self.rank].astype(np.float32)
             self._held = np.concatenate([self._held, part])
@@ -64,7 +83,7 @@ class InputMoments:
         """The means over everything taken in. Raises InputError for no rows."""
         if not self.rows:
             raise InputError("no inputs were read; expected at least one row")
-        factor = _sketch(self._held, self.rank)
+        factor = _sketch(self._held, self.rank) if self._sum is None else _root(self._sum)
         rest = np.maximum(self._square - np.einsum("ni,ni->i", factor, factor, dtype=np.float64), 0)
         scale = 1.0 / self.rows
         return Energy(
@@ -72,6 +91,12 @@ class InputMoments:
             (rest * scale).astype(np.float32),
             self.rows,
         )
+
+
+def _root(total: np.ndarray) -> np.ndarray:
+    """B with BᵀB = `total`, a sum of x xᵀ."""
+    values, vectors = np.linalg.eigh(total)
+    return (np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).astype(np.float32)
 
 
 def _sketch(held: np.ndarray, rank: int) -> np.ndarray:

@@ -15,9 +15,8 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban.edits.blocks import Stored, blocks, matrices
-from vauban.edits.descent import descended_codes
+from vauban.edits.damped import damped_codes
 from vauban.edits.exact import exact_codes, first_shifts, pack_codes
-from vauban.edits.feedback import feedback_codes
 from vauban.edits.modules import refuse_unknown_packing, unpack
 from vauban.edits.problem import Problem, problem
 from vauban.edits.refit import fresh_grid, refit
@@ -237,10 +236,10 @@ def _round(
 ) -> tuple[mx.array, tuple[mx.array, mx.array | None]]:
     """Packed weight and grid of `target`, two-sided where `removed` is given.
 
-    With `update.inputs` errors are weighed by what the matrix reads (`feedback`), or by what the
-    rows of a table are used for (`descent`). Affine groups keep their grid or get a better one
-    (`refit`); the float modes have relative grids and keep theirs; a new width gets the grid that
-    mlx would choose.
+    With `update.inputs` errors are weighed by what the matrix reads, or by what the rows of a table
+    are used for, as long as that is not too dear (`damped`). Affine groups keep their grid or get a
+    better one (`refit`); the float modes have relative grids and keep theirs; a new width gets the
+    grid that mlx would choose.
     """
 
     def ask(scales: mx.array, biases: mx.array | None) -> Problem:
@@ -266,10 +265,11 @@ def _round(
         scales, biases = fresh_grid(target, form.bits, form.group, stored.scale_dtype)
     mx.eval(scales, biases)
     asked = ask(scales, biases)
-    if energy is not None and update.writes_rows:
-        codes = descended_codes(asked, energy)
-    elif energy is not None and removed is not None:
-        codes = feedback_codes(asked, energy, removed)
+    if energy is not None and (update.writes_rows or removed is not None):
+        found = damped_codes(asked, energy, removed)
+        if found is None:
+            return _round(stored, target, replace(update, inputs=()), form, own, removed, rows)
+        codes = found
     else:
         codes = exact_codes(asked, removed, start=None if update.writes_rows else shifts)
     return mx.array(pack_codes(asked, codes)), (scales, biases)

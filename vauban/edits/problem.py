@@ -35,6 +35,7 @@ class Problem:
     grid: Grid
     group: int
     axis: Axis
+    mode: str = "affine"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,4 +100,4 @@ def problem(
         if aim.shape != wanted.shape:
             raise InputError(f"aim has shape {aim.shape}; expected {wanted.shape} (axis {axis})")
         wanted = aim.astype(np.float64)
-    return Problem(target, u, s, b, wanted, grid, group_size, axis)
+    return Problem(target, u, s, b, wanted, grid, group_size, axis, mode)

@@ -13,6 +13,7 @@ from vauban.edits import EditPlan, Rounding
 from vauban.edits.edit_plan import check_storage
 from vauban.errors import InputError
 from vauban.export.adapter import adapter_shares, check_adaptable, is_adapter, write_adapter
+from vauban.export.calibrate import calibrated
 from vauban.export.checkpoint import (
     Source,
     draft_plan,
@@ -24,7 +25,7 @@ from vauban.export.checkpoint import (
 from vauban.export.logits import logits_difference
 from vauban.export.record import EDIT_FILE, write_edit_record
 from vauban.export.report import ExportReport
-from vauban.export.resume import RECORD, read_record, resume_key, start_record
+from vauban.export.resume import RECORD, forget_record, read_record, resume_key, start_record
 from vauban.export.staging import check_output, staged
 from vauban.export.tensors import sha256
 from vauban.export.verify import verify_export
@@ -98,7 +99,9 @@ def write_plan(
     draft = draft_plan(source, plan, chosen, rounding)
     write_folder(source, draft, folder, key)
     write_edit_record(plan, source, draft, chosen, folder)
-    return verify_export(folder, source=source.folder).check()
+    report = verify_export(folder, source=source.folder).check()
+    forget_record(folder)
+    return report
 
 
 def _without_model(folder: Path, key: str) -> Path:
@@ -146,9 +149,16 @@ def export_plan(
     output_dir: str | Path,
     precision: str | None = None,
     force: bool = False,
+    *,
+    calibrate: bool | None = None,
 ) -> ExportReport:
-    """`write_plan` into a new folder that appears complete or not at all."""
+    """`write_plan` into a new folder that appears complete or not at all.
+
+    `calibrate` as for `EditPlan.export`.
+    """
     source = source_folder(model_path)
+    check_output(output_dir, force=force, source=source)
+    plan = calibrated(plan, source, precision, calibrate)
     key = resume_key(plan, source, precision or "same")
     with staged(output_dir, force=force, source=source, resume_key=key) as folder:
         report = write_plan(plan, model_path, folder, precision)

@@ -6,6 +6,7 @@ Knows mlx-lm's folder conventions and edit plans; judges nothing (`verify` does)
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from vauban.export.tensors import (
     Stored,
     computed,
     copied,
+    given,
+    pieces,
     stored_dtype,
     stored_tensors,
     to_bytes,
@@ -53,16 +56,8 @@ class Source:
     parameters: dict[str, mx.array]
     config: dict[str, Any]
     loaded_config: dict[str, Any]
-
-    @cached_property
-    def same_layout(self) -> bool:
-        """Whether the file holds the parameters under the same names, shapes and types."""
-        return all(
-            name in self.stored
-            and self.stored[name].shape == tuple(value.shape)
-            and self.stored[name].dtype == stored_dtype(value.dtype)
-            for name, value in self.parameters.items()
-        )
+    same_layout: bool
+    """Whether the file holds the parameters under the same names, shapes and types."""
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -70,11 +65,43 @@ class Source:
         return dict(self.model.named_modules())
 
     def release(self, path: str) -> None:
-        """Let go of a module's arrays: reading a lazy tensor keeps it in memory otherwise."""
-        module = self.modules[path]
-        for part in ("weight", "scales", "biases"):
-            if f"{path}.{part}" in self.parameters:
-                module[part] = self.parameters[f"{path}.{part}"] = mx.array(0.0)
+        """Let go of a parameter, or of a module's: a lazy tensor that was read stays in memory.
+
+        They cannot be read again; open the source anew for that.
+        """
+        if path in self.parameters:
+            names = [path]
+        else:
+            names = [name for name in self.parameters if name.startswith(f"{path}.")]
+        for name in names:
+            holder, key = self._place(name)
+            holder[key] = self.parameters[name] = mx.array(0.0)
+        # On a GPU mlx keeps the memory for arrays of the same size.
+        mx.clear_cache()
+
+    def _place(self, name: str) -> tuple[Any, str | int]:
+        """What holds a parameter (a module, or a list or dictionary in one), and its key there."""
+        path, _, key = name.rpartition(".")
+        if path in self.modules:
+            return self.modules[path], key
+        outer, place = self._place(path)
+        holder = outer[place]
+        return holder, int(key) if isinstance(holder, list) else key
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A parameter's bytes in pieces of at most 16 MB, released where it had to be computed.
+
+        Raw where the layouts agree, else of mlx-lm's converted value.
+        """
+        if self.same_layout:
+            return self.stored[name].chunks()
+        return pieces(self.take(name))
+
+    def take(self, name: str) -> mx.array:
+        """A parameter, released: the caller's is the last reference."""
+        value = self.parameters[name]
+        self.release(name)
+        return value
 
 
 def source_folder(model_path: str | Path) -> Path:
@@ -96,16 +123,27 @@ def open_source(model_path: str | Path) -> Source:
         model, loaded = load_model(folder, lazy=True)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise ModelError(f"mlx-lm cannot load {model_path}: {error}") from error
-    parameters = flat_parameters(model)
-    return Source(folder, stored_tensors(folder), model, parameters, config, loaded)
+    parameters, stored = flat_parameters(model), stored_tensors(folder)
+    same_layout = all(
+        name in stored
+        and stored[name].shape == tuple(value.shape)
+        and stored[name].dtype == stored_dtype(value.dtype)
+        for name, value in parameters.items()
+    )
+    return Source(folder, stored, model, parameters, config, loaded, same_layout)
 
 
-def untouched_entry(source: Source, name: str) -> Entry:
-    """A parameter as it is: raw bytes where the layouts agree, else mlx-lm's converted value."""
+def untouched_entry(source: Source, name: str, copy: str | None = None) -> Entry:
+    """A parameter as it is: raw bytes where the layouts agree, else mlx-lm's converted value.
+
+    Converted values are released when they are written, except where what is written is only a
+    `copy`, a second parameter of that name.
+    """
     if source.same_layout:
-        return copied(name, source.stored[name])
+        return copied(copy or name, source.stored[name])
     value = source.parameters[name]
-    return computed(name, tuple(value.shape), value.dtype, lambda: value)
+    read = source.parameters.__getitem__ if copy else source.take
+    return computed(copy or name, tuple(value.shape), value.dtype, partial(read, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,11 +185,11 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
                 f"{update.path}.weight is {module.weight.dtype}; only floats and packed can be cut"
             )
         for part in ("weight", "scales", "biases"):
-            old = draft.entries.pop(f"{update.path}.{part}", None)
-            if old is not None and update.path == draft.untied_from:
+            name = f"{update.path}.{part}"
+            if draft.entries.pop(name, None) and update.path == draft.untied_from:
                 # The head keeps the matrix, in its own packing.
                 head = f"lm_head.{part}"
-                draft.entries[head] = Entry(head, old.dtype, old.shape, old.chunks)
+                draft.entries[head] = untouched_entry(source, name, copy=head)
         make = partial(_edited, source, module, update, precision, rounding, draft.outcomes)
         draft.late[update.path] = Late(update.path, make, _likely(module, precision))
         if update.bias and "bias" in module:
@@ -186,8 +224,7 @@ def _edited(
     if stored is not None:
         outcomes[update.path] = stored.to_dict()
         for part, value in stored.arrays.items():
-            name = f"{update.path}.{part}"
-            yield computed(name, tuple(value.shape), value.dtype, partial(mx.array, value))
+            yield given(f"{update.path}.{part}", value)
         source.release(update.path)
         return
     had = norm(rows_along(module, update.basis, update.writes_rows))
@@ -254,7 +291,7 @@ def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
             expected[-1] = expected[-1] * 32 // source.modules[path].bits
         if list(value.shape) != expected:
             raise InputError(f"{name} has shape {value.shape}; expected {tuple(expected)}")
-        entries[name] = computed(name, tuple(value.shape), value.dtype, partial(mx.array, value))
+        entries[name] = given(name, value)
     outcomes = {path: {"mode": "float", "was_packed": True} for path in turned_float}
     return Draft(entries, {}, outcomes)
 
@@ -263,7 +300,8 @@ def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = N
     """Write shards, index, config and the source's side files into `folder`.
 
     With `key` (see `resume`) shards that an earlier, killed run of the same export has finished
-    are kept.
+    are kept. The folder then holds a record of them: the caller calls `forget_record` when it has
+    done its own work there.
     """
     metadata = {"format": "mlx", "vauban": __version__}
     shards = _shards(source, draft)
@@ -276,7 +314,6 @@ def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = N
             noted = {path: draft.outcomes[path] for path in paths}
             finished.note(folder / file, noted)
         draft.outcomes.update(noted)
-    finished.forget()
     if len(shards) > 1 or (source.folder / "model.safetensors.index.json").is_file():
         written = stored_tensors(folder)
         total = sum(t.end - t.start for t in written.values())
@@ -289,7 +326,10 @@ def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = N
 
 
 def _shards(source: Source, draft: Draft) -> dict[str, list[Entry | Late]]:
-    """Which tensor goes to which file: as in the source, or by size where the layout differs."""
+    """Which tensor goes to which file: as in the source, or by size where the layout differs.
+
+    There edited modules come last, when everything that is a copy of their arrays is written.
+    """
     left: dict[str, Entry | Late] = {**draft.entries, **draft.late}
     if source.same_layout:
         shards: dict[str, list[Entry | Late]] = {}
@@ -333,4 +373,10 @@ def _copy_side_files(source: Path, folder: Path) -> None:
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        # Under its name it is complete: the next run would not copy it again.
+        half = target.with_name(f"{target.name}.new")
+        with path.open("rb") as reader, half.open("wb") as writer:
+            shutil.copyfileobj(reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
+        half.replace(target)

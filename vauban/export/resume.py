@@ -24,6 +24,7 @@ from vauban.export.tensors import to_bytes
 from vauban.models import model_folder
 
 RECORD = ".resume.json"
+_HALF = f"{RECORD}.new"
 
 
 def resume_key(
@@ -87,10 +88,14 @@ class Finished:
         self._path = folder / RECORD
         self._key = key
         self._files: dict[str, dict[str, Any]] = {}
-        if key is not None and self._path.is_file():
-            record = read_record(folder)
-            if record.get("key") == key:
-                self._files = record["files"]
+        if key is None:
+            return
+        record = read_record(folder)
+        if record.get("key") == key:
+            self._files = record["files"]
+        else:
+            # From the first byte on the folder is known as this export's.
+            start_record(folder, key)
 
     def outcomes(self, file: Path) -> dict[str, Any] | None:
         """What was noted of a finished file; None where it has to be written."""
@@ -104,21 +109,23 @@ class Finished:
         if self._key is None:
             return
         self._files[file.name] = {"size": file.stat().st_size, "outcomes": dict(outcomes)}
-        partial = self._path.with_name(self._path.name + ".new")
+        partial = self._path.with_name(_HALF)
         with partial.open("w") as stream:
             json.dump({"key": self._key, "files": self._files}, stream)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(self._path)
 
-    def forget(self) -> None:
-        """Remove the record: the folder is complete."""
-        self._path.unlink(missing_ok=True)
-
 
 def start_record(folder: Path, key: str) -> None:
     """Mark a staging folder as `key`'s, for work that keeps its own account of what is finished."""
     (folder / RECORD).write_text(json.dumps({"key": key, "files": {}}))
+
+
+def forget_record(folder: Path) -> None:
+    """Remove the record: all is written and read back, nothing is left to take up."""
+    for name in (RECORD, _HALF):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,8 @@ _DTYPES = {
     mx.uint32: "U32", mx.int32: "I32", mx.uint64: "U64", mx.int64: "I64",
     mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32",
 }  # fmt: skip
+# The exponent's bits: all set in NaN and inf.
+_EXPONENTS = {mx.float16: 0x7C00, mx.bfloat16: 0x7F80, mx.float32: 0x7F800000}
 _CHUNK = 1 << 24
 
 
@@ -120,11 +122,20 @@ def computed(
         value = make()
         if tuple(value.shape) != shape or value.dtype != dtype:
             raise InputError(f"{name} became {value.dtype} {value.shape}; expected {dtype} {shape}")
-        if mx.issubdtype(dtype, mx.floating) and not bool(mx.isfinite(value).all()):
-            raise InputError(f"{name} holds NaN or inf; nothing was written")
-        yield to_bytes(value)
+        exponent = _EXPONENTS.get(dtype)
+        for piece in _pieces(value):
+            if exponent is not None:
+                bits = piece.view(f"u{piece.itemsize}")
+                if bool(((bits & exponent) == exponent).any()):
+                    raise InputError(f"{name} holds NaN or inf; nothing was written")
+            yield piece.tobytes()
 
     return Entry(name, stored_dtype(dtype), shape, chunks)
+
+
+def given(name: str, value: mx.array) -> Entry:
+    """An entry that holds its array."""
+    return computed(name, tuple(value.shape), value.dtype, lambda: value)
 
 
 def stored_dtype(dtype: mx.Dtype) -> str:
@@ -134,11 +145,24 @@ def stored_dtype(dtype: mx.Dtype) -> str:
     return _DTYPES[dtype]
 
 
+def pieces(value: mx.array) -> Iterator[bytes]:
+    """Little-endian bytes of an array, cut where `Stored.chunks` cuts; no copy of the whole."""
+    return (piece.tobytes() for piece in _pieces(value))
+
+
 def to_bytes(value: mx.array) -> bytes:
-    """Little-endian bytes of an array; NumPy has no bfloat16, so it passes as uint16."""
-    if value.dtype == mx.bfloat16:
-        value = value.view(mx.uint16)
-    return np.ascontiguousarray(np.array(value)).tobytes()
+    """Little-endian bytes of an array."""
+    return b"".join(pieces(value))
+
+
+def _pieces(value: mx.array) -> Iterator[np.ndarray]:
+    """Its elements in order; NumPy has no bfloat16, so it passes as uint16."""
+    held = np.asarray(value.view(mx.uint16) if value.dtype == mx.bfloat16 else value)
+    step = _CHUNK // held.itemsize
+    # Of a transposed array `reshape` would copy the whole.
+    flat = held.reshape(-1) if held.flags.c_contiguous else held.flat
+    for start in range(0, held.size, step):
+        yield flat[start : start + step]
 
 
 def write_safetensors(path: Path, items: Sequence[Entry | Late], metadata: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from vauban.export.checkpoint import Source, open_source
 from vauban.export.logits import compare_logits
 from vauban.export.record import read_edit_record
 from vauban.export.report import ExportReport
+from vauban.export.resume import RECORD
 from vauban.export.tensors import sha256
 from vauban.models import residual_writers
 
@@ -80,7 +81,7 @@ def verify_export(
         precision=facts["precision"],
         stored=facts["stored"],
         files={f.name: sha256(f) for f in sorted(folder.glob("model*.safetensors"))},
-        bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f.name != RECORD),
         differs=differs,
     )
     if plan is None:
@@ -119,14 +120,9 @@ def _difference(
     if present != origin.keys():
         return min(present ^ origin.keys())
     for name, old in origin.items():
-        if source.same_layout and name in written.stored:
-            a, b = source.stored[old], written.stored[name]
-            if (a.dtype, a.shape) != (b.dtype, b.shape):
-                return name
-            if any(x != y for x, y in zip(a.chunks(), b.chunks(), strict=True)):
-                return name
-        else:
-            x, y = source.parameters[old], written.parameters[name]
-            if x.dtype != y.dtype or not bool(mx.array_equal(x, y)):
-                return name
+        x, y = source.parameters[old], written.parameters[name]
+        if (x.dtype, x.shape) != (y.dtype, y.shape):
+            return name
+        if any(a != b for a, b in zip(source.chunks(old), written.chunks(name), strict=True)):
+            return name
     return None

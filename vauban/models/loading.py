@@ -5,6 +5,7 @@ Knows folders, mlx-lm's loader and memory; knows no prompts. safetensors only.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
@@ -25,6 +26,8 @@ from vauban.errors import InputError, ModelError
 from vauban.models.anatomy import anatomy
 
 _KINDS = ("dense", "moe", "4bit")
+# A folder with one of these files has a tokenizer.
+_TOKENIZERS = ("tokenizer*.json", "*.model", "*.tiktoken", "vocab.*")
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,53 @@ def load(
     object.__setattr__(model, "_vauban_info", info)
     object.__setattr__(model, "_vauban_folder", folder)
     return model, tokenizer
+
+
+def load_tokenizer(path_or_repo: str | Path) -> Any:
+    """The tokenizer of a folder or Hub id as `load` gives it, None where the folder has none.
+
+    Raises ModelError for one that cannot be read.
+    """
+    from mlx_lm.utils import load_tokenizer as read
+
+    folder = model_folder(path_or_repo)
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        return read(folder, eos_token_ids=config.get("eos_token_id"))
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
+        raise ModelError(f"mlx-lm cannot read the tokenizer of {folder}: {error}") from error
+
+
+def faster_twin(model: nn.Module) -> nn.Module:
+    """A float32 copy of a packed model on a CPU back end, where that fits; else the model itself.
+
+    For many passes: the same numbers, at 60 times the speed (see `load`).
+    """
+    if mx.default_device() != mx.Device(mx.cpu):
+        return model
+    if not any("scales" in m for _, m in model.named_modules()):
+        return model
+    twin = copy.deepcopy(model)
+    converted = _run_in_float32(twin, _count(model), unpack=True)
+    forget(twin)
+    return twin if converted else model
+
+
+def forget(model: nn.Module) -> None:
+    """Drop what was noted about a model, after its modules have changed."""
+    for name in ("_vauban_anatomy", "_vauban_check", "_vauban_batches"):
+        if hasattr(model, name):
+            object.__setattr__(model, name, None)
+
+
+def in_memory(model: nn.Module) -> bool:
+    """Whether the weights of a model have been read; a model opened lazily to be edited has not.
+
+    By what mlx holds: with another large model beside it a lazy one may pass for read.
+    """
+    return mx.get_active_memory() >= sum(int(v.nbytes) for v in flat_parameters(model).values())
 
 
 def describe(model: nn.Module) -> ModelInfo:

@@ -18,6 +18,7 @@ from vauban.prompts import (
     default_eval_path,
     default_prompt_paths,
     load_labelled_prompts,
+    measuring_paths,
     model_prompt_sets,
     resolve_prompts,
 )
@@ -100,16 +101,13 @@ def prompt_set(
         InputError: a file that cannot be read or holds no prompts.
     """
     given = getattr(config.data, label)
+    number, origin = LABELS.index(label), "configuration"
+    bundled = default_prompt_paths()[number]
     if given is None:
-        own = model_prompt_sets(model_path) if model_path else None
-        path = getattr(own, label) if own else None
-        if path is not None:
-            return _from_file(path, "model folder")
-        given, origin = "default", "bundled"
-    else:
-        origin = "configuration"
+        path = measuring_paths(model_path)[number]
+        return _from_file(path, "bundled" if path == bundled else "model folder")
     if given == "default":
-        return _from_file(default_prompt_paths()[LABELS.index(label)], "bundled")
+        return _from_file(bundled, "bundled")
     if isinstance(given, str) and not given.startswith("hf:"):
         return _from_file(Path(given), origin)
     if isinstance(given, HubDataset):

@@ -19,6 +19,7 @@ from vauban.prompts.sets import (
     default_surface_path,
     load_labelled_prompts,
     load_prompts,
+    measuring_paths,
     model_prompt_sets,
 )
 from vauban.prompts.sources import DatasetRef, resolve_prompts
@@ -42,6 +43,7 @@ __all__ = [
     "load_labelled_prompts",
     "load_prompts",
     "load_texts",
+    "measuring_paths",
     "model_prompt_sets",
     "post_instruction_positions",
     "resolve_prompts",

@@ -166,6 +166,17 @@ def model_prompt_sets(model_path: str | os.PathLike[str]) -> ModelPrompts | None
     return ModelPrompts(**{key: _inside(folder, value, key) for key, value in known.items()})
 
 
+def measuring_paths(model_path: str | os.PathLike[str] | None = None) -> tuple[Path, Path]:
+    """(harmful, harmless): the sets that a model's folder names to measure on, else the bundled.
+
+    >>> measuring_paths() == default_prompt_paths()
+    True
+    """
+    own = (model_path and model_prompt_sets(model_path)) or ModelPrompts()
+    harmful, harmless = default_prompt_paths()
+    return own.harmful or harmful, own.harmless or harmless
+
+
 def checked_prompt(text: Any, where: str) -> str:
     """`text` if it is a prompt a tokenizer can take; otherwise an InputError naming `where`."""
     if not isinstance(text, str):
