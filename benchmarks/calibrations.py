@@ -82,7 +82,7 @@ def main() -> None:
         ):
             shares, refused = [], []
             for own in plans:
-                changed = as_floats(own.apply(copy.deepcopy(narrow)))
+                changed = as_floats(own.apply(copy.deepcopy(narrow), calibrate=False))
                 shares.append([compare(reference, changed, s).kl for s in scored] / whole)
                 ids = answer_tokens(changed, tokenizer, prompts, max_tokens=40)
                 refused.append(judge_answers(prompts, [decode(tokenizer, i) for i in ids]).rate)

@@ -26,7 +26,7 @@ from vauban.evaluation.likelihood import Scored, compare, with_answers
 from vauban.models import decode
 
 # Of the harmful and of the harmless measuring prompts each: what a run takes.
-CALIBRATE = 32
+CALIBRATE = 64
 
 
 def packed(model: nn.Module, bits: int) -> nn.Module:
@@ -102,7 +102,7 @@ def main() -> None:
             ("naive", naive, ()),
             ("naive, projected", naive, plan.virtual()),
             ("fast", plan.apply(copy.deepcopy(narrow), rounding="fast"), ()),
-            ("two-sided", plan.apply(copy.deepcopy(narrow)), ()),
+            ("two-sided", plan.apply(copy.deepcopy(narrow), calibrate=False), ()),
             ("calibrated", calibrated.apply(copy.deepcopy(narrow)), ()),
         ):
             rates = ["", ""] if at_run_time else [f"{rate:.3f}" for rate in judge(changed)]

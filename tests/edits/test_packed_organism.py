@@ -27,28 +27,43 @@ def unpacked(model: nn.Module) -> nn.Module:
     return twin
 
 
-@pytest.mark.parametrize(
-    ("bits", "embedding", "share"), [(4, False, 1 / 3), (4, "auto", 0.5), (3, "auto", 1 / 3)]
-)
-def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, share: float) -> None:
+def refused(model: nn.Module, tokenizer: Any, prompts: list[str]) -> float:
+    ids = answer_tokens(model, tokenizer, prompts, max_tokens=12)
+    return judge_answers(prompts, [decode(tokenizer, i) for i in ids]).rate
+
+
+@pytest.fixture(scope="module")
+def float_refused() -> float:
+    """What the float organism refuses after its cut."""
+    folder = vauban.organism_path("dense")
+    model, tokenizer = vauban.load(folder)
+    sets = [vauban.load_prompts(folder / f"prompts/{n}.jsonl") for n in ("harmful", "harmless")]
+    vauban.plan_cut(model, vauban.measure(model, tokenizer, *sets)).apply(model)
+    rows = vauban.load_labelled_prompts(folder / "prompts/eval.jsonl")
+    return refused(model, tokenizer, [r.prompt for r in rows if r.label == "harmful"])
+
+
+@pytest.mark.parametrize(("bits", "embedding"), [(4, False), (4, "auto"), (3, "auto")])
+def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, float_refused: float) -> None:
     """KL to the float cut where the answer begins, and refusals, against naive requantization's.
 
-    Refusals are within two points of the float cut's. At 3 bits naive requantization leaves a fifth
-    of the refusals, and the KL is at most a third of its; at 4 bits that holds for the twelve
-    writers. With the embedding's 4-bit rows a few undecided prompts make half of either KL, and
-    which way they fall is chance: docs/editing.md has the average over several calibrations.
+    As it comes: rounded for what is read on the folder's own prompts, of which none are these. The
+    KL is at most a third of naive requantization's and refusals are within two points of the float
+    organism's after its cut; at 3 bits naive requantization leaves a fifth of them. With the embedding's 4-bit rows a
+    few undecided prompts make half of either KL, and which way they fall is chance:
+    docs/editing.md has the average over several calibrations.
     """
-    folder = vauban.organism_path("dense")
+    folder = vauban.organism_path("4bit" if bits == 4 else "dense")
     model, tokenizer = vauban.load(folder)
     sets = [vauban.load_prompts(folder / f"prompts/{n}.jsonl") for n in ("harmful", "harmless")]
     rows = vauban.load_labelled_prompts(folder / "prompts/eval.jsonl")
     prompts = [r.prompt for r in rows if r.label == "harmful"]
-    direction = vauban.measure(model, tokenizer, *sets)
-    nn.quantize(model, group_size=64, bits=bits)
-    plan = vauban.plan_cut(unpacked(model), direction, embedding=embedding)
+    if bits != 4:
+        nn.quantize(model, group_size=64, bits=bits)
+    direction = vauban.measure(unpacked(model), tokenizer, *sets)
+    plan = vauban.plan_cut(model, direction, embedding=embedding)
     reference = plan.apply(copy.deepcopy(model), "float")
-    calibrated = plan.calibrated(tokenizer, sets[0][:32] + sets[1][:32])
-    exact = calibrated.apply(copy.deepcopy(model))
+    exact = plan.apply(copy.deepcopy(model))
     naive = copy.deepcopy(reference)
     old, cut = dict(model.named_modules()), dict(reference.named_modules())
     for update in plan.updates:
@@ -60,13 +75,9 @@ def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, share: float)
     starts = [encode_chat(tokenizer, prompt) for prompt in prompts]
     # The scored token is the one that the prompt's last position predicts.
     first = [Scored([*ids, 0], len(ids)) for ids in starts]
-    assert compare(reference, exact, first).kl <= share * compare(reference, naive, first).kl
+    assert compare(reference, exact, first).kl <= compare(reference, naive, first).kl / 3
 
-    def refused(changed: nn.Module) -> float:
-        ids = answer_tokens(changed, tokenizer, prompts, max_tokens=12)
-        return judge_answers(prompts, [decode(tokenizer, i) for i in ids]).rate
-
-    left = refused(exact)
-    assert abs(left - refused(reference)) <= 0.02
+    left = refused(exact, tokenizer, prompts)
+    assert abs(left - float_refused) <= 0.02
     if bits == 3:
-        assert left + 0.1 < refused(naive)
+        assert left + 0.1 < refused(naive, tokenizer, prompts)

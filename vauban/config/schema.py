@@ -195,7 +195,7 @@ class OutputSection(FolderSection):
     calibrate: Annotated[
         NonNegative, Setting("a whole number, 0 or more", "--calibrate", metavar="N")
     ] = Field(
-        default=32,
+        default=64,
         description="Packed modules are rounded for what they read on this many harmful and this "
         "many harmless measuring prompts; 0: for any input alike.",
     )

@@ -61,7 +61,7 @@ def calibrate(
     matrices = [u.path for u in chosen if not u.writes_rows]
     virtual = replace(plan, _model=model).virtual()
     if prompts is None:
-        heads = texts = _random_texts(anatomy(model).vocabulary, seed)
+        texts = _random_texts(anatomy(model).vocabulary, seed)
         facts: dict[str, Any] = {"prompts": 0}
     else:
         heads = [encode_chat(tokenizer, prompt) for prompt in prompts]
@@ -75,7 +75,7 @@ def calibrate(
     notes = []
     if tables:
         try:
-            inputs |= _sensitivities(model, tables, heads, texts, virtual, seed, progress)
+            inputs |= _sensitivities(model, tables, texts, virtual, seed, progress)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             # Some kernels have no gradient in mlx; the table is then rounded as without this.
             notes.append(f"{tables[0]} is rounded without calibration: {error}")
@@ -131,29 +131,22 @@ def _inputs(
 
 
 def _sensitivities(
-    model: nn.Module, paths: list[str], heads: list[list[int]], texts: list[list[int]],
-    virtual: Any, seed: int, progress: Progress | None,
+    model: nn.Module, paths: list[str], texts: list[list[int]], virtual: Any, seed: int,
+    progress: Progress | None,
 ) -> dict[str, tuple[Energy | None, ...]]:  # fmt: skip
-    """Per table the Fisher information of what it writes.
-
-    The first answer token, where the model decides how it answers, counts as much as all tokens.
-    """
+    """Per table the Fisher information of what it writes."""
     modules = dict(model.named_modules())
+    held = {path: InputMoments(unpacked_shape(modules[path])[-1], RANK) for path in paths}
     key = mx.random.key(seed)
+    chosen = texts[:: -(-len(texts) // _TEXTS)]
     # A forward pass keeps one vector per residual; its gradient all that every block computed.
     budget = max(1, token_budget(model) // 16)
-    found: dict[str, list[Energy]] = {path: [] for path in paths}
-    for chosen, last in ((texts, False), (heads, True)):
-        held = {path: InputMoments(unpacked_shape(modules[path])[-1], RANK) for path in paths}
-        chosen = chosen[:: -(-len(chosen) // _TEXTS)]
-        for batch in _batches(chosen, progress, "read gradients", budget):
-            key, own = mx.random.split(key)
-            rows = output_gradients(model, paths, batch, interventions=virtual, last=last, key=own)
-            for path, gradients in rows.items():
-                held[path].update(np.array(gradients))
-        for path, moments in held.items():
-            found[path].append(moments.energy().normalized())
-    return {path: (found[path][0] + found[path][1],) for path in paths}
+    for batch in _batches(chosen, progress, "read gradients", budget):
+        key, own = mx.random.split(key)
+        rows = output_gradients(model, paths, batch, interventions=virtual, key=own)
+        for path, gradients in rows.items():
+            held[path].update(np.array(gradients))
+    return {path: (moments.energy(),) for path, moments in held.items()}
 
 
 def _batches(

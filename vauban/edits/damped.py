@@ -21,8 +21,9 @@ from vauban.edits.problem import Problem
 # ‖Ŵ - T‖ as a multiple of what fresh scales and plain rounding have; not with 8 codes or fewer,
 # where these give most of the cut back and are no measure.
 MOST, _CODES = 1.34, 8
-# Damping is raised by this factor, so many times at most: by then inputs hardly count.
-_FACTOR, _TRIES = 3.0, 3
+# The error falls as a small power of the damping, about 1/14 on the organism: from what is too much
+# follows the next damping, between these factors, at most so many times.
+_POWER, _FACTORS, _TRIES = 14.0, (1.4, 8.0), 4
 _ROWS = 256
 
 
@@ -42,9 +43,11 @@ def damped_codes(
             codes = descended_codes(asked, energy, damping)
         else:
             codes = feedback_codes(asked, energy, removed, damping)
-        if _error(asked, codes) <= most:
+        over = _error(asked, codes) / max(most, 1e-30)
+        if over <= 1:
             return codes
-        damping *= _FACTOR
+        # `over` is of squares.
+        damping *= float(np.clip(over ** (_POWER / 2), *_FACTORS))
     return None
 
 

@@ -27,7 +27,7 @@ from vauban.edits.streamed import edited_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Add, Intervention, ModuleOutputs, ModuleWeights
-from vauban.models import anatomy, batches, forget, forward, residual_writers
+from vauban.models import anatomy, batches, folder_of, forget, forward, residual_writers
 from vauban.models.writers import unpacked_shape
 
 
@@ -190,12 +190,16 @@ class EditPlan:
         precision: str | None = None,
         *,
         rounding: Rounding = "two-sided",
+        calibrate: bool | None = None,
     ) -> nn.Module:
         """Edit `model` in place and return it.
 
         Packed writers stay packed, direction-exact (`precision` None or "same"); "8bit" packs
-        edited modules with 8 bits, "float" unpacks them. Raises InputError before anything is
-        changed for options that do not exist and for another model than the plan's.
+        edited modules with 8 bits, "float" unpacks them. What stays packed is rounded for what it
+        reads, as `export` does it and unless `calibrate` is False or the rounding "fast"; the
+        prompts are those of the folder that `vauban.load` read the plan's model from. Raises
+        InputError before anything is changed for options that do not exist and for another model
+        than the plan's.
         """
         check_storage(precision, rounding)
         if precision == "adapter":
@@ -207,9 +211,18 @@ class EditPlan:
         modules = dict(model.named_modules())
         for update in self.updates:
             refuse_unknown_packing(modules[update.path])
+        updates = self.updates
+        if (
+            precision in (None, "same")
+            and rounding == "two-sided"
+            and any("scales" in modules[u.path] for u in updates)
+        ):
+            from vauban.edits.reading import with_inputs
+
+            updates = with_inputs(self, folder_of(self.model), calibrate).updates
         if self.embedding == "untie":
             untie(model, modules)
-        for update in self.updates:
+        for update in updates:
             module = modules[update.path]
             stored = store_packed(module, update, precision, rounding)
             if stored is not None:
@@ -301,11 +314,11 @@ class EditPlan:
     ) -> Any:
         """Write a complete folder that `mlx_lm.load` opens, and read back what is left in it.
 
-        What stays packed is rounded for what it reads on measuring prompts (`calibrated`, on 32
-        harmful and 32 harmless ones that the model's folder names, else bundled ones). `calibrate`
-        None does so where the plan's model is in memory and the folder has its tokenizer, and says
-        in the record where not; True raises InputError where not; False rounds alike for any input.
-        A plan that is calibrated already stays as it is.
+        What stays packed is rounded for what it reads on measuring prompts (`calibrated`, on 64
+        harmful and 64 harmless ones that the model's folder names, else bundled ones). `calibrate`
+        None does so where the weights of the plan's model have been read and the folder has its
+        tokenizer, and notes in `edit.safetensors` where not; True raises InputError where not;
+        False rounds alike for any input. A plan that is calibrated already stays as it is.
         """
         from vauban.export import export_plan
 

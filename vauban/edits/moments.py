@@ -27,19 +27,6 @@ class Energy:
         """Mean energy of a coordinate."""
         return float((np.vdot(self.factor, self.factor) + self.rest.sum()) / len(self.rest))
 
-    def normalized(self) -> Energy:
-        """The same with a mean of 1; itself where there is none."""
-        mean = self.mean
-        if mean <= 0:
-            return self
-        scale = np.float32(1.0 / mean)
-        return Energy(self.factor * np.sqrt(scale), self.rest * scale, self.rows)
-
-    def __add__(self, other: Energy) -> Energy:
-        """Both together."""
-        factor = np.concatenate([self.factor, other.factor])
-        return Energy(factor, self.rest + other.rest, self.rows + other.rows)
-
 
 class InputMoments:
     """Take in inputs (n, in) batch by batch; memory stays below 3 · `rank` rows.

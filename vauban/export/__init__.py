@@ -11,9 +11,9 @@ import mlx.core as mx
 
 from vauban.edits import EditPlan, Rounding
 from vauban.edits.edit_plan import check_storage
+from vauban.edits.reading import with_inputs
 from vauban.errors import InputError
 from vauban.export.adapter import adapter_shares, check_adaptable, is_adapter, write_adapter
-from vauban.export.calibrate import calibrated
 from vauban.export.checkpoint import (
     Source,
     draft_plan,
@@ -143,6 +143,12 @@ def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport
     return report.check()
 
 
+def _packs(plan: EditPlan, folder: Path) -> bool:
+    """Whether a packed module of the checkpoint is edited."""
+    modules = open_source(folder).modules
+    return any("scales" in modules[u.path] for u in plan.updates if u.path in modules)
+
+
 def export_plan(
     plan: EditPlan,
     model_path: str | Path,
@@ -158,7 +164,8 @@ def export_plan(
     """
     source = source_folder(model_path)
     check_output(output_dir, force=force, source=source)
-    plan = calibrated(plan, source, precision, calibrate)
+    if precision in (None, "same") and _packs(plan, source):
+        plan = with_inputs(plan, source, calibrate)
     key = resume_key(plan, source, precision or "same")
     with staged(output_dir, force=force, source=source, resume_key=key) as folder:
         report = write_plan(plan, model_path, folder, precision)

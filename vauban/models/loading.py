@@ -159,6 +159,12 @@ def load(
     return model, tokenizer
 
 
+def folder_of(model: nn.Module) -> Path | None:
+    """The folder that `load` read a model from; None for a model from elsewhere."""
+    folder: Path | None = getattr(model, "_vauban_folder", None)
+    return folder
+
+
 def load_tokenizer(path_or_repo: str | Path) -> Any:
     """The tokenizer of a folder or Hub id as `load` gives it, None where the folder has none.
 

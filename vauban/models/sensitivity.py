@@ -22,26 +22,21 @@ def output_gradients(
     tokens: mx.array,
     *,
     interventions: Iterable[Intervention] = (),
-    last: bool = False,
     key: mx.array,
 ) -> dict[str, mx.array]:
     """For each path ∇ log p(y) (B·T, d) with respect to that module's output at every position.
 
-    tokens (B, T) without padding; y is what comes after every token, or after the `last` one alone,
-    drawn from the model's own distribution with `key`, so that E[g gᵀ] is the Fisher information of
-    the output (not the empirical one, which takes y from data). The module is called once per
-    forward pass. Raises what mlx raises where an operation of the model has no gradient (ValueError
-    or RuntimeError).
+    tokens (B, T) without padding; y is drawn from the model's own next-token distribution with
+    `key`, so that E[g gᵀ] is the Fisher information of the output (not the empirical one, which
+    takes y from data). The module is called once per forward pass. Raises what mlx raises where
+    an operation of the model has no gradient (ValueError or RuntimeError).
     """
     interventions = tuple(interventions)
     modules = dict(model.named_modules())
     wanted = {path: modules[path] for path in paths}
 
     def logits() -> mx.array:
-        out = forward(
-            model, tokens, positions=None, interventions=interventions,
-            logits="last" if last else True,
-        ).logits  # fmt: skip
+        out = forward(model, tokens, positions=None, interventions=interventions).logits
         assert out is not None
         return out.astype(mx.float32)
 

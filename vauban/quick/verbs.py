@@ -7,16 +7,14 @@ from typing import Any
 
 import vauban
 from vauban.config import RunConfig, make_config
-from vauban.config.schema import OutputSection
 from vauban.directions import DirectionResult, measure
 from vauban.edits import EditPlan, plan_cut
+from vauban.edits.reading import PROMPTS
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport
 from vauban.models import describe, model_folder
 from vauban.pipeline.sources import eval_set, prompt_set
 from vauban.prompts import resolve_prompts
-
-_CALIBRATE = OutputSection().calibrate
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def abliterate(
     direction = measure_direction(model, tokenizer, *sets)
     plan = plan_cut(model, direction, alpha=alpha)
     if describe(model).quantization is not None:
-        plan = plan.calibrated(tokenizer, [p for prompts in sets for p in prompts[:_CALIBRATE]])
+        plan = plan.calibrated(tokenizer, [p for prompts in sets for p in prompts[:PROMPTS]])
     export = plan.export(model_folder(model_path), output_dir)
     return Abliteration(direction, plan, export, Path(output_dir))
 
