@@ -14,7 +14,7 @@ import mlx.nn as nn
 from vauban.edits.modules import refuse_unknown_packing, unpack
 
 # Elements of a matrix that are unpacked at a time.
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vauban.edits.exact import exact_codes, first_shifts, pack_codes
 from vauban.edits.modules import refuse_unknown_packing, unpack
 from vauban.edits.problem import Problem, problem
 from vauban.edits.refit import fresh_grid, refit
-from vauban.edits.two_sided import orthonormal
+from vauban.edits.two_sided import one_behind, orthonormal
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.models.writers import unpacked_shape
@@ -67,8 +67,14 @@ class _Format:
 
 @dataclass
 class _Sums:
-    """Squared norms over all blocks and experts."""
+    """Squared norms over all blocks and experts.
 
+    basis (k, out) is the update's, exact (j, out) what is to be met exactly; `by_rows` for a table.
+    """
+
+    basis: np.ndarray
+    exact: np.ndarray
+    by_rows: bool
     left: float = 0.0
     missed: float = 0.0
     had: float = 0.0
@@ -77,19 +83,21 @@ class _Sums:
     leak: float = 0.0
     leak_had: float = 0.0
 
-    def add(self, update: Update, read: mx.array, wanted: np.ndarray) -> np.ndarray:
+    def add(self, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Take in a part as it was stored and as it should be; returns the difference.
 
         In NumPy: on a CPU mlx sums a whole array to one number far slower than BLAS does, and
         takes in a slice of a larger array element by element.
         """
-        difference = np.array(read)
-        difference -= wanted
+        difference = values - wanted
         target = np.ascontiguousarray(wanted)
-        self.left += float((update.removed(read) ** 2).sum())
-        basis = _basis(update)
-        apart = difference @ basis.T if update.writes_rows else basis @ difference
-        self.missed += float(np.vdot(apart, apart))
+
+        def along(basis: np.ndarray, matrix: np.ndarray) -> float:
+            found = matrix @ basis.T if self.by_rows else basis @ matrix
+            return float(np.vdot(found, found))
+
+        self.left += along(self.basis, values)
+        self.missed += along(self.exact, difference)
         self.error += float(np.vdot(difference, difference))
         self.target += float(np.vdot(target, target))
         return difference
@@ -109,7 +117,8 @@ def pack_edited(
     """
     refuse_unknown_packing(module)
     form, own = _format(module, update.path, bits)
-    sums = _Sums()
+    own_basis = np.array(update.basis.astype(mx.float32))
+    sums = _Sums(own_basis, _basis(update), update.writes_rows)
     if module.weight.ndim == 3:
         parts = [
             _matrix(stored, _one(update, e), form, own, rounding, sums)
@@ -167,7 +176,7 @@ def _table(
         sums.had += float((update.removed(before) ** 2).sum())
         packed, grid = _round(stored, target, update, form, own, None, rows)
         # Its inputs are single rows, so there is no leak to speak of.
-        sums.add(update, _read(packed, *grid, form), target)
+        sums.add(np.array(_read(packed, *grid, form)), target)
         for name, value in zip(found, (packed, *grid), strict=True):
             if value is not None:
                 found[name].append(value)
@@ -185,27 +194,37 @@ def _matrix(
         parts = list(blocks(shape, False, unit))
     target = np.empty(shape, np.float32)
     removed = []
-    for rows, columns in parts:
-        before = stored.part(rows, columns)
-        after = update.weight(before)
-        had = update.removed(before)
-        sums.had += float((had**2).sum())
-        removed.append(np.array(update.taken(before) if update.protection else had))
-        target[rows, columns] = np.array(after)
+
+    def keep(part: tuple[slice, slice], values: np.ndarray) -> None:
+        target[part] = values
+
+    with one_behind() as behind:
+        for part in parts:
+            before = stored.part(*part)
+            after = update.weight(before)
+            had = update.removed(before)
+            sums.had += float((had**2).sum())
+            removed.append(np.array(update.taken(before) if update.protection else had))
+            behind(keep, part, np.array(after))
     along = None if update.writes_rows else np.concatenate(removed, axis=1)
     packed, grid = _round(
         stored, target, update, form, own, along if rounding == "two-sided" else None
     )
     leak = np.zeros((shape[0], len(update.basis)))
-    for rows, columns in parts:
-        groups = slice(columns.start // form.group, columns.stop // form.group)
-        words = slice(columns.start * form.bits // 32, columns.stop * form.bits // 32)
-        scales, offsets = (None if a is None else a[rows, groups] for a in grid)
-        assert scales is not None
-        read = _read(packed[rows, words], scales, offsets, form)
-        difference = sums.add(update, read, target[rows, columns])
+
+    def compare(rows: slice, columns: slice, values: np.ndarray) -> None:
+        difference = sums.add(values, target[rows, columns])
         if along is not None:
-            leak += difference @ along[:, columns].T
+            np.add(leak, difference @ along[:, columns].T, out=leak)
+
+    with one_behind() as behind:
+        for rows, columns in parts:
+            groups = slice(columns.start // form.group, columns.stop // form.group)
+            words = slice(columns.start * form.bits // 32, columns.stop * form.bits // 32)
+            scales, offsets = (None if a is None else a[rows, groups] for a in grid)
+            assert scales is not None
+            read = _read(packed[rows, words], scales, offsets, form)
+            behind(compare, rows, columns, np.array(read))
     if along is not None:
         sums.leak += float((leak**2).sum())
         sums.leak_had += float((along * along).sum())

@@ -7,8 +7,9 @@ what was removed, a fixed pattern as large. NumPy only; rounds nothing, sees no 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,6 +47,25 @@ def parallel(work: Callable[[Any], None], items: Iterable[Any]) -> None:
     """NumPy releases the interpreter lock in its loops, so threads use all cores."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         list(pool.map(work, items))
+
+
+@contextmanager
+def one_behind() -> Iterator[Callable[..., None]]:
+    """Gives `do(work, *arguments)`, which returns at once unless the work before is not done yet.
+
+    So that NumPy takes in one block while mlx makes the next; no more than two are held.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        last: list[Future[None]] = []
+
+        def do(work: Callable[..., None], *arguments: Any) -> None:
+            if last:
+                last.pop().result()
+            last.append(pool.submit(work, *arguments))
+
+        yield do
+        if last:
+            last.pop().result()
 
 
 def find_shifts(
