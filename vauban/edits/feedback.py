@@ -22,7 +22,7 @@ from vauban.edits.two_sided import orthonormal, parallel
 # not read must not be forgotten altogether.
 DAMPING = 0.1
 # Unit inputs along the removed rows count as this many mean coordinates: they are to meet nothing.
-_ALONG = 16.0
+ALONG = 16.0
 # Blocks of columns that are rounded at once: more would cost time, fewer the feedback.
 _BLOCKS = 128
 
@@ -32,17 +32,19 @@ def feedback_codes(
     energy: Energy,
     removed: np.ndarray | None = None,
     damping: float = DAMPING,
+    weight: float = ALONG,
 ) -> np.ndarray:
     """Grid indices (out, in) uint8, column block by column block.
 
-    `energy` is that of the inputs; `removed` (j, in): rows whose inputs must meet no substitute.
+    `energy` is that of the inputs; `removed` (j, in): rows whose inputs, which count as `weight`
+    mean coordinates, must meet no substitute.
     """
     scale = 1.0 / max(energy.mean, 1e-30)
     factor = [energy.factor.astype(np.float64) * np.sqrt(scale)]
     diagonal = energy.rest.astype(np.float64) * scale + damping
     along = None if removed is None else orthonormal(removed)
     if along is not None:
-        factor.append(np.sqrt(_ALONG) * along.astype(np.float64))
+        factor.append(np.sqrt(weight) * along.astype(np.float64))
     return _matrix(asked, _Continuation(np.concatenate(factor), diagonal, _width(asked)))
 
 

@@ -14,6 +14,8 @@ from vauban.edits.staircase import inverse, joint_root, root
 # Rows that carry far more of u than the rest are rounded first and never moved: their steps are
 # coarser than the error to be mended.
 _HEAVY = 8.0
+# Among more codes than this single steps close any gap as cheaply as combinations do.
+_COMBINED = 2048
 
 
 def round_jointly(
@@ -51,7 +53,8 @@ def round_jointly(
     left = missed(q, step, u, const, grid)
     if high is not None:
         q = approach(q, x, step, u[0].astype(np.float64), high, left[0], grid)
-    q = combine(q, shifted, step, u, left, grid)
+    if x.shape[1] <= _COMBINED:
+        q = combine(q, shifted, step, u, left, grid)
     q = mend(q, x, step, u, left, grid)
     index[:, ~fixed] = pair(q, x, step, u, left, grid)
     return index
