@@ -49,9 +49,9 @@ def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, float_refused
 
     As it comes: rounded for what is read on the folder's own prompts, of which none are these. The
     KL is at most a third of naive requantization's and refusals are within two points of the float
-    organism's after its cut; at 3 bits naive requantization leaves a fifth of them. With the embedding's 4-bit rows a
-    few undecided prompts make half of either KL, and which way they fall is chance:
-    docs/editing.md has the average over several calibrations.
+    organism's after its cut; at 3 bits naive requantization leaves a fifth of them. With the
+    embedding's 4-bit rows a few undecided prompts make half of either KL, and which way they fall
+    is chance: docs/editing.md has the average over several calibrations.
     """
     folder = vauban.organism_path("4bit" if bits == 4 else "dense")
     model, tokenizer = vauban.load(folder)
