@@ -298,7 +298,10 @@ class EditPlan:
         return worst
 
     def write(self, model_path: str | Path, folder: Path, precision: str | None = None) -> Any:
-        """Write the edited checkpoint of `model_path` into `folder`; an `ExportReport`."""
+        """Write the edited checkpoint of `model_path` into `folder`; an `ExportReport`.
+
+        Reads nothing for rounding by itself, as `export` does: calibrate the plan before.
+        """
         from vauban.export import write_plan
 
         return write_plan(self, model_path, folder, precision)
