@@ -9,14 +9,12 @@ next ones do not disturb. NumPy only; sees no model.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from vauban.edits.jointly import round_jointly
 from vauban.edits.moments import Energy
 from vauban.edits.problem import Problem
-from vauban.edits.two_sided import orthonormal, parallel
+from vauban.edits.two_sided import orthonormal
 
 # Every coordinate counts as if it carried at least this share of the mean energy: inputs that were
 # not read must not be forgotten altogether.
@@ -56,11 +54,15 @@ class _Continuation:
         self.blocks = [slice(i, min(i + width, columns)) for i in range(0, columns, width)]
         self.x = x.astype(np.float32)
         self.answers = []
-        total = np.eye(len(x)) + (x / diagonal) @ x.T
-        for part in self.blocks:
-            scaled = x[:, part] / diagonal[part]
-            self.answers.append(np.linalg.solve(total, scaled).astype(np.float32))
-            total -= scaled @ x[:, part].T
+        # The inverse over what comes after, grown block by block from the end (Woodbury).
+        after = np.eye(len(x))
+        for part in reversed(self.blocks):
+            seen = after @ x[:, part]
+            scaled = seen / diagonal[part]
+            answer = scaled @ np.linalg.inv(np.eye(seen.shape[1]) + x[:, part].T @ scaled)
+            self.answers.append(answer.astype(np.float32))
+            after -= answer @ seen.T
+        self.answers.reverse()
 
 
 def _width(asked: Problem) -> int:
@@ -75,24 +77,12 @@ def _matrix(asked: Problem, weights: _Continuation) -> np.ndarray:
     wrong = np.zeros((asked.shape[0], len(weights.x)), np.float32)
     for block, answer in zip(weights.blocks, weights.answers, strict=True):
         moved = asked.target[:, block] - wrong @ answer
-        _exact_block(asked, block, moved, codes)
+        # In one thread: on blocks so narrow two of them wait for each other more than they help.
+        x, step, const = asked.columns(block, moved)
+        codes[:, block] = round_jointly(x, step, asked.basis, const, asked.grid).T
         error = _read(asked, codes[:, block], block) - asked.target[:, block]
         wrong += error @ weights.x[:, block].T
     return codes
-
-
-def _exact_block(asked: Problem, block: slice, moved: np.ndarray, codes: np.ndarray) -> None:
-    """Round `moved` (out, width) into `codes`, its columns shared out between the cores."""
-    width = moved.shape[1]
-    each = -(-width // (os.cpu_count() or 1))
-
-    def some(first: int) -> None:
-        own = moved[:, first : first + each]
-        part = slice(block.start + first, block.start + first + own.shape[1])
-        x, step, const = asked.columns(part, own)
-        codes[:, part] = round_jointly(x, step, asked.basis, const, asked.grid).T
-
-    parallel(some, range(0, width, each))
 
 
 def _read(asked: Problem, codes: np.ndarray, block: slice) -> np.ndarray:

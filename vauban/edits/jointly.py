@@ -40,6 +40,15 @@ def round_jointly(
         if fixed.all():
             return index
         x, step, u = x[:, ~fixed], step[:, ~fixed], u[:, ~fixed]
+    index[:, ~fixed if fixed.any() else slice(None)] = _free(x, step, u, const, grid, start)
+    return index
+
+
+def _free(
+    x: np.ndarray, step: np.ndarray, u: np.ndarray, const: np.ndarray, grid: Grid,
+    start: np.ndarray | None,
+) -> np.ndarray:  # fmt: skip
+    """The indices (p, m) as floats where every code may move."""
     high = None
     if len(u) == 1:
         ratio = u * inverse(step)
@@ -56,8 +65,7 @@ def round_jointly(
     if x.shape[1] <= _COMBINED:
         q = combine(q, shifted, step, u, left, grid)
     q = mend(q, x, step, u, left, grid)
-    index[:, ~fixed] = pair(q, x, step, u, left, grid)
-    return index
+    return pair(q, x, step, u, left, grid)
 
 
 def missed(

@@ -42,20 +42,23 @@ def approach(
     in the order in which they flip, up to the last that does not overshoot. left (p,) in place.
     """
     most = np.broadcast_to(np.abs(u * step).max(1) * np.diff(grid.values).max(), left.shape)
-    for j in np.flatnonzero(left < -_SHORT * most):
-        s = step[min(int(j), len(step) - 1)]
-        ratio = np.divide(u, s, out=np.zeros_like(u), where=s != 0).astype(np.float32)
-        reached = grid.round(x[j] + np.float32(high[j]) * ratio)
-        moved = np.flatnonzero(reached != q[j])
-        here, there = grid.value(q[j, moved]), grid.value(reached[moved])
-        flips = ((here + there) / 2 - x[j, moved]) / ratio[moved]
-        moved = moved[np.argsort(flips, kind="stable")]
-        gain = (grid.value(reached[moved]) - grid.value(q[j, moved])) * (u * s)[moved]
-        total = np.cumsum(gain)
-        taken = int(np.searchsorted(total, -left[j], side="right"))
-        if taken:
-            q[j, moved[:taken]] = reached[moved[:taken]]
-            left[j] += total[taken - 1]
+    rows = np.flatnonzero(left < -_SHORT * most)
+    scale = step[np.minimum(rows, len(step) - 1)]
+    ratio = np.divide(u, scale, out=np.zeros_like(scale), where=scale != 0)
+    reached = grid.round(x[rows] + high[rows, None].astype(np.float32) * ratio)
+    row, code = np.nonzero(reached != q[rows])
+    # One code after another, problem by problem.
+    at = rows[row]
+    here, there = grid.value(q[at, code]), grid.value(reached[row, code])
+    flips = ((here + there) / 2 - x[at, code]) / ratio[row, code]
+    order = np.lexsort((flips, row))
+    row, code, at = row[order], code[order], at[order]
+    gain = (there - here)[order].astype(np.float64) * u[code] * scale[row, code]
+    total = np.cumsum(gain)
+    first = np.searchsorted(row, row)
+    taken = total - (total - gain)[first] <= -left[at]
+    q[at[taken], code[taken]] = reached[row[taken], code[taken]]
+    np.add.at(left, at[taken], gain[taken])
     return q
 
 

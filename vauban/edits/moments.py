@@ -56,8 +56,11 @@ class InputMoments:
         self.rows += len(rows)
         self._square += np.einsum("ni,ni->i", rows, rows, dtype=np.float64)
         if self._sum is not None:
-            wide = rows.astype(np.float64)
-            self._sum += wide.T @ wide
+            # Few large products: on CPUs the threads of NumPy's BLAS and of mlx's get in each
+            # other's way every time that the one follows the other.
+            self._held = np.concatenate([self._held, rows.astype(np.float32)])
+            if len(self._held) > 2 * self.rank:
+                self._add_held()
             return self
         for start in range(0, len(rows), self.rank):
             part = rows[start : start + self.rank].astype(np.float32)
@@ -70,6 +73,7 @@ class InputMoments:
         """The means over everything taken in. Raises InputError for no rows."""
         if not self.rows:
             raise InputError("no inputs were read; expected at least one row")
+        self._add_held()
         factor = _sketch(self._held, self.rank) if self._sum is None else _root(self._sum)
         rest = np.maximum(self._square - np.einsum("ni,ni->i", factor, factor, dtype=np.float64), 0)
         scale = 1.0 / self.rows
@@ -78,6 +82,13 @@ class InputMoments:
             (rest * scale).astype(np.float32),
             self.rows,
         )
+
+    def _add_held(self) -> None:
+        """Take the rows held so far into the sum, where there is one."""
+        if self._sum is not None and len(self._held):
+            wide = self._held.astype(np.float64)
+            self._sum += wide.T @ wide
+            self._held = self._held[:0]
 
 
 def _root(total: np.ndarray) -> np.ndarray:

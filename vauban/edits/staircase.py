@@ -43,13 +43,14 @@ def root(
     slope = (weight * ratio).sum(1)
     slope = np.where(slope > 0, slope, 1.0)
 
-    def f(c: np.ndarray) -> np.ndarray:
-        np.multiply(c[:, None].astype(np.float32), ratio, out=buffer)
-        np.add(buffer, x, out=buffer)
-        value = grid.value(grid.round(buffer, out=buffer))
+    def f(c: np.ndarray, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        moved = buffer[: len(c)]
+        np.multiply(c[:, None].astype(np.float32), ratio if shared else ratio[rows], out=moved)
+        np.add(moved, x[rows], out=moved)
+        value = grid.value(grid.round(moved, out=moved))
         if shared:
-            return value @ weight[0] + const
-        return np.einsum("pm,pm->p", value, weight) + const
+            return value @ weight[0] + const[rows]
+        return np.einsum("pm,pm->p", value, weight[rows]) + const[rows]
 
     here = np.zeros(p) if start is None else start.astype(np.float64)
     value = f(here)
@@ -57,13 +58,13 @@ def root(
     reach = -1.5 * value / slope
     other, other_value = here + reach, f(here + reach)
     for _ in range(_DOUBLINGS):
-        same = (value <= 0) == (other_value <= 0)
-        if not same.any():
+        same = np.flatnonzero((value <= 0) == (other_value <= 0))
+        if not same.size:
             break
-        here, value = np.where(same, other, here), np.where(same, other_value, value)
-        reach = np.where(same, 2 * reach, reach)
-        other = np.where(same, here + reach, other)
-        other_value = np.where(same, f(other), other_value)
+        here[same], value[same] = other[same], other_value[same]
+        reach[same] *= 2
+        other[same] += reach[same]
+        other_value[same] = f(other[same], same)
     swap = value > 0
     low, f_low = np.where(swap, other, here), np.where(swap, other_value, value)
     high, f_high = np.where(swap, here, other), np.where(swap, value, other_value)

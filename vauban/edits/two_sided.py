@@ -45,8 +45,12 @@ class Shifts:
 
 def parallel(work: Callable[[Any], None], items: Iterable[Any]) -> None:
     """NumPy releases the interpreter lock in its loops, so threads use all cores."""
+    todo = list(items)
+    if len(todo) == 1:
+        work(todo[0])
+        return
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        list(pool.map(work, items))
+        list(pool.map(work, todo))
 
 
 @contextmanager

@@ -40,7 +40,6 @@ def output_gradients(
         assert out is not None
         return out.astype(mx.float32)
 
-    drawn = mx.random.categorical(logits(), key=key)
     shapes: dict[str, mx.array] = {}
 
     def note(path: str, y: mx.array) -> mx.array:
@@ -48,7 +47,7 @@ def output_gradients(
         return y
 
     with _outputs(wanted, note):
-        mx.eval(logits())
+        drawn = mx.random.categorical(logits(), key=key)
 
     def likelihood(deltas: dict[str, mx.array]) -> mx.array:
         def add(path: str, y: mx.array) -> mx.array:
