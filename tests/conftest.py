@@ -4,12 +4,17 @@ The tiny models are random instances of mlx-lm's own classes with randomised nor
 that a forgotten gain or bias shows.
 """
 
+import os
+
+# Tests that run side by side share the cores: threads of theirs would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # isort: off
 import vauban  # before mlx.core
 # isort: on
 
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Any

@@ -74,15 +74,15 @@ def test_the_classifier_is_the_first_inlp_direction_at_the_length_of_v(fits: Fit
     assert mx.abs(rest @ w).max().item() < 1e-3 * float(mx.linalg.norm(v))
 
 
-def test_the_published_rank_is_inflated_and_holds_the_true_directions(fits: Fits) -> None:
-    """Rounding noise of a float32 SVD counts as directions; the true span lies inside."""
+def test_the_published_basis_holds_the_true_directions_and_perhaps_noise(fits: Fits) -> None:
+    """How much rounding noise of a float32 SVD counts as directions hangs on the BLAS."""
     key = (-1, 4)
     published = fits.published(key)
     stopped = vauban.fit_inlp(
         fits.activations.at(4, -1), fits.labels, min_accuracy=0.55, max_rank=100, patience=1
     )
     true = stopped.directions
-    assert published.shape[0] > true.shape[0]
+    assert published.shape[0] >= true.shape[0]
     inside = (true @ published.T) @ published
     assert mx.abs(inside - true).max().item() < 1e-3
 
