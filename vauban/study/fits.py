@@ -70,7 +70,8 @@ class Fits:
         It stops at an accuracy of .55 and reads rank and directions off a float32 SVD of the sum
         of the projectors, singular values above 1e-7: rounding noise counts as directions, and
         their order is lost. LAPACK's float32 routine does that in MLX as it does in PyTorch, where
-        the code runs (measured: rank 5 reads as 18 at d = 128, as 22 at d = 1024).
+        the code runs (measured: rank 5 reads as 18 at d = 128, as 22 at d = 1024). How many are
+        counted hangs on the BLAS: one thread of OpenBLAS has added none where two have.
         """
         found = fit_inlp(
             self.activations.at(key[1], key[0]),
