@@ -7,10 +7,14 @@ does nothing. This file imports no mlx.
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+
+from threadpoolctl import ThreadpoolController
 
 from vauban.errors import InputError, VaubanWarning
 
@@ -38,6 +42,22 @@ def prefer_openblas() -> None:
     with contextlib.suppress(OSError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
         openblas_loaded = True
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread: between small products its threads spin, and slow everything else.
+
+    Matters where NumPy and mlx each bring an OpenBLAS; does nothing to Accelerate.
+    """
+    with _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries of this process, looked for once: NumPy and mlx are there by then."""
+    return ThreadpoolController()
 
 
 def check_backend() -> None:

@@ -114,7 +114,7 @@ def test_the_last_steps_are_the_cheapest_of_all_pairs() -> None:
     left = missed(index, step, asked.basis, const, asked.grid)
     before, settled, held = index.copy(), index.copy(), left.copy()
     limit = enough(step, asked.basis)[:, 0]
-    _settle(asked, settled, step, slope, factor, diagonal, held)
+    _settle(asked, settled, step, slope, factor, diagonal, held, limit[:, None])
     again = missed(settled, step, asked.basis, const, asked.grid)
     assert np.allclose(held, again, atol=1e-5)
 

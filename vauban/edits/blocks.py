@@ -52,8 +52,10 @@ class Stored:
             getattr(m, "mode", "affine"),
         )  # fmt: skip
 
-    def grid(self, rows: slice, groups: slice) -> tuple[mx.array, mx.array | None]:
-        """The stored scales and offsets of a part."""
+    def grid(self, rows: slice, columns: slice) -> tuple[mx.array, mx.array | None]:
+        """The stored scales and offsets of a part; column bounds are multiples of the group."""
+        group = self.module.group_size
+        groups = slice(*(end and end // group for end in (columns.start, columns.stop)))
         scales, biases = self.array("scales"), self.array("biases")
         assert scales is not None
         return scales[rows, groups], None if biases is None else biases[rows, groups]
@@ -67,15 +69,18 @@ class Stored:
         return mx.bfloat16 if kept == mx.uint8 else kept
 
 
-def blocks(shape: tuple[int, int], by_rows: bool, unit: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of a matrix: of whole rows for tables, of whole columns for matrices."""
+def blocks(
+    shape: tuple[int, int], by_rows: bool, unit: int, size: int | None = None
+) -> Iterator[tuple[slice, slice]]:
+    """Blocks of `size` elements (`BLOCK`): whole rows of a table, whole columns of a matrix."""
     rows, columns = shape
+    size = size or BLOCK
     if by_rows:
-        step = max(1, BLOCK // columns)
+        step = max(1, size // columns)
         for start in range(0, rows, step):
             yield slice(start, min(rows, start + step)), slice(0, columns)
         return
-    step = max(unit, BLOCK // rows // unit * unit)
+    step = max(unit, size // rows // unit * unit)
     for start in range(0, columns, step):
         yield slice(0, rows), slice(start, min(columns, start + step))
 

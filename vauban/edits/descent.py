@@ -51,9 +51,10 @@ def descended_codes(asked: Problem, energy: Energy, damping: float = DAMPING) ->
         x, step, const = asked.rows(part)
         index, slope = _descend(asked, x, step, factor, diagonal)
         left = missed(index, step, asked.basis, const, asked.grid)
-        wanted = _settle(asked, index, step, slope, factor, diagonal, left)
-        index = mend(index, wanted, step, asked.basis, left, asked.grid)
-        codes[part] = pair(index, wanted, step, asked.basis, left, asked.grid)
+        limit = enough(step, asked.basis)
+        wanted = _settle(asked, index, step, slope, factor, diagonal, left, limit)
+        index = mend(index, wanted, step, asked.basis, left, limit, asked.grid)
+        codes[part] = pair(index, wanted, step, asked.basis, left, limit, asked.grid)
 
     parallel(some, range(0, len(codes), each))
     return codes
@@ -97,9 +98,9 @@ def _descend(
 
 def _settle(
     asked: Problem, index: np.ndarray, step: np.ndarray, slope: np.ndarray, factor: np.ndarray,
-    diagonal: np.ndarray, left: np.ndarray,
+    diagonal: np.ndarray, left: np.ndarray, limit: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """One or two steps per row, the cheapest that bring |left| within `enough`; in place.
+    """One or two steps per row, the cheapest that bring |left| within `limit`; in place.
 
     What they cost is exact, both together included. Rows without such a pair stay as they are.
     Returns what each code would be as a real number beside the others, (p, d).
@@ -107,7 +108,7 @@ def _settle(
     grid, u, d = asked.grid, asked.basis, index.shape[1]
     curvature = (factor**2).sum(0) + diagonal
     wanted: np.ndarray = grid.value(index) - slope * inverse(step) / curvature
-    limit = np.broadcast_to(enough(step, u), (len(index), 1))
+    limit = np.broadcast_to(limit, (len(index), 1))
     open_rows = np.flatnonzero(np.sqrt((left**2).sum(0)) > limit[:, 0])
     count = min(_STEPS, 2 * d)
     single = np.arange(count)

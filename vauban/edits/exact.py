@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from vauban._backend import one_blas_thread
 from vauban.edits.grids import grid_of, pack, scale_values
 from vauban.edits.jointly import round_jointly
 from vauban.edits.problem import Axis, Problem, problem
@@ -26,6 +27,7 @@ _ROUNDS = (5, 6)
 _TABLE_ROWS = 64
 
 
+@one_blas_thread()
 def quantize_direction_exact(
     target: mx.array,
     directions: mx.array,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from vauban.edits.grids import Grid
-from vauban.edits.mending import approach, combine, mend, pair
+from vauban.edits.mending import approach, combine, enough, mend, pair
 from vauban.edits.staircase import inverse, joint_root, root
 
 # Rows that carry far more of u than the rest are rounded first and never moved: their steps are
@@ -59,13 +59,13 @@ def _free(
         q = grid.round(shifted.copy())
     else:
         q, shifted = joint_root(x, step, u, const, grid)
-    left = missed(q, step, u, const, grid)
+    left, limit = missed(q, step, u, const, grid), enough(step, u)
     if high is not None:
         q = approach(q, x, step, u[0].astype(np.float64), high, left[0], grid)
     if x.shape[1] <= _COMBINED:
-        q = combine(q, shifted, step, u, left, grid)
-    q = mend(q, x, step, u, left, grid)
-    return pair(q, x, step, u, left, grid)
+        q = combine(q, shifted, step, u, left, limit, grid)
+    q = mend(q, x, step, u, left, limit, grid)
+    return pair(q, x, step, u, left, limit, grid)
 
 
 def missed(

@@ -63,8 +63,9 @@ def approach(
 
 
 def combine(
-    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid
-) -> np.ndarray:
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray,
+    limit: np.ndarray, grid: Grid,
+) -> np.ndarray:  # fmt: skip
     """Of all ways to move the few cheapest codes, the cheapest that brings |left| within limits.
 
     x (p, m) are the SHIFTED codes: at the root's shift the codes next to their rounding boundary
@@ -89,7 +90,7 @@ def combine(
     for i in range(len(u)):
         after += (left[i, :, None].astype(np.float32) + (moved * u[i, columns]) @ subsets.T) ** 2
     price = cost @ subsets.T
-    fits = after <= enough(step, u) ** 2
+    fits = after <= limit**2
     best = np.where(fits.any(1), np.where(fits, price, np.inf).argmin(1), after.argmin(1))
     chosen = (subsets[best] > 0) & possible
     new = np.where(chosen, np.take_along_axis(there, columns, 1), np.take_along_axis(q, columns, 1))
@@ -116,15 +117,16 @@ def enough(step: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def mend(
-    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid
-) -> np.ndarray:
-    """Move single codes until |left| is within `_ENOUGH`, at the least added error.
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray,
+    limit: np.ndarray, grid: Grid,
+) -> np.ndarray:  # fmt: skip
+    """Move single codes until |left| is within `limit`, at the least added error.
 
     q, x (p, m) indices and wanted codes; step (1 or p, m); u (k, m); left (k, p), updated in
-    float64. Each time the cheapest step that suffices; where none does, the one that comes nearest.
-    Only problems that are still off are looked at again.
+    float64; limit (1 or p, 1). Each time the cheapest step that suffices; where none does, the one
+    that comes nearest. Only problems that are still off are looked at again.
     """
-    limit = np.broadcast_to(enough(step, u) ** 2, (len(q), 1))
+    limit = np.broadcast_to(limit**2, (len(q), 1))
     # With one direction and the same steps everywhere the best are found in one sorted list.
     ranked, order = np.empty(0), None
     if grid.uniform and len(u) == len(step) == 1:
@@ -171,14 +173,15 @@ def mend(
 
 
 def pair(
-    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid
-) -> np.ndarray:
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray,
+    limit: np.ndarray, grid: Grid,
+) -> np.ndarray:  # fmt: skip
     """Where no single step helps any more, move two codes at once: the cheapest pair that does.
 
     Equal coordinates have nearly equal steps, and with several directions a step that mends one
     harms another: their differences are what is fine enough. Arguments as for `mend`.
     """
-    limit = np.broadcast_to(enough(step, u) ** 2, (len(q), 1))
+    limit = np.broadcast_to(limit**2, (len(q), 1))
     off = np.flatnonzero((left**2).sum(0) > limit[:, 0])
     for first in range(0, len(off), _AT_ONCE):
         _pair(q, x, step, u, left, grid, limit, off[first : first + _AT_ONCE])

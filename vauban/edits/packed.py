@@ -7,6 +7,7 @@ modules, no model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from vauban._backend import one_blas_thread
 from vauban.edits.blocks import Stored, blocks, matrices
 from vauban.edits.damped import damped_codes
 from vauban.edits.exact import exact_codes, first_shifts, pack_codes
@@ -28,6 +30,8 @@ from vauban.models.writers import unpacked_shape
 # How far from planned the rest of a direction may be, read back in float32, before a wider format
 # is used.
 LIMIT = 1e-3
+# Elements that are rounded together where parts are rounded on their own.
+_PART = 1 << 22
 Rounding = Literal["two-sided", "fast"]
 
 
@@ -103,6 +107,7 @@ class _Sums:
         return difference
 
 
+@one_blas_thread()
 def pack_edited(
     module: nn.Module,
     update: Update,
@@ -119,16 +124,18 @@ def pack_edited(
     form, own = _format(module, update.path, bits)
     own_basis = np.array(update.basis.astype(mx.float32))
     sums = _Sums(own_basis, _basis(update), update.writes_rows)
+    two_sided = rounding == "two-sided" and not update.writes_rows
+
+    def one(stored: Stored, update: Update) -> dict[str, mx.array]:
+        if update.acts_on_outputs and not two_sided:
+            return _by_parts(stored, update, form, own, sums)
+        return _matrix(stored, update, form, own, two_sided, sums)
+
     if module.weight.ndim == 3:
-        parts = [
-            _matrix(stored, _one(update, e), form, own, rounding, sums)
-            for e, stored in enumerate(matrices(module))
-        ]
-        arrays = {name: mx.stack([p[name] for p in parts]) for name in parts[0]}
-    elif update.writes_rows and update.acts_on_outputs:
-        arrays = _table(Stored(module), update, form, own, sums)
+        found = [one(stored, _one(update, e)) for e, stored in enumerate(matrices(module))]
+        arrays = {name: mx.stack([part[name] for part in found]) for name in found[0]}
     else:
-        arrays = _matrix(Stored(module), update, form, own, rounding, sums)
+        arrays = one(Stored(module), update)
     mx.eval(arrays)
     return Packed(
         arrays,
@@ -165,33 +172,74 @@ def _format(module: nn.Module, path: str, bits: int | None) -> tuple[_Format, bo
     return _Format(bits, group, "affine"), False
 
 
-def _table(
+def _by_parts(
     stored: Stored, update: Update, form: _Format, own: bool, sums: _Sums
 ) -> dict[str, mx.array]:
-    """Pack a table whose rows are cut and rounded on their own, block by block."""
-    found: dict[str, list[mx.array]] = {"weight": [], "scales": [], "biases": []}
-    for rows, columns in blocks(stored.shape, True, 1):
-        before = stored.part(rows, columns)
-        target = np.array(update.weight(before))
-        sums.had += float((update.removed(before) ** 2).sum())
-        packed, grid = _round(stored, target, update, form, own, None, rows)
-        # Its inputs are single rows, so there is no leak to speak of.
-        sums.add(np.array(_read(packed, *grid, form)), target)
-        for name, value in zip(found, (packed, *grid), strict=True):
-            if value is not None:
-                found[name].append(value)
-    return {name: mx.concatenate(parts, 0) for name, parts in found.items() if parts}
+    """Pack what is rounded part by part: a table by rows, a matrix one-sided by columns.
+
+    mlx cuts the next part and reads back the last one while NumPy rounds.
+    """
+    axis = 0 if update.writes_rows else 1
+    parts = list(blocks(stored.shape, update.writes_rows, _unit(stored, form), _PART))
+    words: list[mx.array] = []
+    grids: list[tuple[mx.array, mx.array | None]] = []
+    before: tuple[mx.array, np.ndarray, np.ndarray] | None = None
+    ahead = _cut(stored, update, parts[0])
+    leak = np.zeros((stored.shape[0], len(update.basis)))
+
+    def meanwhile() -> None:
+        nonlocal ahead
+        if len(words) + 1 < len(parts):
+            ahead = _cut(stored, update, parts[len(words) + 1])
+
+    def compare(read: np.ndarray, target: np.ndarray, removed: np.ndarray) -> None:
+        difference = sums.add(read, target)
+        # The inputs of a table are single rows: there is no leak to speak of.
+        if not update.writes_rows:
+            np.add(leak, difference @ removed.T, out=leak)
+            sums.leak_had += float(np.vdot(removed, removed))
+
+    with one_behind() as behind:
+        for part in parts:
+            target, removed = (np.array(a) for a in ahead)
+            sums.had += float(np.vdot(removed, removed))
+            packed, grid = _round(stored, target, update, form, own, None, part, meanwhile)
+            if before is not None:
+                behind(compare, np.array(before[0]), *before[1:])
+            read = _read(packed, *grid, form)
+            mx.async_eval(read)
+            before = read, target, removed
+            words.append(packed)
+            grids.append(grid)
+        assert before is not None
+        behind(compare, np.array(before[0]), *before[1:])
+    sums.leak += float((leak**2).sum())
+    scales, offsets = zip(*grids, strict=True)
+    found = {"weight": words, "scales": list(scales), "biases": list(offsets)}
+    return {n: mx.concatenate(a, axis) for n, a in found.items() if a[0] is not None}
+
+
+def _cut(stored: Stored, update: Update, part: tuple[slice, slice]) -> tuple[mx.array, mx.array]:
+    """(the cut part, what was removed), which mlx sets out to compute."""
+    before = stored.part(*part)
+    found = update.weight(before), update.removed(before)
+    mx.async_eval(*found)
+    return found
+
+
+def _unit(stored: Stored, form: _Format) -> int:
+    """Columns that fill whole words and groups, as stored and as they are to be."""
+    return int(np.lcm.reduce([32, form.group, getattr(stored.module, "group_size", 1)]))
 
 
 def _matrix(
-    stored: Stored, update: Update, form: _Format, own: bool, rounding: Rounding, sums: _Sums
+    stored: Stored, update: Update, form: _Format, own: bool, two_sided: bool, sums: _Sums
 ) -> dict[str, mx.array]:
-    """Pack a matrix: a plain cut is made by blocks of columns, any other on the whole."""
+    """Pack a matrix on the whole; a plain cut is made by blocks of columns."""
     shape = stored.shape
-    unit = int(np.lcm.reduce([32, form.group, getattr(stored.module, "group_size", 1)]))
     parts = [(slice(0, shape[0]), slice(0, shape[1]))]
     if update.acts_on_outputs:
-        parts = list(blocks(shape, False, unit))
+        parts = list(blocks(shape, False, _unit(stored, form)))
     target = np.empty(shape, np.float32)
     removed = []
 
@@ -207,9 +255,7 @@ def _matrix(
             removed.append(np.array(update.taken(before) if update.protection else had))
             behind(keep, part, np.array(after))
     along = None if update.writes_rows else np.concatenate(removed, axis=1)
-    packed, grid = _round(
-        stored, target, update, form, own, along if rounding == "two-sided" else None
-    )
+    packed, grid = _round(stored, target, update, form, own, along if two_sided else None)
     leak = np.zeros((shape[0], len(update.basis)))
 
     def compare(rows: slice, columns: slice, values: np.ndarray) -> None:
@@ -251,9 +297,12 @@ def _round(
     form: _Format,
     own: bool,
     removed: np.ndarray | None,
-    rows: slice = slice(None),
+    part: tuple[slice, slice] = (slice(None), slice(None)),
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[mx.array, tuple[mx.array, mx.array | None]]:
-    """Packed weight and grid of `target`, two-sided where `removed` is given.
+    """Packed weight and grid of the `target` of a part, two-sided where `removed` is given.
+
+    `meanwhile` sets mlx to work once nothing but NumPy is needed.
 
     With `update.inputs` errors are weighed by what the matrix reads, or by what the rows of a table
     are used for, as long as that is not too dear (`damped`). Affine groups keep their grid or get a
@@ -273,7 +322,7 @@ def _round(
         # What stays along U on purpose is to be there after rounding as well.
         aim = basis @ (target.T if update.writes_rows else target)
     if own:
-        scales, biases = stored.grid(rows, slice(None))
+        scales, biases = stored.grid(*part)
         if biases is not None:
             # The one-sided form ("fast") of a matrix saves itself the first of two passes, and the
             # descent moves few codes far: what stays on its grid costs it nothing.
@@ -284,10 +333,11 @@ def _round(
         scales, biases = fresh_grid(target, form.bits, form.group, stored.scale_dtype)
     mx.eval(scales, biases)
     asked = ask(scales, biases)
+    meanwhile()
     if energy is not None and (update.writes_rows or removed is not None):
         found = damped_codes(asked, energy, removed)
         if found is None:
-            return _round(stored, target, replace(update, inputs=()), form, own, removed, rows)
+            return _round(stored, target, replace(update, inputs=()), form, own, removed, part)
         codes = found
     else:
         codes = exact_codes(asked, removed, start=None if update.writes_rows else shifts)

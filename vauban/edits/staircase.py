@@ -10,6 +10,8 @@ import numpy as np
 
 from vauban.edits.grids import Grid
 
+# The first bracket in expected distances: codes that lie on the grid move late, and then many.
+_REACH = 3.0
 _DOUBLINGS = 8
 # Refinements of a bracket: single codes are moved after it, or the next round moves the root.
 _STEPS = 5
@@ -37,26 +39,17 @@ def root(
     undershooting one first, and the crossing of the chord between them. ratio and weight are
     (1 or p, m).
     """
-    p = x.shape[0]
-    buffer = np.empty(x.shape, dtype=np.float32)
-    shared = len(ratio) == 1
     slope = (weight * ratio).sum(1)
     slope = np.where(slope > 0, slope, 1.0)
-
-    def f(c: np.ndarray, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        moved = buffer[: len(c)]
-        np.multiply(c[:, None].astype(np.float32), ratio if shared else ratio[rows], out=moved)
-        np.add(moved, x[rows], out=moved)
-        value = grid.value(grid.round(moved, out=moved))
-        if shared:
-            return value @ weight[0] + const[rows]
-        return np.einsum("pm,pm->p", value, weight[rows]) + const[rows]
-
-    here = np.zeros(p) if start is None else start.astype(np.float64)
-    value = f(here)
+    here = np.zeros(x.shape[0]) if start is None else start.astype(np.float64)
+    at_start = _shifted_values(x, ratio, here, grid)
+    at = _along(at_start, weight) + const
+    value = at.copy()
     # Walk against the sign of f, doubling, until it changes: [low, high] then holds the root.
-    reach = -1.5 * value / slope
-    other, other_value = here + reach, f(here + reach)
+    reach = -_REACH * value / slope
+    other = here + reach
+    at_other = _shifted_values(x, ratio, other, grid)
+    other_value = _along(at_other, weight) + const
     for _ in range(_DOUBLINGS):
         same = np.flatnonzero((value <= 0) == (other_value <= 0))
         if not same.size:
@@ -64,22 +57,50 @@ def root(
         here[same], value[same] = other[same], other_value[same]
         reach[same] *= 2
         other[same] += reach[same]
-        other_value[same] = f(other[same], same)
+        own = _of(ratio, same), _of(weight, same)
+        further = _shifted_values(x[same], own[0], other[same], grid)
+        other_value[same] = _along(further, own[1]) + const[same]
+        at_other[same] = further
     swap = value > 0
     low, f_low = np.where(swap, other, here), np.where(swap, other_value, value)
     high, f_high = np.where(swap, here, other), np.where(swap, value, other_value)
+    # A code that is the same at the start and the far end is so between them, and most are.
+    moving = np.flatnonzero((at_start != at_other).any(0))
+    x, ratio, weight = (np.take(a, moving, axis=1) for a in (x, ratio, weight))
+    const = at - _along(np.take(at_start, moving, axis=1), weight)
 
     def share() -> np.ndarray:
-        return np.divide(-f_low, f_high - f_low, out=np.full(p, 0.5), where=f_high > f_low)
+        return np.divide(-f_low, f_high - f_low, out=np.full(len(x), 0.5), where=f_high > f_low)
 
     for _ in range(_STEPS):
         # Regula falsi, kept off the ends so that the bracket shrinks from both sides.
         middle = low + np.clip(share(), 0.15, 0.85) * (high - low)
-        value = f(middle)
+        value = _along(_shifted_values(x, ratio, middle, grid), weight) + const
         under = value <= 0
         low, f_low = np.where(under, middle, low), np.where(under, value, f_low)
         high, f_high = np.where(under, high, middle), np.where(under, f_high, value)
-    return low, high, low + share() * (high - low)
+    # Without a change of sign the chord crosses zero far away, or nowhere: the nearer end then.
+    return low, high, low + np.clip(share(), 0.0, 1.0) * (high - low)
+
+
+def _shifted_values(x: np.ndarray, ratio: np.ndarray, c: np.ndarray, grid: Grid) -> np.ndarray:
+    """grid(x + c ratio), (p, m)."""
+    moved = c[:, None].astype(np.float32) * ratio
+    moved += x
+    return grid.value(grid.round(moved, out=moved))
+
+
+def _along(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Σ_i weight_i value_i of each problem (p,); one BLAS call where all have the same weights."""
+    if len(weight) == 1:
+        return value @ weight[0]
+    found: np.ndarray = np.einsum("pm,pm->p", value, weight)
+    return found
+
+
+def _of(shared: np.ndarray, problems: np.ndarray) -> np.ndarray:
+    """The rows of some problems; the one row that all share."""
+    return shared if len(shared) == 1 else shared[problems]
 
 
 def joint_root(
