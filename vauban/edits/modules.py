@@ -15,12 +15,18 @@ from vauban.models.writers import quantization_of
 def module_weight(module: nn.Module) -> mx.array:
     """The matrix in float32 when packed, in its own dtype when not."""
     refuse_unknown_packing(module)
-    if "scales" not in module:
-        return module.weight
+    weight, scales, biases = (_whole(module.get(name)) for name in ("weight", "scales", "biases"))
+    assert weight is not None
+    if scales is None:
+        return weight
     return unpack(
-        module.weight, module.scales, module.get("biases"), module.group_size, module.bits,
-        getattr(module, "mode", "affine"),
-    )  # fmt: skip
+        weight, scales, biases, module.group_size, module.bits, getattr(module, "mode", "affine")
+    )
+
+
+def _whole(value: Any) -> mx.array | None:
+    """An array, also of something that reads it expert by expert."""
+    return value if value is None or isinstance(value, mx.array) else value.array()
 
 
 _MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")

@@ -8,7 +8,7 @@ modules, no model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -39,6 +39,7 @@ Rounding = Literal["two-sided", "fast"]
 class Packed:
     """Arrays to store, their format, and what the rounding did, read back in float32.
 
+    parts   by name the array of every expert, of a plain matrix the only one (`stacked` False)
     left    ‖U Ŵ‖/‖U W‖, the share of the direction in the stored matrix
     missed  ‖U (Ŵ - T)‖/‖U W‖, how far that is from what was planned (0 of it, at α 1)
     error   ‖Ŵ - T‖/‖T‖ against the exactly cut matrix T
@@ -46,7 +47,8 @@ class Packed:
     leak    ‖(Ŵ - T) w‖/‖U W‖ for unit inputs w along what was removed: what it was replaced with
     """
 
-    arrays: dict[str, mx.array]
+    parts: dict[str, list[mx.array]]
+    stacked: bool
     bits: int
     group_size: int
     mode: str
@@ -56,10 +58,15 @@ class Packed:
     leak: float
     had: float
 
+    @property
+    def arrays(self) -> dict[str, mx.array]:
+        """The module's arrays by name, experts stacked."""
+        return {n: mx.stack(v) if self.stacked else v[0] for n, v in self.parts.items()}
+
     def to_dict(self) -> dict[str, Any]:
-        facts = asdict(self)
-        facts.pop("arrays")
-        return facts
+        """What there is to say of it, without the arrays."""
+        held = ("parts", "stacked")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in held}
 
 
 @dataclass(frozen=True)
@@ -128,17 +135,20 @@ def pack_edited(
 
     def one(stored: Stored, update: Update) -> dict[str, mx.array]:
         if update.acts_on_outputs and not two_sided:
-            return _by_parts(stored, update, form, own, sums)
-        return _matrix(stored, update, form, own, two_sided, sums)
+            arrays = _by_parts(stored, update, form, own, sums)
+        else:
+            arrays = _matrix(stored, update, form, own, two_sided, sums)
+        mx.eval(arrays)
+        return arrays
 
-    if module.weight.ndim == 3:
-        found = [one(stored, _one(update, e)) for e, stored in enumerate(matrices(module))]
-        arrays = {name: mx.stack([part[name] for part in found]) for name in found[0]}
-    else:
-        arrays = one(Stored(module), update)
-    mx.eval(arrays)
+    stacked = module.weight.ndim == 3
+    found = [
+        one(stored, _one(update, e) if stacked else update)
+        for e, stored in enumerate(matrices(module))
+    ]
     return Packed(
-        arrays,
+        {name: [arrays[name] for arrays in found] for name in found[0]},
+        stacked,
         form.bits,
         form.group,
         form.mode,

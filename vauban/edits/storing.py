@@ -30,6 +30,7 @@ def store_packed(
         # A width that no group divides cannot be packed anew.
         widths += [8] if affine_group(module) else []
     for bits in widths:
+        found = None  # What was too far from planned is let go first.
         found = pack_edited(module, update, bits=bits, rounding=rounding)
         if found.missed <= LIMIT:
             return found

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vauban.edits.streamed import edited_rows, float_dtype
 from vauban.errors import InputError, ModelError
 from vauban.export.along import norm, rows_along
 from vauban.export.resume import Finished
+from vauban.export.stacks import Stack, noted_stacks, use_stacks
 from vauban.export.tensors import (
     Entry,
     Late,
@@ -33,6 +34,7 @@ from vauban.export.tensors import (
     copied,
     given,
     pieces,
+    stacked,
     stored_dtype,
     stored_tensors,
     to_bytes,
@@ -48,7 +50,10 @@ _DROPPED = ("model.safetensors.index.json", "README.md", "run.json", "answers.js
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A checkpoint to edit: its stored tensors, and its parameters as mlx-lm names them (lazy)."""
+    """A checkpoint to edit: its stored tensors, and its parameters as mlx-lm names them (lazy).
+
+    In the modules `stacks` stand in for the parameters of experts, which are read one by one.
+    """
 
     folder: Path
     stored: dict[str, Stored]
@@ -58,6 +63,7 @@ class Source:
     loaded_config: dict[str, Any]
     same_layout: bool
     """Whether the file holds the parameters under the same names, shapes and types."""
+    stacks: dict[str, Stack] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -95,6 +101,8 @@ class Source:
         """
         if self.same_layout:
             return self.stored[name].chunks()
+        if name in self.stacks:
+            return self.stacks[name].chunks()
         return pieces(self.take(name))
 
     def take(self, name: str) -> mx.array:
@@ -119,18 +127,20 @@ def open_source(model_path: str | Path) -> Source:
 
     folder = source_folder(model_path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    try:
-        model, loaded = load_model(folder, lazy=True)
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        raise ModelError(f"mlx-lm cannot load {model_path}: {error}") from error
+    with noted_stacks() as stacked_of:
+        try:
+            model, loaded = load_model(folder, lazy=True)
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+            raise ModelError(f"mlx-lm cannot load {model_path}: {error}") from error
     parameters, stored = flat_parameters(model), stored_tensors(folder)
+    stacks = use_stacks(model, parameters, stored, stacked_of)
     same_layout = all(
         name in stored
         and stored[name].shape == tuple(value.shape)
         and stored[name].dtype == stored_dtype(value.dtype)
         for name, value in parameters.items()
     )
-    return Source(folder, stored, model, parameters, config, loaded, same_layout)
+    return Source(folder, stored, model, parameters, config, loaded, same_layout, stacks)
 
 
 def untouched_entry(source: Source, name: str, copy: str | None = None) -> Entry:
@@ -142,6 +152,9 @@ def untouched_entry(source: Source, name: str, copy: str | None = None) -> Entry
     if source.same_layout:
         return copied(copy or name, source.stored[name])
     value = source.parameters[name]
+    if name in source.stacks:
+        shape, dtype = tuple(value.shape), stored_dtype(value.dtype)
+        return Entry(copy or name, dtype, shape, source.stacks[name].chunks)
     read = source.parameters.__getitem__ if copy else source.take
     return computed(copy or name, tuple(value.shape), value.dtype, partial(read, name))
 
@@ -223,8 +236,9 @@ def _edited(
     stored = store_packed(module, update, precision, rounding)
     if stored is not None:
         outcomes[update.path] = stored.to_dict()
-        for part, value in stored.arrays.items():
-            yield given(f"{update.path}.{part}", value)
+        for part, values in stored.parts.items():
+            name = f"{update.path}.{part}"
+            yield stacked(name, values) if stored.stacked else given(name, values[0])
         source.release(update.path)
         return
     had = norm(rows_along(module, update.basis, update.writes_rows))

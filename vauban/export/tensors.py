@@ -122,15 +122,19 @@ def computed(
         value = make()
         if tuple(value.shape) != shape or value.dtype != dtype:
             raise InputError(f"{name} became {value.dtype} {value.shape}; expected {dtype} {shape}")
-        exponent = _EXPONENTS.get(dtype)
-        for piece in _pieces(value):
-            if exponent is not None:
-                bits = piece.view(f"u{piece.itemsize}")
-                if bool(((bits & exponent) == exponent).any()):
-                    raise InputError(f"{name} holds NaN or inf; nothing was written")
-            yield piece.tobytes()
+        return _finite(name, value)
 
     return Entry(name, stored_dtype(dtype), shape, chunks)
+
+
+def stacked(name: str, values: Sequence[mx.array]) -> Entry:
+    """An entry that holds the parts of its array along a new first axis."""
+    shape, dtype = tuple(values[0].shape), stored_dtype(values[0].dtype)
+
+    def chunks() -> Iterator[bytes]:
+        return (piece for value in values for piece in _finite(name, value))
+
+    return Entry(name, dtype, (len(values), *shape), chunks)
 
 
 def given(name: str, value: mx.array) -> Entry:
@@ -143,6 +147,29 @@ def stored_dtype(dtype: mx.Dtype) -> str:
     if dtype not in _DTYPES:
         raise InputError(f"safetensors cannot hold {dtype}")
     return _DTYPES[dtype]
+
+
+def _finite(name: str, value: mx.array) -> Iterator[bytes]:
+    """Its bytes; InputError on the way where it holds NaN or inf."""
+    exponent = _EXPONENTS.get(value.dtype)
+    for piece in _pieces(value):
+        if exponent is not None:
+            bits = piece.view(f"u{piece.itemsize}")
+            if bool(((bits & exponent) == exponent).any()):
+                raise InputError(f"{name} holds NaN or inf; nothing was written")
+        yield piece.tobytes()
+
+
+def recut(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, cut where `Stored.chunks` cuts."""
+    held = b""
+    for chunk in chunks:
+        held += chunk
+        while len(held) >= _CHUNK:
+            yield held[:_CHUNK]
+            held = held[_CHUNK:]
+    if held:
+        yield held
 
 
 def pieces(value: mx.array) -> Iterator[bytes]:
