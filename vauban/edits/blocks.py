@@ -52,6 +52,12 @@ class Stored:
             getattr(m, "mode", "affine"),
         )  # fmt: skip
 
+    @property
+    def whole(self) -> mx.array:
+        """All of it in float32."""
+        rows, columns = self.shape
+        return self.part(slice(0, rows), slice(0, columns))
+
     def grid(self, rows: slice, columns: slice) -> tuple[mx.array, mx.array | None]:
         """The stored scales and offsets of a part; column bounds are multiples of the group."""
         group = self.module.group_size

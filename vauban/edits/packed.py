@@ -142,10 +142,7 @@ def pack_edited(
         return arrays
 
     stacked = module.weight.ndim == 3
-    found = [
-        one(stored, _one(update, e) if stacked else update)
-        for e, stored in enumerate(matrices(module))
-    ]
+    found = [one(stored, update.of_expert(stored.expert)) for stored in matrices(module)]
     return Packed(
         {name: [arrays[name] for arrays in found] for name in found[0]},
         stacked,
@@ -288,16 +285,6 @@ def _matrix(
     if grid[1] is not None:
         found["biases"] = grid[1]
     return found
-
-
-def _one(update: Update, expert: int) -> Update:
-    """The update of one expert's matrix: its own inputs and protection."""
-    update = replace(update, inputs=update.inputs[expert : expert + 1])
-    p = update.protection
-    if p is None:
-        return update
-    own = replace(p, spaces=(p.spaces[expert],), targets=(p.targets[expert],) if p.targets else ())
-    return replace(update, protection=own)
 
 
 def _round(

@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.edits.blocks import blocks, matrices
-from vauban.edits.modules import module_weight
 from vauban.edits.update import Update
 
 
@@ -26,11 +25,12 @@ def edited_rows(module: nn.Module, update: Update) -> Iterator[mx.array]:
     """W' in row order, expert after expert, in `float_dtype`; peak memory is one block.
 
     A plain cut needs U W first (one pass over the rows), then W - α Uᵀ (U W) row by row. What
-    acts inside the matrix (norm modes, protection, sparse rows) is computed on the whole.
+    acts inside the matrix (norm modes, protection, sparse rows) is computed on the whole of it.
     """
     dtype = float_dtype(module)
     if not update.acts_on_outputs:
-        yield update.weight(module_weight(module)).astype(dtype)
+        for stored in matrices(module):
+            yield update.of_expert(stored.expert).weight(stored.whole).astype(dtype)
         return
     u, alpha = update.basis, update.alpha
     for stored in matrices(module):

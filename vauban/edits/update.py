@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mlx.core as mx
@@ -100,6 +100,17 @@ class Update:
             return cut_matrix(weight, self.basis, self.alpha, self.mode)
         left = self.basis.T if self.rows is None else self.rows * self.basis.T
         return weight.astype(mx.float32) - self.alpha * (left @ self.taken(weight))
+
+    def of_expert(self, expert: int | None) -> Update:
+        """The update of one expert's matrix: its own inputs and protection. None: no experts."""
+        if expert is None:
+            return self
+        update = replace(self, inputs=self.inputs[expert : expert + 1])
+        p = self.protection
+        if p is None:
+            return update
+        targets = (p.targets[expert],) if p.targets else ()
+        return replace(update, protection=replace(p, spaces=(p.spaces[expert],), targets=targets))
 
     def new_bias(self, bias: mx.array) -> mx.array:
         """The edited bias in its own dtype."""

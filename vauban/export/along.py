@@ -11,7 +11,6 @@ import mlx.nn as nn
 
 from vauban.edits import Update
 from vauban.edits.blocks import blocks, matrices
-from vauban.edits.modules import module_weight
 
 
 def rows_along(
@@ -45,7 +44,11 @@ def planned_rows(module: nn.Module, update: Update) -> mx.array | None:
         return None
     if update.mode is not None:
         # Norms are those of whole rows and columns.
-        return update.removed(update.weight(module_weight(module)))
+        found = []
+        for stored in matrices(module):
+            found.append(update.removed(update.of_expert(stored.expert).weight(stored.whole)))
+            mx.eval(found[-1])
+        return mx.stack(found) if module.weight.ndim == 3 else found[0]
     rows = rows_along(module, update.basis, update.writes_rows)
     taken = rows if update.protection is None else update.protection.taken(rows)
     if update.rows is not None:

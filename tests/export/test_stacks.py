@@ -1,0 +1,100 @@
+"""Stacks of experts: read one by one, written one by one, and the same as mlx-lm's own."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+
+import vauban
+from tests.export.test_memory import _CONFIG, one_by_one
+from vauban.edits.modules import module_weight
+from vauban.export.checkpoint import draft_plan, open_source, write_folder
+from vauban.export.stacks import noted_stacks
+from vauban.export.tensors import stored_tensors, to_bytes
+
+_MANY = {
+    **_CONFIG, "hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 160,
+    "num_hidden_layers": 1, "vocab_size": 64,
+}  # fmt: skip
+KINDS = ("one by one", "stacked", "packed")
+
+
+def folder_of(tmp_path: Path, kind: str) -> Path:
+    """A mixture-of-experts checkpoint as Hugging Face has it, as mlx-lm has it, and in 4 bits."""
+    from mlx_lm.utils import save_model
+
+    source = one_by_one(tmp_path / "source", _MANY)
+    if kind == "one by one":
+        return source
+    model, config = load_model(source)
+    if kind == "packed":
+        nn.quantize(model, group_size=64, bits=4)
+        config["quantization"] = {"group_size": 64, "bits": 4}
+    save_model(tmp_path / kind, model, donate_model=False)
+    (tmp_path / kind / "config.json").write_text(json.dumps(config))
+    return tmp_path / kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts_are_what_mlx_lm_loads(tmp_path: Path, kind: str) -> None:
+    folder = folder_of(tmp_path, kind)
+    opened = open_source(folder)
+    assert opened.same_layout is (kind != "one by one")
+    loaded = dict(tree_flatten(load_model(folder)[0].parameters()))
+    expected = {name for name in loaded if "switch_mlp" in name}
+    assert opened.stacks.keys() == expected and len(expected) == (9 if kind == "packed" else 3)
+    for name, stack in opened.stacks.items():
+        value = loaded[name]
+        assert stack.shape == tuple(value.shape) and stack.dtype == value.dtype
+        assert opened.modules[name.rpartition(".")[0]][name.rpartition(".")[2]] is stack
+        for expert in (0, 7, 159):
+            assert mx.array_equal(stack[expert], value[expert]), name
+        assert b"".join(stack.chunks()) == to_bytes(value)
+    path = "model.layers.0.mlp.switch_mlp.down_proj"
+    whole = module_weight(dict(load_model(folder)[0].named_modules())[path])
+    assert mx.array_equal(module_weight(opened.modules[path]), whole)
+
+
+@pytest.mark.parametrize(("kind", "held"), [("one by one", 0.3), ("stacked", 0.3), ("packed", 1.5)])
+def test_no_stack_is_held_twice(tmp_path: Path, kind: str, held: float) -> None:
+    """Of floats no stack is held at all, of packed experts what they are rounded to."""
+    folder = folder_of(tmp_path, kind)
+    opened = open_source(folder)
+    plan = vauban.plan_cut(opened.model, mx.random.normal((256,), key=mx.random.key(0)))
+    largest = max(t.end - t.start for t in stored_tensors(folder).values())
+    if kind == "one by one":
+        largest *= 160
+    draft = draft_plan(opened, plan, "same", "fast")
+    out = tmp_path / "out"
+    out.mkdir()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    write_folder(opened, draft, out)
+    assert mx.get_peak_memory() - before < held * largest
+    edited = {u.path for u in plan.updates}
+    written = dict(tree_flatten(load_model(out)[0].parameters()))
+    for name, value in tree_flatten(load_model(folder)[0].parameters()):
+        path, _, key = name.rpartition(".")
+        same = bool(mx.array_equal(value, written[name]))
+        assert same if path not in edited else key != "weight" or not same, name
+
+
+def test_only_plain_stacks_of_stored_tensors_are_noted(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    mx.save_safetensors(str(file), {"a": mx.ones((2, 2)), "b": mx.zeros((2, 2))})
+    load, stack = mx.load, mx.stack
+    with pytest.raises(RuntimeError, match="midway"), noted_stacks() as names:
+        held = mx.load(str(file))
+        plain = mx.stack([held["b"], held["a"]])
+        assert np.array(plain)[1].all() and names(plain) == ["b", "a"]
+        assert names(plain.swapaxes(0, 1)) is None and names(held["a"]) is None
+        assert names(mx.stack([held["a"], held["b"]], 1)) is None
+        assert names(mx.stack([held["a"], 2 * held["b"]])) is None
+        raise RuntimeError("midway")
+    assert mx.load is load and mx.stack is stack
