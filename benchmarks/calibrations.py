@@ -1,10 +1,11 @@
 """How near calibrated rounding comes to the float cut, over several calibrations of the organism.
 
 Prints the KL to the float cut of the same packed model as a share of naive requantization's: of the
-first answer token to held-out harmful prompts, of all answer tokens to them, and to harmless ones;
-the mean over calibrations, and the first token's least and most. One calibration is an accident: a
-few undecided prompts make half of the first figure. Packed weights are judged as floats with the
-same numbers, which a CPU multiplies faster.
+first answer token to held-out harmful prompts and to harmless ones (at the prompt's last position,
+where directions are selected by it), and of all answer tokens to both; the mean over calibrations,
+and the first token's least and most. One calibration is an accident: a few undecided prompts make
+half of the first figure. Packed weights are judged as floats with the same numbers, which a CPU
+multiplies faster.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
     prompts = [r.prompt for r in rows if r.label == "harmful"]
     harmless = [r.prompt for r in rows if r.label == "harmless"][::4]
     direction = vauban.measure(model, tokenizer, *sets)
-    heads = ("KL: first", "least", "most", "answers", "harmless")
+    heads = ("KL: first", "least", "most", "harmless", "answers", "harmless")
     print(f"{'':24}" + "".join(f"{head:>10}" for head in heads) + "  refused")
     for bits in options.bits:
         narrow = packed(model, bits)
@@ -62,7 +63,10 @@ def main() -> None:
             answer_tokens(reference, tokenizer, t, max_tokens=40) for t in (prompts, harmless)
         ]
         asked, benign = map(partial(with_answers, tokenizer), (prompts, harmless), answers)
-        scored = ([Scored(s.ids[: s.start + 1], s.start) for s in asked], asked, benign)
+        first = [
+            [Scored(s.ids[: s.start + 1], s.start) for s in texts] for texts in (asked, benign)
+        ]
+        scored = (*first, asked, benign)
         naive = as_floats(cut_naive(narrow, plan))
         whole = np.array([compare(reference, naive, s).kl for s in scored])
         print(f"{bits}-bit naive, KL itself   {whole.round(4)}")
@@ -86,11 +90,12 @@ def main() -> None:
                 shares.append([compare(reference, changed, s).kl for s in scored] / whole)
                 ids = answer_tokens(changed, tokenizer, prompts, max_tokens=40)
                 refused.append(judge_answers(prompts, [decode(tokenizer, i) for i in ids]).rate)
-            first, later, other = np.mean(shares, axis=0)
+            decided, calm, later, other = np.mean(shares, axis=0)
             every = np.array(shares)[:, 0]
             print(
-                f"{bits}-bit {name:18}{first:>10.2f}{every.min():>10.2f}{every.max():>10.2f}"
-                f"{later:>10.2f}{other:>10.2f}  {min(refused):.3f} to {max(refused):.3f}",
+                f"{bits}-bit {name:18}{decided:>10.2f}{every.min():>10.2f}{every.max():>10.2f}"
+                f"{calm:>10.2f}{later:>10.2f}{other:>10.2f}  {min(refused):.3f} to "
+                f"{max(refused):.3f}",
                 flush=True,
             )
 

@@ -38,10 +38,14 @@ HIDDEN, HEADS, GROUP, BITS = 2048, 16, 64, 4
 SPEED, ROOM = 0.5, 600
 
 
-def build(folder: Path, gigabytes: float) -> None:
-    """Random packed weights under mlx-lm's llama names, in shards of about 500 MB."""
+def build(folder: Path, gigabytes: float, experts: int) -> None:
+    """Random packed weights under mlx-lm's names, in shards of about 500 MB.
+
+    Of a llama, or with `experts` of a Qwen3 mixture, whose stacks are the largest tensors.
+    """
     ff, vocabulary = 8192, 32000
-    per_block = (4 * HIDDEN * HIDDEN + 3 * HIDDEN * ff) * (BITS / 8 + 4 / GROUP)
+    weights = 4 * HIDDEN * HIDDEN + max(1, experts) * 3 * HIDDEN * ff
+    per_block = weights * (BITS / 8 + 4 / GROUP)
     blocks = max(2, int(gigabytes * 1e9 / per_block))
     config = {
         "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": blocks,
@@ -50,19 +54,28 @@ def build(folder: Path, gigabytes: float) -> None:
         "max_position_embeddings": 2048, "tie_word_embeddings": False,
         "quantization": {"group_size": GROUP, "bits": BITS},
     }  # fmt: skip
+    if experts:
+        config |= {
+            "model_type": "qwen3_moe", "head_dim": HIDDEN // HEADS, "num_experts": experts,
+            "num_experts_per_tok": 2, "moe_intermediate_size": ff, "decoder_sparse_step": 1,
+            "mlp_only_layers": [], "norm_topk_prob": True, "rms_norm_eps": 1e-6,
+        }  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN, HIDDEN),
-              "self_attn.v_proj": (HIDDEN, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-              "mlp.gate_proj": (ff, HIDDEN), "mlp.up_proj": (ff, HIDDEN),
-              "mlp.down_proj": (HIDDEN, ff)}  # fmt: skip
+    mlp, stack = ("mlp.switch_mlp", (experts,)) if experts else ("mlp", ())
+    shapes: dict[str, tuple[int, ...]] = {
+        **{f"self_attn.{n}_proj": (HIDDEN, HIDDEN) for n in "qkvo"},
+        **{f"{mlp}.{n}_proj": (*stack, ff, HIDDEN) for n in ("gate", "up")},
+        f"{mlp}.down_proj": (*stack, HIDDEN, ff),
+    }
     index: dict[str, str] = {}
     shard: dict[str, mx.array] = {}
     number = 0
 
-    def packed(name: str, shape: tuple[int, int]) -> None:
-        words = mx.random.randint(0, 2**31 - 1, (shape[0], shape[1] * BITS // 32)).astype(mx.uint32)
-        scales = (0.01 * mx.random.normal((shape[0], shape[1] // GROUP))).astype(mx.bfloat16)
+    def packed(name: str, shape: tuple[int, ...]) -> None:
+        *rows, width = shape
+        words = mx.random.randint(0, 2**31 - 1, (*rows, width * BITS // 32)).astype(mx.uint32)
+        scales = (0.01 * mx.random.normal((*rows, width // GROUP))).astype(mx.bfloat16)
         shard.update(
             {f"{name}.weight": words, f"{name}.scales": scales, f"{name}.biases": -8 * scales}
         )
@@ -81,8 +94,15 @@ def build(folder: Path, gigabytes: float) -> None:
     for i in range(blocks):
         for name, shape in shapes.items():
             packed(f"model.layers.{i}.{name}", shape)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shard[f"model.layers.{i}.{norm}.weight"] = mx.ones((HIDDEN,), dtype=mx.bfloat16)
+            if sum(v.nbytes for v in shard.values()) > 500e6:
+                flush()
+        norms = {"input_layernorm": HIDDEN, "post_attention_layernorm": HIDDEN}
+        if experts:
+            norms |= {f"self_attn.{n}_norm": HIDDEN // HEADS for n in "qk"}
+            gate = mx.random.normal((experts, HIDDEN)).astype(mx.bfloat16)
+            shard[f"model.layers.{i}.mlp.gate.weight"] = gate
+        for norm, size in norms.items():
+            shard[f"model.layers.{i}.{norm}.weight"] = mx.ones((size,), dtype=mx.bfloat16)
         if sum(v.nbytes for v in shard.values()) > 500e6:
             flush()
     if shard:
@@ -210,14 +230,15 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--dir", type=Path, default=None, help="where to work (about 3x the size)")
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--experts", type=int, default=0, help="a mixture of so many per block")
     options = parser.parse_args()
     if options.build:
-        build(options.build, options.gigabytes)
+        build(options.build, options.gigabytes, options.experts)
         return
     root = Path(tempfile.mkdtemp(dir=options.dir))
     try:
         source = root / "source"
-        size = ["--gigabytes", str(options.gigabytes)]
+        size = ["--gigabytes", str(options.gigabytes), "--experts", str(options.experts)]
         subprocess.run([sys.executable, __file__, "--build", str(source), *size], check=True)
         compare(source, root, imported)
     finally:

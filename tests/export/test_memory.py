@@ -24,7 +24,7 @@ _CONFIG = {
     "mlp_only_layers": [], "norm_topk_prob": True, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
     "max_position_embeddings": 512,
 }  # fmt: skip
-# MB above the largest tensor: mlx stacks experts beside those it stacks, blocks are float32.
+# MB above the largest tensor: blocks are float32.
 _ROOM = 200
 _EXPORT = """
 import sys, vauban, vauban.export, mlx.core as mx
