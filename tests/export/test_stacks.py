@@ -13,6 +13,7 @@ from mlx_lm.utils import load_model
 import vauban
 from tests.export.test_memory import _CONFIG, one_by_one
 from vauban.edits.modules import module_weight
+from vauban.export import tensors
 from vauban.export.checkpoint import draft_plan, open_source, write_folder
 from vauban.export.stacks import noted_stacks
 from vauban.export.tensors import stored_tensors, to_bytes
@@ -58,6 +59,15 @@ def test_experts_are_what_mlx_lm_loads(tmp_path: Path, kind: str) -> None:
     path = "model.layers.0.mlp.switch_mlp.down_proj"
     whole = module_weight(dict(load_model(folder)[0].named_modules())[path])
     assert mx.array_equal(module_weight(opened.modules[path]), whole)
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000, 1 << 20])
+def test_bytes_are_cut_where_stored_tensors_are(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "_CHUNK", 64)
+    whole = bytes(range(256)) * 3 + b"end"
+    pieces = list(tensors.recut(whole[i : i + size] for i in range(0, len(whole), size)))
+    assert b"".join(pieces) == whole
+    assert [len(p) for p in pieces] == [64] * (len(whole) // 64) + [len(whole) % 64]
 
 
 @pytest.mark.parametrize(("kind", "held"), [("one by one", 0.3), ("stacked", 0.3), ("packed", 1.5)])

@@ -162,14 +162,14 @@ def _finite(name: str, value: mx.array) -> Iterator[bytes]:
 
 def recut(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes, cut where `Stored.chunks` cuts."""
-    held = b""
+    held = bytearray()
     for chunk in chunks:
         held += chunk
         while len(held) >= _CHUNK:
-            yield held[:_CHUNK]
-            held = held[_CHUNK:]
+            yield bytes(held[:_CHUNK])
+            del held[:_CHUNK]
     if held:
-        yield held
+        yield bytes(held)
 
 
 def pieces(value: mx.array) -> Iterator[bytes]:
