@@ -10,8 +10,8 @@ import numpy as np
 
 from vauban.edits.grids import Grid
 
-# The first bracket in expected distances: codes that lie on the grid move late, and then many.
-_REACH = 3.0
+# The first bracket in expected distances; longer ones hold more codes that move.
+_REACH = 1.5
 _DOUBLINGS = 8
 # Refinements of a bracket: single codes are moved after it, or the next round moves the root.
 _STEPS = 5
