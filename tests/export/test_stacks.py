@@ -15,7 +15,7 @@ from tests.export.test_memory import _CONFIG, one_by_one
 from vauban.edits.modules import module_weight
 from vauban.export import tensors
 from vauban.export.checkpoint import draft_plan, open_source, write_folder
-from vauban.export.stacks import noted_stacks
+from vauban.export.stacks import noted_origins
 from vauban.export.tensors import stored_tensors, to_bytes
 
 _MANY = {
@@ -95,15 +95,35 @@ def test_no_stack_is_held_twice(tmp_path: Path, kind: str, held: float) -> None:
         assert same if path not in edited else key != "weight" or not same, name
 
 
-def test_only_plain_stacks_of_stored_tensors_are_noted(tmp_path: Path) -> None:
+def test_an_array_that_was_turned_on_loading_is_not_read_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Square, so that its name, shape and type in the file are those of the parameter."""
+    from mlx_lm.models import qwen3_moe
+
+    folder = folder_of(tmp_path, "stacked")
+    name = "model.layers.0.mlp.switch_mlp.down_proj.weight"
+
+    def turned(self: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        return {n: w.swapaxes(1, 2) if n == name else w for n, w in weights.items()}
+
+    monkeypatch.setattr(qwen3_moe.Model, "sanitize", turned)
+    opened = open_source(folder)
+    assert name not in opened.stacks and len(opened.stacks) == 2
+    value = opened.modules[name.removesuffix(".weight")].weight
+    assert mx.array_equal(value, mx.load(str(folder / "model.safetensors"))[name].swapaxes(1, 2))
+
+
+def test_only_stored_tensors_and_plain_stacks_of_them_are_noted(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     mx.save_safetensors(str(file), {"a": mx.ones((2, 2)), "b": mx.zeros((2, 2))})
     load, stack = mx.load, mx.stack
-    with pytest.raises(RuntimeError, match="midway"), noted_stacks() as names:
+    with pytest.raises(RuntimeError, match="midway"), noted_origins() as names:
         held = mx.load(str(file))
         plain = mx.stack([held["b"], held["a"]])
         assert np.array(plain)[1].all() and names(plain) == ["b", "a"]
-        assert names(plain.swapaxes(0, 1)) is None and names(held["a"]) is None
+        assert names(held["a"]) == ["a"] and names(held["a"].T) is None
+        assert names(plain.swapaxes(0, 1)) is None
         assert names(mx.stack([held["a"], held["b"]], 1)) is None
         assert names(mx.stack([held["a"], 2 * held["b"]])) is None
         raise RuntimeError("midway")

@@ -25,7 +25,7 @@ from vauban.edits.streamed import edited_rows, float_dtype
 from vauban.errors import InputError, ModelError
 from vauban.export.along import norm, rows_along
 from vauban.export.resume import Finished
-from vauban.export.stacks import Stack, noted_stacks, use_stacks
+from vauban.export.stacks import Stack, noted_origins, use_stacks
 from vauban.export.tensors import (
     Entry,
     Late,
@@ -127,13 +127,13 @@ def open_source(model_path: str | Path) -> Source:
 
     folder = source_folder(model_path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    with noted_stacks() as stacked_of:
+    with noted_origins() as origin:
         try:
             model, loaded = load_model(folder, lazy=True)
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
             raise ModelError(f"mlx-lm cannot load {model_path}: {error}") from error
     parameters, stored = flat_parameters(model), stored_tensors(folder)
-    stacks = use_stacks(model, parameters, stored, stacked_of)
+    stacks = use_stacks(model, parameters, stored, origin)
     same_layout = all(
         name in stored
         and stored[name].shape == tuple(value.shape)

@@ -54,11 +54,12 @@ def use_stacks(
     model: nn.Module,
     parameters: Mapping[str, mx.array],
     stored: Mapping[str, Stored],
-    stacked: Callable[[mx.array], list[str] | None],
+    origin: Callable[[mx.array], list[str] | None],
 ) -> dict[str, Stack]:
     """Put stacks in the place of all expert parameters that lie in the file as they are; by name.
 
-    `stacked`: which stored tensors mlx-lm has made a parameter of (`noted_stacks`).
+    `origin`: the stored tensors that a parameter is, unchanged (`noted_origins`). Names and shapes
+    would not do: a square matrix that mlx-lm turns has those it had.
     """
     found = {}
     for path, module in model.named_modules():
@@ -67,9 +68,10 @@ def use_stacks(
         for key in ("weight", "scales", "biases"):
             name = f"{path}.{key}"
             value = parameters.get(name)
-            if value is None:
+            names = None if value is None else origin(value)
+            if value is None or names is None:
                 continue
-            parts = _parts(stored, stacked(value) or [name], value.shape[0])
+            parts = _parts(stored, names, value.shape[0])
             facts = (stored_dtype(value.dtype), tuple(value.shape[1:]))
             if len(parts) == value.shape[0] and {(p.dtype, p.shape) for p in parts} == {facts}:
                 found[name] = module[key] = Stack(tuple(parts), value.dtype)
@@ -91,8 +93,8 @@ def _parts(stored: Mapping[str, Stored], names: list[str], experts: int) -> list
 
 
 @contextmanager
-def noted_stacks() -> Iterator[Callable[[mx.array], list[str] | None]]:
-    """While mlx-lm loads a folder: of which stored tensors each array was stacked, by name.
+def noted_origins() -> Iterator[Callable[[mx.array], list[str] | None]]:
+    """While mlx-lm loads a folder: which stored tensor an array is, or those it was stacked of.
 
     mlx tells no array's origin, so its `load` and `stack` are listened to meanwhile.
     """
@@ -113,8 +115,13 @@ def noted_stacks() -> Iterator[Callable[[mx.array], list[str] | None]]:
             stacks[id(made)] = [loaded[id(part)][0] for part in arrays], made
         return made
 
+    def origin(value: mx.array) -> list[str] | None:
+        if id(value) in loaded:
+            return [loaded[id(value)][0]]
+        return stacks[id(value)][0] if id(value) in stacks else None
+
     mx.load, mx.stack = noting_load, noting_stack  # type: ignore[assignment]
     try:
-        yield lambda value: stacks[id(value)][0] if id(value) in stacks else None
+        yield origin
     finally:
         mx.load, mx.stack = load, stack
