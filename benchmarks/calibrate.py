@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from dataclasses import replace
 
 import vauban  # before mlx: OpenBLAS
 
@@ -20,8 +19,8 @@ import numpy as np
 from requantize import Case
 
 from vauban.edits import pack_edited
-from vauban.edits.calibration import RANK
 from vauban.edits.moments import InputMoments
+from vauban.export.calibrate import RANK
 
 TOKENS, BATCH = 4000, 500
 
@@ -58,13 +57,11 @@ def main() -> None:
     target = np.array(case.update.weight(case.before))
     wanted = target @ fresh.T
     found = {}
-    for name, update in (
-        ("two-sided", case.update),
-        ("calibrated", replace(case.update, inputs=(energy,))),
-    ):
-        pack_edited(case.module, update)  # The first of a process pays for memory pages.
+    for name, energies in (("two-sided", ()), ("calibrated", (energy,))):
+        # The first of a process pays for memory pages.
+        pack_edited(case.module, case.update, energies)
         started = time.perf_counter()
-        packed = pack_edited(case.module, update)
+        packed = pack_edited(case.module, case.update, energies)
         seconds = time.perf_counter() - started
         assert packed.left < 1e-3, f"{name} leaves {packed.left:.1e} of the direction"
         arrays = packed.arrays

@@ -28,9 +28,10 @@ from mlx_lm.utils import load_model
 
 from vauban.edits import EditPlan
 from vauban.export import checkpoint, resume_key, verify_export
-from vauban.export.checkpoint import draft_plan, open_source, write_folder
-from vauban.export.record import write_edit_record
-from vauban.export.tensors import sha256, stored_tensors
+from vauban.export.checkpoint import draft_plan, write_folder
+from vauban.export.edit_record import write_edit_record
+from vauban.export.source import open_source
+from vauban.export.tensor_files import sha256, stored_tensors
 from vauban.models.loading import check_folder
 
 HIDDEN, HEADS, GROUP, BITS = 2048, 16, 64, 4
@@ -159,8 +160,8 @@ def export(plan: EditPlan, source: Path, target: Path) -> tuple[float, list[floa
     target.mkdir()
     started = time.perf_counter()
     opened = open_source(source)
-    key = resume_key(plan, opened.folder, "same", rounding="two-sided")
-    draft = draft_plan(opened, plan, "same", "two-sided")
+    key = resume_key(plan, opened.folder, "same")
+    draft = draft_plan(opened, plan, "same")
     write_folder(opened, draft, target, key)
     write_edit_record(plan, opened, draft, "same", target)
     seconds = time.perf_counter() - started

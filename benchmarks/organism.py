@@ -101,7 +101,6 @@ def main() -> None:
             ("float cut", reference, ()),
             ("naive", naive, ()),
             ("naive, projected", naive, plan.virtual()),
-            ("fast", plan.apply(copy.deepcopy(narrow), rounding="fast"), ()),
             ("two-sided", plan.apply(copy.deepcopy(narrow), calibrate=False), ()),
             ("calibrated", calibrated.apply(copy.deepcopy(narrow)), ()),
         ):

@@ -1,69 +1,92 @@
-"""The house: one direction of imports between the rooms, and a package that opens lightly."""
+"""The house: one direction of imports, no circle, and a package that opens lightly."""
 
 import ast
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import vauban
 
 PACKAGE = Path(vauban.__file__).parent
 ORDER = (
-    *("prompts", "interventions", "models", "activations", "directions", "edits", "knowledge"),
-    *("evaluation", "export", "report", "config", "pipeline", "study", "quick", "cli"),
+    *("prompts", "interventions", "models", "activations", "directions", "rounding", "edits"),
+    *("knowledge", "evaluation", "search", "export", "report", "config", "pipeline", "study"),
+    *("quick", "cli"),
 )
-# EditPlan.export is a lazy call into the room that writes checkpoints.
-ALLOWED_BACKWARDS = {("edits", "export")}
+ROOMS = [
+    path.parent for path in sorted(PACKAGE.glob("*/__init__.py")) if path.parent.name != "data"
+]
+FILES = [path for path in sorted(PACKAGE.glob("**/*.py")) if "data" not in path.parts]
+# The methods of EditPlan that call functions on its right, a line each.
+CONVENIENCES = "vauban.edits.conveniences"
 
 
-def _imported_rooms(path: Path) -> list[tuple[str, int, bool]]:
-    """(room, line, whether the import stands inside a function) for every import of a room."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    lazy = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        for inner in ast.walk(node)
-    }
-    found = []
-    for node in ast.walk(tree):
-        names: list[str] = []
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(module, line) of every import of vauban's own, wherever it stands.
+
+    `vauban.name` of the package's lazy front counts as an import of the module that defines it.
+    """
+    home = vauban._HOME
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            package = "vauban" if node.level else ""
-            if node.level:
-                parts = path.relative_to(PACKAGE.parent).parts[: -node.level]
-                package = ".".join(parts)
-            base = ".".join(filter(None, (package, node.module)))
-            # `from vauban import models` names a room as well as `from vauban.models import x`.
-            names = [base] + [f"{base}.{alias.name}" for alias in node.names if base == "vauban"]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "vauban" and len(parts) > 1 and parts[1] in ORDER:
-                found.append((parts[1], node.lineno, id(node) in lazy))
-    return found
-
-
-def test_every_room_is_in_the_order():
-    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"data"}
-    assert rooms <= set(ORDER), f"rooms without a place in the order: {rooms - set(ORDER)}"
-
-
-def test_a_room_imports_only_from_its_left():
-    wrong = []
-    for path in sorted(PACKAGE.glob("*/**/*.py")):
-        room = path.relative_to(PACKAGE).parts[0]
-        if room not in ORDER:
+            assert node.level == 0, f"{path}: imports name their package in full"
+            base = node.module or ""
+            names = [
+                f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names
+            ]
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "vauban":
+            names = [home[node.attr]] if node.attr in home else []
+        else:
             continue
-        for imported, line, lazy in _imported_rooms(path):
-            if ORDER.index(imported) <= ORDER.index(room):
-                continue
-            if (room, imported) in ALLOWED_BACKWARDS and lazy:
-                continue
-            wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {imported}")
+        yield from ((n, node.lineno) for n in names if n in MODULES and n != "vauban")
+
+
+def room_of(module: str) -> int:
+    """The place of a module's room in the order; files beside the rooms come before all of them."""
+    parts = module.split(".")
+    return ORDER.index(parts[1]) if len(parts) > 1 and parts[1] in ORDER else -1
+
+
+def test_every_room_is_in_the_order() -> None:
+    assert {room.name for room in ROOMS} <= set(ORDER)
+
+
+def test_a_room_imports_only_from_its_left() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {imported}"
+        for module, path in MODULES.items()
+        if module not in ("vauban", "vauban.__main__", CONVENIENCES)
+        for imported, line in imports(path)
+        if room_of(imported) > room_of(module)
+    ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_imports_in_a_circle() -> None:
+    graph = {
+        module: {imported for imported, _ in imports(path)} - {module}
+        for module, path in MODULES.items()
+        if module not in ("vauban", CONVENIENCES)
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_the_names_at_the_top_exist_where_they_are_said_to_be():

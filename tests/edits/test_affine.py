@@ -9,7 +9,7 @@ import pytest
 
 import vauban
 from tests.conftest import random_tokens
-from vauban.edits.affine import harmless_values, projection_values
+from vauban.edits.affine_cut import harmless_values, projection_values
 
 VALUES = [0.5, -1.0, 2.0, 2.0, -3.5]
 

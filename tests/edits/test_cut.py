@@ -315,3 +315,61 @@ def test_plan_refuses_what_it_cannot_do(tiny: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vauban.plan_cut(model, unit(), norm_preserve="column")
+
+
+def strength_of_the_embedding(model: Any, **options: Any) -> float | None:
+    """α of the embedding's update; None where it is kept."""
+    plan = vauban.plan_cut(model, unit(), **options)
+    return next((u.alpha for u in plan.updates if u.is_embedding), None)
+
+
+def test_strengths_and_components_reach_the_embedding(tiny: Any) -> None:
+    """ "auto" cuts it as every other writer is cut, and leaves it where they differ."""
+    model = tiny("llama")
+    n = len(model.layers)
+    assert strength_of_the_embedding(model, alpha=0.7) == 0.7
+    halves = dict.fromkeys(range(n), 0.5)
+    assert strength_of_the_embedding(model, layer_weights=halves) == 0.5
+    assert strength_of_the_embedding(model, layer_weights=dict.fromkeys(range(n), 0.0)) is None
+    assert strength_of_the_embedding(model, layer_weights={0: 0.5}) is None
+    assert strength_of_the_embedding(model, components=["attention"]) is None
+    assert strength_of_the_embedding(model, components={"attention": 1.0, "mlp": 0.5}) is None
+    assert strength_of_the_embedding(model, components={"attention": 2.0, "mlp": 2.0}) == 2.0
+    # Named, it has the strength that it is given.
+    given = {"attention": 1.0, "mlp": 0.5, "embedding": 0.25}
+    assert strength_of_the_embedding(model, components=given) == 0.25
+    assert strength_of_the_embedding(model, layer_weights={-1: 0.3, 0: 0.5}) == pytest.approx(0.3)
+    assert strength_of_the_embedding(model, components=["attention"], embedding=True) == 1.0
+    with pytest.raises(vauban.InputError, match="name the embedding, which is kept"):
+        vauban.plan_cut(model, unit(), layer_weights={-1: 0.3}, embedding=False)
+
+
+def test_nan_is_no_perfect_cut(tiny: Any) -> None:
+    """NaN compares as smaller than anything: it must not read as nothing left."""
+    from vauban.edits import Leakage
+    from vauban.edits.lowrank import share_left
+
+    assert np.isnan(Leakage({"a": 1e-8, "b": float("nan"), "c": 1e-7}, 0.0).worst)
+    broken = mx.full((64, 8), float("nan"))
+    assert np.isnan(share_left(mx.ones((64, 8)), broken, unit()[None]))
+    assert np.isnan(share_left(broken, mx.ones((64, 8)), unit()[None]))
+    assert share_left(mx.ones((64, 8)), mx.zeros((64, 8)), mx.eye(64)[:1]) == float("inf")
+    model = tiny("llama")
+    plan = vauban.plan_cut(model, unit())
+    assert plan.stream_leak(model) < 1e-6
+    weight = model.model.layers[1].mlp.down_proj.weight
+    weight[3, 5] = float("nan")
+    with pytest.raises(vauban.ModelError, match="holds NaN"):
+        plan.leakage()
+    with pytest.raises(vauban.ModelError, match="stream"):
+        plan.stream_leak(model)
+
+
+def test_nan_in_a_report_is_not_as_planned() -> None:
+    shares = {"a": 1e-6, "b": float("nan"), "c": 1e-5}
+    report = vauban.ExportReport(
+        "out", 0.0, 3, 3, True, shares, shares, 0.0, "same", {}, {}, 0
+    )  # fmt: skip
+    assert not report.ok
+    with pytest.raises(vauban.CheckError, match="b is off by nan"):
+        report.check()

@@ -12,7 +12,7 @@ from tests.architectures.build import build, with_tie
 from tests.conftest import build as tiny
 from tests.conftest import random_tokens
 from vauban._arrays import flat_parameters
-from vauban.edits.heads import has_untie_switch, is_tied, read_head
+from vauban.edits.embedding import has_untie_switch, is_tied, read_head
 
 # Families whose tied head is no plain `as_linear`, or whose switch is not in the arguments alone.
 TIED = {
@@ -121,7 +121,6 @@ def test_applied_again_the_head_keeps_the_matrix_it_was_given(bits: int) -> None
     [
         ({"precision": "foo"}, "precision is 'foo'"),
         ({"precision": "adapter"}, "adapter_path"),
-        ({"rounding": "foo"}, "rounding is 'foo'; expected one of"),
     ],
 )
 def test_options_that_do_not_exist_are_refused_before_anything_is_changed(

@@ -17,7 +17,7 @@ from vauban.edits.null_space import (
     null_space,
     removable_share,
 )
-from vauban.edits.preservation import Preserve, collect_preservation_keys
+from vauban.edits.preservation_keys import Preserve, collect_preservation_keys
 from vauban.models.inputs import module_inputs
 
 

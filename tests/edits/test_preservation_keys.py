@@ -71,7 +71,7 @@ def test_experts_that_are_modules_keep_what_was_preserved() -> None:
 
 
 def test_an_input_is_long_beside_those_of_all_experts() -> None:
-    from vauban.edits.preservation import _Rows
+    from vauban.edits.preservation_keys import _Rows
 
     model = build_family("dbrx")
     writers = {w.path: w for w in vauban.residual_writers(model) if w.kind == "expert"}

@@ -13,7 +13,7 @@ from tests.conftest import random_tokens
 from tests.export.checkpoints import load_plain, save_checkpoint, unit
 from vauban.export import check_adaptable
 from vauban.export.adapter import adapter_shares
-from vauban.export.checkpoint import open_source
+from vauban.export.source import open_source
 
 
 @pytest.mark.parametrize(

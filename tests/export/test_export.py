@@ -10,7 +10,7 @@ import pytest
 import vauban
 from tests.conftest import random_tokens
 from tests.export.checkpoints import load_plain, matrix_of, save_checkpoint, unit
-from vauban.export.tensors import stored_tensors
+from vauban.export.tensor_files import stored_tensors
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 import vauban
 from tests.export.checkpoints import load_plain
 from vauban._arrays import flat_parameters
-from vauban.export.checkpoint import Source, open_source
-from vauban.export.tensors import Stored, stored_tensors
+from vauban.export.source import Source, open_source
+from vauban.export.tensor_files import Stored, stored_tensors
 
 _CONFIG = {
     "model_type": "qwen3_moe", "hidden_size": 512, "intermediate_size": 512,

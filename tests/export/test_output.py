@@ -18,7 +18,7 @@ import vauban
 from tests.export.checkpoints import load_plain, save_checkpoint, unit
 from vauban._arrays import flat_parameters
 from vauban.export import checkpoint, staged
-from vauban.export.checkpoint import open_source
+from vauban.export.source import open_source
 
 
 def test_existing_output_inside_source_and_force(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
@@ -13,10 +12,11 @@ from mlx_lm.utils import load_model
 import vauban
 from tests.export.test_memory import _CONFIG, one_by_one
 from vauban.edits.modules import module_weight
-from vauban.export import tensors
-from vauban.export.checkpoint import draft_plan, open_source, write_folder
-from vauban.export.stacks import noted_origins
-from vauban.export.tensors import stored_tensors, to_bytes
+from vauban.export import tensor_files
+from vauban.export.checkpoint import draft_plan, write_folder
+from vauban.export.expert_stacks import stack_origins
+from vauban.export.source import open_source
+from vauban.export.tensor_files import Stored, stored_tensors, to_bytes
 
 _MANY = {
     **_CONFIG, "hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 160,
@@ -63,9 +63,9 @@ def test_experts_are_what_mlx_lm_loads(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 5, 1000, 1 << 20])
 def test_bytes_are_cut_where_stored_tensors_are(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "_CHUNK", 64)
+    monkeypatch.setattr(tensor_files, "_CHUNK", 64)
     whole = bytes(range(256)) * 3 + b"end"
-    pieces = list(tensors.recut(whole[i : i + size] for i in range(0, len(whole), size)))
+    pieces = list(tensor_files.recut(whole[i : i + size] for i in range(0, len(whole), size)))
     assert b"".join(pieces) == whole
     assert [len(p) for p in pieces] == [64] * (len(whole) // 64) + [len(whole) % 64]
 
@@ -79,7 +79,7 @@ def test_no_stack_is_held_twice(tmp_path: Path, kind: str, held: float) -> None:
     largest = max(t.end - t.start for t in stored_tensors(folder).values())
     if kind == "one by one":
         largest *= 160
-    draft = draft_plan(opened, plan, "same", "fast")
+    draft = draft_plan(opened, plan, "same")
     out = tmp_path / "out"
     out.mkdir()
     mx.clear_cache()
@@ -114,17 +114,40 @@ def test_an_array_that_was_turned_on_loading_is_not_read_from_the_file(
     assert mx.array_equal(value, mx.load(str(folder / "model.safetensors"))[name].swapaxes(1, 2))
 
 
-def test_only_stored_tensors_and_plain_stacks_of_them_are_noted(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    mx.save_safetensors(str(file), {"a": mx.ones((2, 2)), "b": mx.zeros((2, 2))})
-    load, stack = mx.load, mx.stack
-    with pytest.raises(RuntimeError, match="midway"), noted_origins() as names:
-        held = mx.load(str(file))
-        plain = mx.stack([held["b"], held["a"]])
-        assert np.array(plain)[1].all() and names(plain) == ["b", "a"]
-        assert names(held["a"]) == ["a"] and names(held["a"].T) is None
-        assert names(plain.swapaxes(0, 1)) is None
-        assert names(mx.stack([held["a"], held["b"]], 1)) is None
-        assert names(mx.stack([held["a"], 2 * held["b"]])) is None
-        raise RuntimeError("midway")
-    assert mx.load is load and mx.stack is stack
+@pytest.mark.parametrize("change", ["turned", "scaled", "other order of axes"])
+def test_only_stored_tensors_and_plain_stacks_of_them_are_stacks(change: str) -> None:
+    """What a conversion does besides stacking keeps a parameter out, and only that one."""
+    changes = {
+        "turned": lambda parts: mx.stack([p.T for p in parts]),
+        "scaled": lambda parts: mx.stack([2 * p for p in parts]),
+        "other order of axes": lambda parts: mx.stack(parts, axis=1),
+    }
+
+    class Converting(nn.Module):
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            parts = {k: [weights[f"x.{e}.y.0.{k}"] for e in (1, 0)] for k in ("a", "b")}
+            return {
+                "plain": mx.stack(parts["a"]),
+                "changed": changes[change](parts["b"]),
+                "whole": weights["x.whole"],
+            }
+
+    stored = {
+        name: Stored(Path("model.safetensors"), "F32", shape, 0, 4)
+        for name, shape in [
+            *((f"x.{e}.y.0.{k}", (8, 8)) for e in (0, 1) for k in ("a", "b")),
+            ("x.whole", (2, 8, 8)),
+            ("norm", (8,)),
+        ]
+    }
+    origins = stack_origins(Converting(), ["plain", "changed", "whole"], stored)
+    assert origins == {"plain": ["x.1.y.0.a", "x.0.y.0.a"], "whole": ["x.whole"]}
+
+
+def test_a_conversion_that_needs_true_shapes_has_no_stacks() -> None:
+    class Shaped(nn.Module):
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            return {"w": weights["x.w"].reshape(2, 8, 8)}
+
+    stored = {"x.w": Stored(Path("model.safetensors"), "F32", (2, 8, 8), 0, 512)}
+    assert stack_origins(Shaped(), ["w"], stored) == {}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import vauban
-from vauban.export import tensors
-from vauban.export.tensors import given, pieces, to_bytes
+from vauban.export import tensor_files as tensors
+from vauban.export.tensor_files import given, pieces, to_bytes
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16, mx.uint8, mx.bool_])

@@ -1,19 +1,20 @@
 """Weight edits as low-rank updates: on flat dictionaries, and planned over a whole model."""
 
 from vauban.edits.directions import biproject, sparsify_direction
-from vauban.edits.edit_plan import EditPlan, Leakage
+from vauban.edits.embedding import has_untie_switch
 from vauban.edits.exact import quantize_direction_exact
-from vauban.edits.flat import cut, cut_biprojected, cut_subspace
-from vauban.edits.heads import has_untie_switch
+from vauban.edits.flat_weights import cut, cut_biprojected, cut_subspace
 from vauban.edits.null_space import NullSpace, null_space
-from vauban.edits.packed import Packed, Rounding, pack_edited
-from vauban.edits.plan import plan_cut
-from vauban.edits.preservation import (
+from vauban.edits.packed import Packed, pack_edited
+from vauban.edits.plan import EditPlan
+from vauban.edits.planner import plan_cut
+from vauban.edits.preservation_keys import (
     PreservationKeys,
     Preserve,
     collect_preservation_keys,
 )
 from vauban.edits.protection import ProtectionReport, WriterProtection, protection_report
+from vauban.edits.run_time import Leakage
 from vauban.edits.sparse import (
     SparseDirectionSurgeon,
     SparseProjectionResult,
@@ -30,7 +31,6 @@ __all__ = [
     "PreservationKeys",
     "Preserve",
     "ProtectionReport",
-    "Rounding",
     "SparseDirectionSurgeon",
     "SparseProjectionResult",
     "SparseSurgeryPlan",

@@ -6,9 +6,11 @@ leading axis holds experts, each of which is cut on its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import mlx.core as mx
+import numpy as np
 
 from vauban.errors import InputError
 
@@ -58,10 +60,26 @@ def cut_matrix(
 
 
 def share_left(after: mx.array, before: mx.array, basis: mx.array) -> float:
-    """‖U W'‖ / ‖U W‖ in float32: 0 after an exact cut, 1 when nothing happened."""
-    left = float(mx.linalg.norm(basis @ after.astype(mx.float32)))
-    had = float(mx.linalg.norm(basis @ before.astype(mx.float32)))
-    return left / had if had > 0 else 0.0
+    """‖U W'‖ / ‖U W‖ in float32: 0 after an exact cut, 1 when nothing happened.
+
+    NaN where a matrix holds NaN, infinite where a direction appears that was not in it before.
+    """
+    return share(
+        float(mx.linalg.norm(basis @ after.astype(mx.float32))),
+        float(mx.linalg.norm(basis @ before.astype(mx.float32))),
+    )
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole, NaN from NaN; 0 of nothing is 0, anything else of nothing is infinite."""
+    if whole == 0.0:
+        return 0.0 if part == 0.0 else float("inf")
+    return part / whole
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest value, 0 of none; NaN where one is NaN (`max` would pass over it)."""
+    return float(np.max([0.0, *values]))
 
 
 def through_gain(basis: mx.array, gain: mx.array | None) -> mx.array:

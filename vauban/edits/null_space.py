@@ -14,8 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from vauban.edits.amounts import finite, whole
 from vauban.edits.directions import as_array
+from vauban.edits.lowrank import share
+from vauban.edits.options import finite, whole
 from vauban.errors import InputError
 
 DEFAULT_ENERGY = 0.999
@@ -205,7 +206,7 @@ def leak(removed: mx.array, taken: mx.array, keys: Sequence[mx.array] | mx.array
     """max |K takenᵀ| / max |K removedᵀ|: what preserved inputs still lose, against a plain cut."""
     k = keys if isinstance(keys, mx.array) else mx.concatenate(list(keys))
     before = float(mx.abs(k @ removed.T).max())
-    return float(mx.abs(k @ taken.T).max()) / before if before > 0 else 0.0
+    return share(float(mx.abs(k @ taken.T).max()), before)
 
 
 def mean_leak(
@@ -220,10 +221,10 @@ def mean_leak(
         if k is not None:
             before += float(((k.factor @ r.T) ** 2).sum())
             after += float(((k.factor @ q.T) ** 2).sum())
-    return (after / before) ** 0.5 if before > 0 else 0.0
+    return share(after, before) ** 0.5
 
 
 def removable_share(removed: mx.array, taken: mx.array) -> float:
     """‖taken‖² / ‖removed‖²: the share of the cut that the protection lets through."""
     had = float((removed.astype(mx.float32) ** 2).sum())
-    return float((taken.astype(mx.float32) ** 2).sum()) / had if had > 0 else 0.0
+    return share(float((taken.astype(mx.float32) ** 2).sum()), had)

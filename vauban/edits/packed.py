@@ -7,9 +7,9 @@ modules, no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +20,7 @@ from vauban.edits.blocks import Stored, blocks, matrices
 from vauban.edits.damped import damped_codes
 from vauban.edits.exact import exact_codes, first_shifts, pack_codes
 from vauban.edits.modules import refuse_unknown_packing, unpack
+from vauban.edits.moments import Energy
 from vauban.edits.problem import Problem, problem
 from vauban.edits.refit import fresh_grid, refit
 from vauban.edits.two_sided import one_behind, orthonormal
@@ -32,7 +33,6 @@ from vauban.models.writers import unpacked_shape
 LIMIT = 1e-3
 # Elements that are rounded together where parts are rounded on their own.
 _PART = 1 << 22
-Rounding = Literal["two-sided", "fast"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +118,14 @@ class _Sums:
 def pack_edited(
     module: nn.Module,
     update: Update,
+    energies: Sequence[Energy | None] = (),
     *,
     bits: int | None = None,
-    rounding: Rounding = "two-sided",
 ) -> Packed:
     """The edited matrix of a packed `module` in its own format, or affine with other `bits`.
+
+    `energies` is what the matrix reads (one, or one per expert; None: never routed to), for a table
+    how much each direction of its rows matters; () rounds alike for any input.
 
     Raises InputError for an unpacked module without `bits`, a packing that would be read wrongly,
     and a width that no affine group divides.
@@ -131,13 +134,14 @@ def pack_edited(
     form, own = _format(module, update.path, bits)
     own_basis = np.array(update.basis.astype(mx.float32))
     sums = _Sums(own_basis, _basis(update), update.writes_rows)
-    two_sided = rounding == "two-sided" and not update.writes_rows
+    two_sided = not update.writes_rows
 
     def one(stored: Stored, update: Update) -> dict[str, mx.array]:
+        energy = energies[stored.expert or 0] if energies else None
         if update.acts_on_outputs and not two_sided:
-            arrays = _by_parts(stored, update, form, own, sums)
+            arrays = _by_parts(stored, update, energy, form, own, sums)
         else:
-            arrays = _matrix(stored, update, form, own, two_sided, sums)
+            arrays = _matrix(stored, update, energy, form, own, two_sided, sums)
         mx.eval(arrays)
         return arrays
 
@@ -180,7 +184,7 @@ def _format(module: nn.Module, path: str, bits: int | None) -> tuple[_Format, bo
 
 
 def _by_parts(
-    stored: Stored, update: Update, form: _Format, own: bool, sums: _Sums
+    stored: Stored, update: Update, energy: Energy | None, form: _Format, own: bool, sums: _Sums
 ) -> dict[str, mx.array]:
     """Pack what is rounded part by part: a table by rows, a matrix one-sided by columns.
 
@@ -210,7 +214,7 @@ def _by_parts(
         for part in parts:
             target, removed = (np.array(a) for a in ahead)
             sums.had += float(np.vdot(removed, removed))
-            packed, grid = _round(stored, target, update, form, own, None, part, meanwhile)
+            packed, grid = _round(stored, target, update, energy, form, own, None, part, meanwhile)
             if before is not None:
                 behind(compare, np.array(before[0]), *before[1:])
             read = _read(packed, *grid, form)
@@ -240,7 +244,13 @@ def _unit(stored: Stored, form: _Format) -> int:
 
 
 def _matrix(
-    stored: Stored, update: Update, form: _Format, own: bool, two_sided: bool, sums: _Sums
+    stored: Stored,
+    update: Update,
+    energy: Energy | None,
+    form: _Format,
+    own: bool,
+    two_sided: bool,
+    sums: _Sums,
 ) -> dict[str, mx.array]:
     """Pack a matrix on the whole; a plain cut is made by blocks of columns."""
     shape = stored.shape
@@ -262,7 +272,7 @@ def _matrix(
             removed.append(np.array(update.taken(before) if update.protection else had))
             behind(keep, part, np.array(after))
     along = None if update.writes_rows else np.concatenate(removed, axis=1)
-    packed, grid = _round(stored, target, update, form, own, along if two_sided else None)
+    packed, grid = _round(stored, target, update, energy, form, own, along if two_sided else None)
     leak = np.zeros((shape[0], len(update.basis)))
 
     def compare(rows: slice, columns: slice, values: np.ndarray) -> None:
@@ -291,6 +301,7 @@ def _round(
     stored: Stored,
     target: np.ndarray,
     update: Update,
+    energy: Energy | None,
     form: _Format,
     own: bool,
     removed: np.ndarray | None,
@@ -301,7 +312,7 @@ def _round(
 
     `meanwhile` sets mlx to work once nothing but NumPy is needed.
 
-    With `update.inputs` errors are weighed by what the matrix reads, or by what the rows of a table
+    With `energy` errors are weighed by what the matrix reads, or by what the rows of a table
     are used for, as long as that is not too dear (`damped`). Affine groups keep their grid or get a
     better one (`refit`); the float modes have relative grids and keep theirs; a new width gets the
     grid that mlx would choose.
@@ -314,7 +325,6 @@ def _round(
         )  # fmt: skip
 
     basis, aim, shifts = _basis(update), None, None
-    energy = update.inputs[0] if update.inputs else None
     if not update.whole:
         # What stays along U on purpose is to be there after rounding as well.
         aim = basis @ (target.T if update.writes_rows else target)
@@ -334,7 +344,7 @@ def _round(
     if energy is not None and (update.writes_rows or removed is not None):
         found = damped_codes(asked, energy, removed)
         if found is None:
-            return _round(stored, target, replace(update, inputs=()), form, own, removed, part)
+            return _round(stored, target, update, None, form, own, removed, part)
         codes = found
     else:
         codes = exact_codes(asked, removed, start=None if update.writes_rows else shifts)

@@ -11,10 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from vauban.edits.edit_plan import EditPlan
+from vauban.edits.lowrank import largest
 from vauban.edits.modules import module_weight
 from vauban.edits.null_space import mean_leak, removable_share
-from vauban.edits.preservation import PreservationKeys
+from vauban.edits.plan import EditPlan
+from vauban.edits.preservation_keys import PreservationKeys
 from vauban.errors import InputError
 
 
@@ -44,7 +45,7 @@ class ProtectionReport:
 
     @property
     def worst_leak(self) -> float:
-        return max(w.leak for w in self.writers.values())
+        return largest(w.leak for w in self.writers.values())
 
     @property
     def mean_removable(self) -> float:

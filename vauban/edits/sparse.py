@@ -16,8 +16,8 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from vauban.edits.amounts import finite
 from vauban.edits.directions import as_array, as_direction
+from vauban.edits.options import finite
 from vauban.errors import InputError, VaubanWarning
 
 Side = Literal["input", "output"]

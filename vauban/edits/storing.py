@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.nn as nn
 
-from vauban.edits.packed import LIMIT, Packed, Rounding, affine_group, pack_edited
+from vauban.edits.moments import Energy
+from vauban.edits.packed import LIMIT, Packed, affine_group, pack_edited
 from vauban.edits.update import Update
 from vauban.errors import InputError
 
 PRECISIONS = (None, "same", "8bit", "float", "adapter")
 
 
+def check_precision(precision: str | None) -> None:
+    """InputError for a storage format that does not exist."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected None or one of {PRECISIONS[1:]}")
+
+
 def store_packed(
-    module: nn.Module, update: Update, precision: str | None, rounding: Rounding = "two-sided"
+    module: nn.Module,
+    update: Update,
+    precision: str | None,
+    energies: Sequence[Energy | None] = (),
 ) -> Packed | None:
     """The edited matrix packed, or None where it is to be stored as floats.
 
@@ -20,8 +32,7 @@ def store_packed(
     is within `LIMIT` of what was planned; then 8 bits, then the float type are taken, by name in
     the report. A module whose width no group divides goes from its own format to floats.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected None or one of {PRECISIONS[1:]}")
+    check_precision(precision)
     packed = "scales" in module
     widths: list[int | None] = []
     if packed and precision in (None, "same"):
@@ -30,8 +41,7 @@ def store_packed(
         # A width that no group divides cannot be packed anew.
         widths += [8] if affine_group(module) else []
     for bits in widths:
-        found = None  # What was too far from planned is let go first.
-        found = pack_edited(module, update, bits=bits, rounding=rounding)
-        if found.missed <= LIMIT:
-            return found
+        stored = pack_edited(module, update, energies, bits=bits)
+        if stored.missed <= LIMIT:
+            return stored
     return None

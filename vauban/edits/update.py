@@ -8,7 +8,6 @@ from typing import Literal
 import mlx.core as mx
 
 from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
-from vauban.edits.moments import Energy
 from vauban.edits.null_space import DEFAULT_LIMIT, NullSpace, least_squares_rows
 
 
@@ -53,10 +52,9 @@ class Update:
 
     `basis` U (k, out) holds the gain of a post-norm. `rows` (out, 1) restricts L to some rows
     (sparse surgery), `protection` restricts R to the null space of preserved inputs. `offset`
-    (out,) is added to every row of a table, or to the matrix's bias (`affine`). `inputs` is what
-    the matrix reads (one, or one per expert; None: never routed to), for rounding (`calibration`);
-    of a table it is how much each direction of its rows matters. `bias` says whether the module's
-    bias is cut, `bias_left` that there is one which is left alone and still writes the direction.
+    (out,) is added to every row of a table, or to the matrix's bias (`affine_cut`). `bias` says
+    whether the module's bias is cut, `bias_left` that there is one which is left alone and still
+    writes the direction.
     """
 
     path: str
@@ -69,7 +67,6 @@ class Update:
     rows: mx.array | None = None
     protection: Protection | None = None
     offset: mx.array | None = None
-    inputs: tuple[Energy | None, ...] = ()
     bias_left: bool = False
 
     @property
@@ -102,15 +99,12 @@ class Update:
         return weight.astype(mx.float32) - self.alpha * (left @ self.taken(weight))
 
     def of_expert(self, expert: int | None) -> Update:
-        """The update of one expert's matrix: its own inputs and protection. None: no experts."""
-        if expert is None:
-            return self
-        update = replace(self, inputs=self.inputs[expert : expert + 1])
+        """The update of one expert's matrix, with its own protection. None: no experts."""
         p = self.protection
-        if p is None:
-            return update
+        if expert is None or p is None:
+            return self
         targets = (p.targets[expert],) if p.targets else ()
-        return replace(update, protection=replace(p, spaces=(p.spaces[expert],), targets=targets))
+        return replace(self, protection=replace(p, spaces=(p.spaces[expert],), targets=targets))
 
     def new_bias(self, bias: mx.array) -> mx.array:
         """The edited bias in its own dtype."""

@@ -16,10 +16,11 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban import __version__
 from vauban.edits import EditPlan, Update
+from vauban.edits.lowrank import share
 from vauban.edits.modules import module_weight
 from vauban.errors import CheckError, InputError
-from vauban.export.along import norm, share
-from vauban.export.checkpoint import Source, open_source
+from vauban.export.read_back import norm
+from vauban.export.source import Source, open_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,129 +18,34 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban import __version__
-from vauban._arrays import flat_parameters
-from vauban.edits import EditPlan, Rounding, Update, store_packed
-from vauban.edits.heads import is_tied
+from vauban.edits.embedding import is_tied
+from vauban.edits.moments import Energy
+from vauban.edits.plan import EditPlan
+from vauban.edits.storing import store_packed
 from vauban.edits.streamed import edited_rows, float_dtype
-from vauban.errors import InputError, ModelError
-from vauban.export.along import norm, rows_along
-from vauban.export.resume import Finished
-from vauban.export.stacks import Stack, noted_origins, use_stacks
-from vauban.export.tensors import (
+from vauban.edits.update import Update
+from vauban.errors import InputError
+from vauban.export.calibrate import inputs_of
+from vauban.export.interrupted import Finished
+from vauban.export.read_back import norm, rows_along
+from vauban.export.source import Source
+from vauban.export.tensor_files import (
     Entry,
     Late,
-    Stored,
     computed,
     copied,
     given,
-    pieces,
     stacked,
     stored_dtype,
     stored_tensors,
     to_bytes,
     write_safetensors,
 )
-from vauban.models import model_folder
 from vauban.models.writers import unpacked_shape
 
 _SHARD = 5 << 30
 _KEPT = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".jsonl", ".py")
 _DROPPED = ("model.safetensors.index.json", "README.md", "run.json", "answers.jsonl")
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A checkpoint to edit: its stored tensors, and its parameters as mlx-lm names them (lazy).
-
-    In the modules `stacks` stand in for the parameters of experts, which are read one by one.
-    """
-
-    folder: Path
-    stored: dict[str, Stored]
-    model: nn.Module
-    parameters: dict[str, mx.array]
-    config: dict[str, Any]
-    loaded_config: dict[str, Any]
-    same_layout: bool
-    """Whether the file holds the parameters under the same names, shapes and types."""
-    stacks: dict[str, Stack] = field(default_factory=dict)
-
-    @cached_property
-    def modules(self) -> dict[str, nn.Module]:
-        """The modules by path, as the checkpoint holds them."""
-        return dict(self.model.named_modules())
-
-    def release(self, path: str) -> None:
-        """Let go of a parameter, or of a module's: a lazy tensor that was read stays in memory.
-
-        They cannot be read again; open the source anew for that.
-        """
-        if path in self.parameters:
-            names = [path]
-        else:
-            names = [name for name in self.parameters if name.startswith(f"{path}.")]
-        for name in names:
-            holder, key = self._place(name)
-            holder[key] = self.parameters[name] = mx.array(0.0)
-        # On a GPU mlx keeps the memory for arrays of the same size.
-        mx.clear_cache()
-
-    def _place(self, name: str) -> tuple[Any, str | int]:
-        """What holds a parameter (a module, or a list or dictionary in one), and its key there."""
-        path, _, key = name.rpartition(".")
-        if path in self.modules:
-            return self.modules[path], key
-        outer, place = self._place(path)
-        holder = outer[place]
-        return holder, int(key) if isinstance(holder, list) else key
-
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """A parameter's bytes in pieces of at most 16 MB, released where it had to be computed.
-
-        Raw where the layouts agree, else of mlx-lm's converted value.
-        """
-        if self.same_layout:
-            return self.stored[name].chunks()
-        if name in self.stacks:
-            return self.stacks[name].chunks()
-        return pieces(self.take(name))
-
-    def take(self, name: str) -> mx.array:
-        """A parameter, released: the caller's is the last reference."""
-        value = self.parameters[name]
-        self.release(name)
-        return value
-
-
-def source_folder(model_path: str | Path) -> Path:
-    """The folder of the model to export; InputError for what is neither a path nor a Hub id."""
-    if not isinstance(model_path, str | Path):
-        raise InputError(
-            f"the model to export is {model_path!r}; expected the folder or Hub id it came from"
-        )
-    return model_folder(model_path)
-
-
-def open_source(model_path: str | Path) -> Source:
-    """Open a folder or Hub id without reading its weights."""
-    from mlx_lm.utils import load_model
-
-    folder = source_folder(model_path)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    with noted_origins() as origin:
-        try:
-            model, loaded = load_model(folder, lazy=True)
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-            raise ModelError(f"mlx-lm cannot load {model_path}: {error}") from error
-    parameters, stored = flat_parameters(model), stored_tensors(folder)
-    stacks = use_stacks(model, parameters, stored, origin)
-    same_layout = all(
-        name in stored
-        and stored[name].shape == tuple(value.shape)
-        and stored[name].dtype == stored_dtype(value.dtype)
-        for name, value in parameters.items()
-    )
-    return Source(folder, stored, model, parameters, config, loaded, same_layout, stacks)
 
 
 def untouched_entry(source: Source, name: str, copy: str | None = None) -> Entry:
@@ -173,7 +78,7 @@ class Draft:
     untied_from: str | None = None
 
 
-def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: Rounding) -> Draft:
+def draft_plan(source: Source, plan: EditPlan, precision: str | None) -> Draft:
     """The edited checkpoint of `source`, nothing computed yet.
 
     InputError for a plan of another model.
@@ -190,6 +95,7 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
         {},
         plan.updates[0].path if plan.embedding == "untie" else None,
     )
+    inputs = inputs_of(plan)
     for update in plan.updates:
         module = source.modules[update.path]
         packed = "scales" in module
@@ -203,7 +109,8 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None, rounding: 
                 # The head keeps the matrix, in its own packing.
                 head = f"lm_head.{part}"
                 draft.entries[head] = untouched_entry(source, name, copy=head)
-        make = partial(_edited, source, module, update, precision, rounding, draft.outcomes)
+        energies = inputs.get(update.path, ())
+        make = partial(_edited, source, module, update, energies, precision, draft.outcomes)
         draft.late[update.path] = Late(update.path, make, _likely(module, precision))
         if update.bias and "bias" in module:
             name, bias = f"{update.path}.bias", module.bias
@@ -228,12 +135,12 @@ def _edited(
     source: Source,
     module: nn.Module,
     update: Update,
+    energies: Sequence[Energy | None],
     precision: str | None,
-    rounding: Rounding,
     outcomes: dict[str, dict[str, Any]],
 ) -> Iterator[Entry]:
     """The tensors of one edited module; notes how it was stored."""
-    stored = store_packed(module, update, precision, rounding)
+    stored = store_packed(module, update, precision, energies)
     if stored is not None:
         outcomes[update.path] = stored.to_dict()
         for part, values in stored.parts.items():

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vauban.errors import InputError
-from vauban.export.resume import read_record
+from vauban.export.interrupted import read_record
 
 
 def check_output(

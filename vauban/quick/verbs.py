@@ -9,9 +9,9 @@ import vauban
 from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult, measure
 from vauban.edits import EditPlan, plan_cut
-from vauban.edits.reading import PROMPTS
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport
+from vauban.export.calibrate import PROMPTS_PER_CLASS
 from vauban.models import describe, model_folder
 from vauban.pipeline.sources import eval_set, prompt_set
 from vauban.prompts import resolve_prompts
@@ -94,7 +94,9 @@ def abliterate(
     direction = measure_direction(model, tokenizer, *sets)
     plan = plan_cut(model, direction, alpha=alpha)
     if describe(model).quantization is not None:
-        plan = plan.calibrated(tokenizer, [p for prompts in sets for p in prompts[:PROMPTS]])
+        plan = plan.calibrated(
+            tokenizer, [p for prompts in sets for p in prompts[:PROMPTS_PER_CLASS]]
+        )
     export = plan.export(model_folder(model_path), output_dir)
     return Abliteration(direction, plan, export, Path(output_dir))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vauban.errors import CheckError
-from vauban.export.logits import LogitsCompared
+from vauban.export.compare_logits import LogitsCompared
 
 # bfloat16 storage alone misses 2 to 5e-3 of a direction; float16, float32 and packed far less.
 LIMIT = 0.02
@@ -62,8 +62,10 @@ class ExportReport:
         """What is not as it was planned; "" where all is."""
         if self.untouched_identical is False:
             return f"tensors that should not change differ from the source, {self.differs} first"
-        worst = max(self.missed, key=lambda p: self.missed[p], default=None)
-        if worst is not None and not self.missed[worst] <= LIMIT:
+        # `not <=` holds for NaN too, which `max` would pass over.
+        beyond = {path: missed for path, missed in self.missed.items() if not missed <= LIMIT}
+        if beyond:
+            worst = max(beyond, key=lambda path: beyond[path])
             left = f"; {self.writers[worst]:.1%} is left" if worst in self.writers else ""
             return (
                 f"{worst} is off by {self.missed[worst]:.1%} of the direction from what was "

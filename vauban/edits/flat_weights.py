@@ -13,9 +13,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from vauban.edits.amounts import block_set, finite, layer_factors
 from vauban.edits.directions import as_basis, biproject
-from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
+from vauban.edits.lowrank import NormMode, cut_matrix, largest, remove_from_bias, share_left
+from vauban.edits.options import block_set, finite, layer_factors
 from vauban.errors import InputError, VaubanWarning
 from vauban.models import WRITER_NAMES, families
 
@@ -118,7 +118,7 @@ def cut_subspace(
     mode: NormMode = {False: None, True: "row"}.get(norm_preserve, norm_preserve)  # type: ignore[arg-type]
     _refuse_post_norms(weights)
     cutting = dict(weights)
-    left = 0.0
+    shares: list[float] = []
     for layer in layers:
         factor = alpha * factors.get(layer, 1.0)
         found = _writers_of(weights, layer, int(rows.shape[1]))
@@ -126,7 +126,7 @@ def cut_subspace(
             weight = _float_weight(weights, path, int(rows.shape[1]))
             done = cut_matrix(weight, rows, factor, mode)
             if mode == "row":
-                left = max(left, share_left(done, weight, rows))
+                shares.append(share_left(done, weight, rows))
             cutting[f"{path}.weight"] = done.astype(weight.dtype)
             for packed in ("scales", "biases"):
                 cutting.pop(f"{path}.{packed}", None)
@@ -135,7 +135,7 @@ def cut_subspace(
                 cutting[f"{path}.bias"] = remove_from_bias(bias, rows, factor).astype(bias.dtype)
     if mode == "row":
         warnings.warn(
-            f"row norm preservation puts back up to {left:.1%} of the direction; "
+            f"row norm preservation puts back up to {largest(shares):.1%} of the direction; "
             "norm_preserve='column' keeps the norms of the columns and leaves none",
             VaubanWarning,
             stacklevel=2,

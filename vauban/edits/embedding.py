@@ -161,12 +161,15 @@ def _forget_anatomy(model: nn.Module) -> None:
 
 
 def embedding_mode(
-    model: nn.Module, embedding: EmbeddingMode, *, whole: bool
+    model: nn.Module, embedding: EmbeddingMode, *, wanted: bool
 ) -> Literal["cut", "untie", "tied", "kept"]:
-    """What happens to the table: "cut", "untie", "tied" or "kept" (see `plan_cut`)."""
+    """What happens to the table: "cut", "untie", "tied" or "kept" (see `plan_cut`).
+
+    `wanted`: whether "auto" is to cut it.
+    """
     if embedding not in ("auto", "untie", "tied", True, False):
         raise InputError(f"embedding is {embedding!r}; expected 'auto', 'untie', 'tied' or False")
-    if embedding is False or (embedding == "auto" and not whole):
+    if embedding is False or (embedding == "auto" and not wanted):
         return "kept"
     if not is_tied(model):
         return "cut"

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from vauban.edits import EditPlan
+from vauban.edits.lowrank import largest, share
+from vauban.edits.plan import EditPlan
 from vauban.edits.update import is_table
 from vauban.errors import CheckError, InputError
 from vauban.export.adapter import is_adapter
-from vauban.export.along import norm, rows_along, share
-from vauban.export.checkpoint import Source, open_source
-from vauban.export.logits import compare_logits
-from vauban.export.record import read_edit_record
-from vauban.export.report import ExportReport
-from vauban.export.resume import RECORD
-from vauban.export.tensors import sha256
+from vauban.export.compare_logits import compare_logits
+from vauban.export.edit_record import read_edit_record
+from vauban.export.export_report import ExportReport
+from vauban.export.interrupted import RECORD
+from vauban.export.read_back import norm, rows_along
+from vauban.export.source import Source, open_source
+from vauban.export.tensor_files import sha256
 from vauban.models import residual_writers
 
 
@@ -69,7 +70,7 @@ def verify_export(
     differs = None if source is None else _difference(open_source(source), written, {*left}, untied)
     report = ExportReport(
         folder=str(folder),
-        direction_left=max(left.values(), default=0.0),
+        direction_left=largest(left.values()),
         modules_edited=len(left),
         modules_present=present,
         untouched_identical=None if source is None else differs is None,

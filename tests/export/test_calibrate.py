@@ -14,15 +14,15 @@ from mlx_lm.utils import load_model
 
 import vauban
 from vauban.config.schema import OutputSection
-from vauban.edits import reading
-from vauban.errors import InputError
-from vauban.export.record import read_edit_record
-from vauban.models import folder_of, in_memory
+from vauban.errors import InputError, VaubanWarning
+from vauban.export import calibrate
+from vauban.export.edit_record import read_edit_record
+from vauban.models import folder_of
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PROMPTS", 2)
+    monkeypatch.setattr(calibrate, "PROMPTS_PER_CLASS", 2)
 
 
 @pytest.fixture
@@ -72,34 +72,39 @@ def test_an_export_and_an_edit_in_memory_read_the_folders_prompts(
     assert any(not mx.array_equal(written[n], alike[n]) for n in written)
 
 
-def test_weights_that_were_never_read_stay_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = vauban.organism_path("4bit")
-    model, _ = load_model(source, lazy=True)
-    assert folder_of(model) is None
-    # Other tests' models may be in memory too: what mlx holds says nothing then.
-    monkeypatch.setattr(mx, "get_active_memory", lambda: 0)
-    assert not in_memory(model)
-    plan = plan_of(model)
-    assert plan.export(source, tmp_path / "out").ok
-    read, notes = facts(tmp_path / "out")
-    assert read is None and any("have not been read" in n for n in notes)
-
-
-def test_what_mlx_holds_says_whether_weights_were_read() -> None:
-    """In a process of its own, where nothing else is held."""
+def test_what_is_written_does_not_depend_on_what_else_is_in_memory(tmp_path: Path) -> None:
+    """A model that was opened lazily is calibrated as well, whatever mlx holds beside it."""
     code = (
-        "import vauban, mlx.core as mx\n"
+        "import sys, vauban, mlx.core as mx\n"
+        "from vauban.export import calibrate\n"
         "from mlx_lm.utils import load_model\n"
-        "from vauban.models import in_memory\n"
+        "calibrate.PROMPTS_PER_CLASS = 2\n"
+        "beside = mx.zeros((int(sys.argv[2]),))\n"
+        "mx.eval(beside)\n"
         "model, _ = load_model(vauban.organism_path('4bit'), lazy=True)\n"
-        "vauban.plan_cut(model, mx.ones((128,)))\n"
-        "assert not in_memory(model)\n"
-        "mx.eval(model.parameters())\n"
-        "assert in_memory(model)\n"
+        "direction = mx.random.normal((128,), key=mx.random.key(2))\n"
+        "plan = vauban.plan_cut(model, direction, layers=[2])\n"
+        "assert plan.export(vauban.organism_path('4bit'), sys.argv[1]).ok\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    for name, size in (("alone", 1), ("beside", 4_000_000)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name), str(size)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert facts(tmp_path / name)[0]["prompts"] == 4
+    alone, beside = (tmp_path / n / "model.safetensors" for n in ("alone", "beside"))
+    assert alone.read_bytes() == beside.read_bytes()
+
+
+def test_an_edit_in_memory_says_that_nothing_was_read_for_it() -> None:
+    """A model that nobody says the folder of: the note reaches the user as a warning."""
+    model, _ = load_model(vauban.organism_path("4bit"))
+    assert folder_of(model) is None
+    with pytest.warns(VaubanWarning, match="rounded alike for any input"):
+        plan_of(model).apply(copy.deepcopy(model))
+    with pytest.raises(InputError, match="nothing can be read to calibrate"):
+        plan_of(model).apply(copy.deepcopy(model), calibrate=True)
 
 
 def test_without_a_tokenizer_of_its_own_an_export_says_so(packed: Any, tmp_path: Path) -> None:
@@ -145,4 +150,4 @@ def test_floats_read_nothing(tmp_path: Path) -> None:
 
 def test_runs_read_as_many_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert OutputSection().calibrate == reading.PROMPTS
+    assert OutputSection().calibrate == calibrate.PROMPTS_PER_CLASS

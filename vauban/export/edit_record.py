@@ -12,10 +12,11 @@ from typing import Any
 import mlx.core as mx
 
 from vauban._arrays import load_arrays
-from vauban.edits import EditPlan
+from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
-from vauban.export.along import norm, planned_rows
-from vauban.export.checkpoint import Draft, Source, open_source
+from vauban.export.checkpoint import Draft
+from vauban.export.read_back import norm, planned_rows
+from vauban.export.source import Source, open_source
 
 EDIT_FILE = "edit.safetensors"
 _FORMAT = "vauban.edit/2"

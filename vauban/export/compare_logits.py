@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from vauban.edits import EditPlan
+from vauban.edits.plan import EditPlan
 from vauban.errors import ModelError
 from vauban.export.adapter import is_adapter
 from vauban.models import anatomy, describe, forward, model_folder

@@ -15,7 +15,6 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import integers
-from vauban.edits.amounts import finite
 from vauban.edits.null_space import (
     DEFAULT_LIMIT,
     KeyAccumulator,
@@ -23,6 +22,7 @@ from vauban.edits.null_space import (
     NullSpace,
     null_space,
 )
+from vauban.edits.options import finite
 from vauban.edits.update import Protection
 from vauban.errors import InputError
 from vauban.models import Writer, batches, forward, residual_writers

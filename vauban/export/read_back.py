@@ -59,10 +59,3 @@ def planned_rows(module: nn.Module, update: Update) -> mx.array | None:
 def norm(values: mx.array) -> float:
     """The Euclidean norm of all entries."""
     return float(mx.sqrt((values.astype(mx.float32) ** 2).sum()))
-
-
-def share(part: float, whole: float) -> float:
-    """part / whole; 0 of nothing is 0, anything else of nothing is infinite."""
-    if whole > 0.0:
-        return part / whole
-    return 0.0 if part == 0.0 else float("inf")

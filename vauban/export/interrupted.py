@@ -18,22 +18,17 @@ import mlx.core as mx
 import numpy as np
 
 from vauban import __version__
-from vauban.edits import EditPlan, Rounding
+from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
-from vauban.export.tensors import to_bytes
+from vauban.export.calibrate import inputs_of
+from vauban.export.tensor_files import to_bytes
 from vauban.models import model_folder
 
 RECORD = ".resume.json"
 _HALF = f"{RECORD}.new"
 
 
-def resume_key(
-    plan: EditPlan,
-    model_path: str | Path,
-    precision: str | None,
-    *,
-    rounding: Rounding = "two-sided",
-) -> str:
+def resume_key(plan: EditPlan, model_path: str | Path, precision: str | None) -> str:
     """A digest of everything an export's weights depend on: plan, arrays, options, source files.
 
     Every field of every update counts, what it protects and what it reads included.
@@ -45,8 +40,9 @@ def resume_key(
         for f in sorted(folder.glob("*"))
         if f.suffix in (".safetensors", ".json")
     ]
-    options = (__version__, precision, rounding, str(folder.resolve()), files)
-    for part in (plan_text(plan), plan.updates, plan.basis, plan.embedding, options):
+    options = (__version__, precision, str(folder.resolve()), files)
+    inputs = tuple(inputs_of(plan).items())
+    for part in (plan_text(plan), plan.updates, inputs, plan.basis, plan.embedding, options):
         _take_in(digest, part)
     return digest.hexdigest()
 

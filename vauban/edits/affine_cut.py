@@ -104,7 +104,7 @@ def _embedding_factor(model: nn.Module) -> float:
     assert out is not None
     stream = out[:, 0].astype(mx.float32)
     factor = float((rows * stream).sum() / (rows * rows).sum())
-    if float(mx.abs(stream - factor * rows).max()) > 1e-2 * float(mx.abs(stream).max()):
+    if not float(mx.abs(stream - factor * rows).max()) <= 1e-2 * float(mx.abs(stream).max()):
         raise InputError(
             f"the embedding enters the stream through more than a factor; {_ELSEWHERE}"
         )
