@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import vauban
-from vauban.directions.linear import _logistic, shrinkage, solve
+from vauban.directions.linear import shrinkage, solve
 
 
 def blobs(n: int, d: int, seed: int = 0, shift: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -42,55 +42,36 @@ def test_weights_are_scikit_learns(n: int, d: int, kind: str, oracle: Any) -> No
     assert abs(found.bias - oracle.intercept_[0]) <= 1e-3 * max(1.0, abs(oracle.intercept_[0]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    stack=st.integers(1, 4),
     n=st.integers(4, 110),
     r=st.integers(1, 110),
     size=st.sampled_from([1e-2, 1.0, 1e3, 1e5]),
     kind=st.sampled_from(["logistic", "svm"]),
     seed=st.integers(0, 9),
 )
-def test_each_problem_of_a_stack_is_at_its_minimum(
-    stack: int, n: int, r: int, size: float, kind: str, seed: int
-) -> None:
-    """The gradient of the objective that the docstring names, in NumPy, is gone.
+def test_a_solution_is_at_its_minimum(n: int, r: int, size: float, kind: str, seed: int) -> None:
+    """The gradient of the objective that the docstring names is gone.
 
-    Fewer rows than dimensions and more of them, rows as large as massive activations, and problems
-    of one stack that need a different number of steps.
+    Fewer rows than dimensions and more of them, and rows as large as massive activations.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2 == 1
-    x = rng.normal(size=(stack, n, r)) * size ** rng.uniform(0.5, 1.0, size=(stack, 1, 1))
+    x = rng.normal(size=(n, r)) * size ** rng.uniform(0.5, 1.0)
     x += np.outer(labels, rng.normal(size=r)) * size
-    w, bias = (np.array(a) for a in solve(kind, mx.array(x, dtype=mx.float64), labels, 0.1))
+    w, bias = solve(kind, x, labels, 0.1)
     sign = np.where(labels, 1.0, -1.0)
 
-    def gradient(w: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        margin = sign * ((x @ w[..., None])[..., 0] + bias[:, None])
+    def gradient(w: np.ndarray, bias: float) -> np.ndarray:
+        margin = sign * (x @ w + bias)
         if kind == "logistic":
             first = -0.1 * sign * np.exp(-np.logaddexp(0.0, margin))
         else:
             first = -0.2 * sign * np.maximum(0.0, 1.0 - margin)
-        own = bias if kind == "svm" else 0.0
-        by_w = w + (first[:, None] @ x)[:, 0]
-        return np.concatenate([by_w, (first.sum(-1) + own)[:, None]], axis=1)
+        return np.append(w + first @ x, first.sum() + (bias if kind == "svm" else 0.0))
 
-    left = np.linalg.norm(gradient(w, bias), axis=1)
-    start = np.linalg.norm(gradient(np.zeros_like(w), np.zeros_like(bias)), axis=1)
-    assert (left <= 1e-6 * start).all()
-
-
-def test_the_logistic_loss_has_the_precision_of_float64() -> None:
-    """MLX's own exp, sigmoid and logaddexp are right to 1e-6 only: Newton would stop too early."""
-    z = np.linspace(-60.0, 60.0, 2001)
-    value, first, second = _logistic(
-        mx.array(z[:, None], dtype=mx.float64), mx.array([1.0], dtype=mx.float64), 1.0
-    )
-    p = 1.0 / (1.0 + np.exp(z))
-    assert np.allclose(value, np.logaddexp(0.0, -z), rtol=1e-14, atol=1e-15)
-    assert np.allclose(np.array(first)[:, 0], -p, rtol=1e-14, atol=1e-15)
-    assert np.allclose(np.array(second)[:, 0], p * (1.0 - p), rtol=1e-12, atol=1e-15)
+    start = np.linalg.norm(gradient(np.zeros_like(w), 0.0))
+    assert np.linalg.norm(gradient(w, bias)) <= 1e-6 * start
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 150), (150, 20)])

@@ -5,13 +5,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import vauban
-from vauban.directions import inlp
 from vauban.directions.inlp import _distinct, _split
 
 CLASSIFIERS = {
@@ -130,61 +127,16 @@ def test_the_scale_of_a_layer_does_not_matter() -> None:
 def test_batch_equals_single_problems() -> None:
     X = np.stack([planted(60, 40, 2, seed=s)[0] for s in range(6)], axis=1).reshape(60, 3, 2, 40)
     y = planted(60, 40, 2)[1]
-    found = vauban.fit_inlp_batch(mx.array(X), mx.array(y), max_rank=3)
+    seen: list[tuple[str, int, int]] = []
+    found = vauban.fit_inlp_batch(
+        mx.array(X), mx.array(y), max_rank=3, progress=lambda *step: seen.append(step)
+    )
+    assert seen == [("inlp", i + 1, 6) for i in range(6)]
     assert sorted(found) == [(i, j) for i in range(3) for j in range(2)]
     for (i, j), result in found.items():
         alone = vauban.fit_inlp(mx.array(X[:, i, j]), mx.array(y), max_rank=3)
         assert alone.accuracies == result.accuracies
         assert np.allclose(alone.directions, result.directions, atol=1e-6)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    n=st.integers(12, 40),
-    d=st.integers(2, 60),
-    problems=st.integers(1, 5),
-    kind=st.sampled_from(["logistic", "svm", "lda"]),
-    patience=st.integers(1, 4),
-)
-def test_a_stack_equals_its_problems(
-    n: int, d: int, problems: int, kind: str, patience: int
-) -> None:
-    """Problems end at different steps, and none feels that another has left the stack."""
-    X = np.stack([planted(n, d, 1, seed=s, shift=1.0 + s)[0] for s in range(problems)], axis=1)
-    y = planted(n, d, 1)[1]
-    options: dict[str, Any] = {"kind": kind, "patience": patience, "max_rank": 4}
-    seen: list[tuple[str, int, int]] = []
-    found = vauban.fit_inlp_batch(
-        mx.array(X), mx.array(y), progress=lambda *a: seen.append(a), **options
-    )
-    assert list(found) == [(j,) for j in range(problems)]
-    assert seen[-1] == ("inlp", problems, problems) and sorted(seen) == seen
-    for (j,), result in found.items():
-        alone = vauban.fit_inlp(mx.array(X[:, j]), mx.array(y), **options)
-        assert alone.tried == result.tried and alone.accuracies == result.accuracies
-        assert alone.rank == result.rank == len(result.accuracies)
-        assert np.allclose(alone.directions, result.directions, atol=1e-5)
-
-
-def test_stacks_that_do_not_fit_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    X = np.stack([planted(60, 40, 2, seed=s)[0] for s in range(5)], axis=1)
-    y = mx.array(planted(60, 40, 2)[1])
-    whole = vauban.fit_inlp_batch(mx.array(X), y)
-    sizes: list[int] = []
-    search = inlp.search_stack
-
-    def watched(span: Any, *rest: Any) -> Any:
-        sizes.append(span.coordinates.shape[0])
-        return search(span, *rest)
-
-    monkeypatch.setattr(inlp, "search_stack", watched)
-    monkeypatch.setattr(inlp, "STACK_BYTES", 2 * inlp._problem_bytes(48, 12, 40))
-    seen: list[int] = []
-    parts = vauban.fit_inlp_batch(mx.array(X), y, progress=lambda _, done, of: seen.append(done))
-    assert sizes == [2, 2, 1] and sorted(seen) == seen and seen[-1] == 5
-    for place, result in whole.items():
-        assert parts[place].tried == result.tried
-        assert np.allclose(parts[place].directions, result.directions, atol=1e-6)
 
 
 def test_repeated_prompts_leave_the_held_out_part() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from vauban._arrays import floats
+from vauban._backend import one_blas_thread
 from vauban.directions.estimators import Direction, check_labelled
-from vauban.directions.linear import FLOAT, KINDS, row_scale, solve, span_of
+from vauban.directions.linear import KINDS, row_scale, solve, span_of
 from vauban.errors import InputError
 
 
@@ -55,13 +55,12 @@ def fit_classifier(
     """
     check_options(kind, C, scale)
     _, labels = check_labelled(X, y)
-    with mx.stream(mx.cpu):
-        rows = mx.array(float64_rows(X)[None], dtype=FLOAT)
-        factor = row_scale(rows)[0] if scale is None else mx.array(scale, dtype=FLOAT)
-        span = span_of(rows / factor)
+    rows = float64_rows(X)
+    factor = row_scale(rows) if scale is None else scale
+    span = span_of(rows / factor)
+    with one_blas_thread():
         w, bias = solve(kind, span.coordinates, labels, C, span.d)
-        vector = (span.lift(w[0], 0) / factor).astype(mx.float32)
-        norm = floats(mx.linalg.norm(vector))[0]
-    if not norm > 0:
+    vector = (span.lift(w) / factor).astype(np.float32)
+    if not np.linalg.norm(vector) > 0:
         raise InputError(f"the {kind} classifier found no direction: the classes are equal")
-    return Direction(vector, floats(bias)[0], kind)
+    return Direction(mx.array(vector), bias, kind)

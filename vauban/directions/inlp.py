@@ -1,8 +1,7 @@
 """Iterative null-space projection (Ravfogel et al. 2020): classifier after classifier, projected.
 
-Checks, splits, scales and reports; `extraction` does the search, in the span of the training rows,
-on all layers and positions at once. Knows arrays only; never forms a d x d matrix unless one is
-asked for.
+The search runs in the span of the training rows. Knows arrays only; never forms a d x d matrix
+unless one is asked for.
 """
 
 from __future__ import annotations
@@ -16,16 +15,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from vauban._arrays import floats
+from vauban._backend import one_blas_thread
 from vauban.directions.classifiers import check_options, float64_rows
 from vauban.directions.estimators import check_labelled
-from vauban.directions.extraction import Rule, search_stack
-from vauban.directions.linear import FLOAT, row_scale, span_of
+from vauban.directions.linear import row_scale, solve, span_of
 from vauban.errors import InputError, VaubanWarning
 
 Progress = Callable[[str, int, int], None]
-# A stack of problems may take this much; beyond it they are solved in several.
-STACK_BYTES = 2**29
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +142,7 @@ def fit_inlp_batch(
     """`fit_inlp` at every (residual, position) of X (n, ..., d), over one common split.
 
     Returns {index over the middle axes: result}, so with the values of `collect_activations`
-    found[residual, column]. Each problem is scaled by its own mean row norm. All of them are
-    solved as one stack, or as few as fit into half a GiB.
+    found[residual, column]. Each problem is scaled by its own mean row norm.
 
     >>> import mlx.core as mx
     >>> X = mx.random.normal((30, 3, 2, 8), key=mx.random.key(0))
@@ -216,7 +211,7 @@ def _fit(
     max_rank: int, min_accuracy: float | str, patience: int, scale: float | None,
     progress: Progress | None,
 ) -> list[INLPResult]:  # fmt: skip
-    """One result for each problem of X (n, problems, d), as many at once as fit."""
+    """One result for each problem of X (n, problems, d)."""
     check_options(kind, C, scale)
     if max_rank < 1 or patience < 1:
         raise InputError(f"max_rank is {max_rank}, patience {patience}; expected at least 1")
@@ -228,41 +223,79 @@ def _fit(
         threshold = majority + 2.0 * 0.5 / dev.size**0.5
     else:
         threshold = float(min_accuracy)
-    rule = Rule(max_rank, threshold, patience)
+    rule = _Rule(kind, C, max_rank, threshold, patience)
     results: list[INLPResult] = []
-    _, problems, d = X.shape
-    stack = max(1, STACK_BYTES // _problem_bytes(train.size, dev.size, d))
-    for first in range(0, problems, stack):
-
-        def tell(done: int, first: int = first) -> None:
-            if progress:
-                progress("inlp", first + done, problems)
-
-        values = float64_rows(X[:, first : first + stack])
-        with mx.stream(mx.cpu):
-            rows = mx.array(values.swapaxes(0, 1), dtype=FLOAT)
-            fitted, held = rows[:, mx.array(train)], rows[:, mx.array(dev)]
-            scales = row_scale(fitted) if scale is None else mx.full((len(rows),), scale, FLOAT)
-            span = span_of(fitted / scales[:, None, None])
-            searches = search_stack(
-                span, span.of(held / scales[:, None, None]), labels[train], labels[dev],
-                kind, C, rule, tell,
-            )  # fmt: skip
-            for k, (search, factor, mean) in enumerate(
-                zip(searches, floats(scales), fitted.mean(axis=1), strict=True)
-            ):
-                V = span.lift(search.directions, k)
-                cosines = mx.abs(V @ mean) / mx.maximum(mx.linalg.norm(mean), 1e-300)
-                found = INLPResult(
-                    V.astype(mx.float32), tuple(search.accepted), majority, threshold,
-                    tuple(search.tried), tuple(floats(cosines)), factor, kind, C,
-                )  # fmt: skip
-                mx.eval(found.directions)
-                results.append(found)
+    for problem in range(X.shape[1]):
+        rows = float64_rows(X[:, problem])
+        factor = row_scale(rows[train]) if scale is None else scale
+        with one_blas_thread():
+            search = _search(rows / factor, labels, train, dev, rule)
+        mean = rows[train].mean(axis=0)
+        cosines = np.abs(search.directions @ mean) / max(float(np.linalg.norm(mean)), 1e-300)
+        results.append(
+            INLPResult(
+                mx.array(search.directions.astype(np.float32)), tuple(search.accuracies), majority,
+                threshold, tuple(search.tried), tuple(cosines.tolist()), factor, kind, C,
+            )
+        )  # fmt: skip
+        if progress:
+            progress("inlp", problem + 1, X.shape[1])
     return results
 
 
-def _problem_bytes(train: int, dev: int, d: int) -> int:
-    """What one problem holds at its peak, in float64: rows, basis and the squares of a step."""
-    r = min(train, d)
-    return 8 * (4 * (train + dev) * (d + r) + 6 * r * r)
+@dataclass(frozen=True)
+class _Rule:
+    """Which classifiers are fitted, which are accepted, and when a search ends."""
+
+    kind: str
+    C: float
+    max_rank: int
+    threshold: float
+    patience: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What a search has tried; `directions` (k, d) and their accuracies are those accepted."""
+
+    directions: np.ndarray
+    accuracies: list[float]
+    tried: list[float]
+
+
+def _search(
+    rows: np.ndarray, labels: np.ndarray, train: np.ndarray, dev: np.ndarray, rule: _Rule
+) -> _Search:
+    """Classifier after classifier on the training rows, each one's direction taken off them.
+
+    Ends with enough accepted, too many failures in a row, or nothing left of the r dimensions.
+    """
+    span = span_of(rows[train])
+    x, held_out = span.coordinates, span.of(rows[dev])
+    r = x.shape[1]
+    nothing = 1e-9 * np.linalg.norm(x)
+    # A classifier that failed stays removed, so that the next one looks elsewhere, but not in V.
+    removed = np.zeros((0, r))
+    accepted: list[int] = []
+    tried: list[float] = []
+    while len(accepted) < rule.max_rank and len(tried) < r:
+        recent = tried[accepted[-1] + 1 :] if accepted else tried
+        if len(recent) >= rule.patience or np.linalg.norm(x) <= nothing:
+            break
+        w, bias = solve(rule.kind, x, labels[train], rule.C, span.d)
+        # Orthogonal already up to rounding, which two passes take off.
+        for _ in range(2):
+            w = w - (w @ removed.T) @ removed
+        norm = float(np.linalg.norm(w))
+        if norm <= 1e-9:
+            break
+        accuracy = float(((held_out @ w + bias > 0) == labels[dev]).mean())
+        if accuracy >= rule.threshold:
+            accepted.append(len(tried))
+        tried.append(accuracy)
+        v = w / norm
+        removed = np.vstack([removed, v])
+        # x <- x (I - v vᵀ), row by row, and the same off the held-out rows.
+        x = x - np.outer(x @ v, v)
+        held_out = held_out - np.outer(held_out @ v, v)
+    return _Search(span.lift(removed[accepted]), [tried[i] for i in accepted], tried)
