@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +16,13 @@ import mlx.core as mx
 import numpy as np
 
 from vauban._arrays import floats
+from vauban._common import Progress
 from vauban.directions.classifiers import check_options, float64_rows
 from vauban.directions.estimators import check_labelled
 from vauban.directions.extraction import Rule, search_stack
 from vauban.directions.linear import FLOAT, row_scale, span_of
 from vauban.errors import InputError, VaubanWarning
 
-Progress = Callable[[str, int, int], None]
 # A stack of problems may take this much; beyond it they are solved in several.
 STACK_BYTES = 2**29
 

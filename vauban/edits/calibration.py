@@ -5,7 +5,7 @@ Knows plans, prompts and models; rounds nothing (`feedback` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban._arrays import integers
+from vauban._common import Progress
 from vauban.edits.edit_plan import EditPlan
 from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
@@ -24,7 +25,6 @@ from vauban.models.sensitivity import output_gradients
 from vauban.models.writers import unpacked_shape
 from vauban.prompts import encode_chat
 
-Progress = Callable[[str, int, int], None]
 # Rows of the sketch of a matrix's inputs; an expert reads fewer tokens, and there are many of them.
 RANK, _EXPERT_RANK = 256, 64
 # Texts whose gradients are read, at most: they cost several forward passes.

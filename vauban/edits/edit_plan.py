@@ -5,7 +5,7 @@ Knows models through `vauban.models`; decides nothing about what is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from vauban._common import Progress, probe_tokens
 from vauban.edits.heads import read_head, untie
 from vauban.edits.modules import (
     float_module,
@@ -156,7 +157,7 @@ class EditPlan:
         *,
         max_tokens: int = 24,
         seed: int = 0,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> EditPlan:
         """The same plan, its packed writers to be rounded for what they read.
 
@@ -283,8 +284,7 @@ class EditPlan:
         """
         model = model if model is not None else self._model
         if token_lists is None:
-            top = min(anatomy(model).vocabulary, 50_000)
-            token_lists = [[(i * 7919 + 13) % top for i in range(24)]]
+            token_lists = [probe_tokens(24, anatomy(model).vocabulary)]
         if not token_lists:
             raise InputError("token_lists is empty; expected at least one list of tokens")
         virtual = self._cut_at_run_time()

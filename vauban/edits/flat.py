@@ -14,9 +14,10 @@ from typing import Any
 import mlx.core as mx
 
 from vauban.edits.amounts import block_set, finite, layer_factors
-from vauban.edits.directions import as_basis, biproject
+from vauban.edits.directions import biproject
 from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
 from vauban.errors import InputError, VaubanWarning
+from vauban.linalg import as_basis
 from vauban.models import WRITER_NAMES, families
 
 _BLOCK = re.compile(r"^(?P<head>.*?\b(?:layers|h|blocks|block)\.(?P<index>\d+))\.(?P<inside>.+)$")

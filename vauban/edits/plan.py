@@ -13,7 +13,6 @@ import mlx.nn as nn
 
 from vauban.edits.affine import add_constants, harmless_values, projection_values
 from vauban.edits.amounts import block_set, finite, layer_factors, whole
-from vauban.edits.directions import as_basis
 from vauban.edits.edit_plan import EditPlan
 from vauban.edits.heads import EmbeddingMode, embedding_mode
 from vauban.edits.lowrank import NORM_MODES, NormMode, through_gain
@@ -22,6 +21,7 @@ from vauban.edits.sparse import keep_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Add
+from vauban.linalg import as_basis
 from vauban.models import Writer, anatomy, residual_writers
 
 _COMPONENTS = {

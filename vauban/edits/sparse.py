@@ -17,8 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from vauban.edits.amounts import finite
-from vauban.edits.directions import as_array, as_direction
 from vauban.errors import InputError, VaubanWarning
+from vauban.linalg import as_array, as_direction
 
 Side = Literal["input", "output"]
 

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import integers
+from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.interventions import ConditionalRun, Intervention, shares_prefix, started
 from vauban.models.anatomy import anatomy
@@ -31,8 +32,6 @@ from vauban.models.rows import can_share, relative_difference
 from vauban.models.taps import Stream, tapped
 from vauban.models.verify import verify_forward
 from vauban.prompts import encode_chat
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
