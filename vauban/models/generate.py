@@ -28,6 +28,7 @@ from vauban.models.batching import (
     token_budget,
 )
 from vauban.models.caches import keep_rows, merged
+from vauban.models.notes import note, notes
 from vauban.models.rows import can_share, relative_difference
 from vauban.models.taps import Stream, tapped
 from vauban.models.verify import verify_forward
@@ -236,11 +237,11 @@ def uneven_batches(model: nn.Module) -> BatchCheck:
     mlx-lm's batched caches are right on most families, not on all; this decides it by running
     them. Once per loaded model.
     """
-    known = getattr(model, "_vauban_batches", None)
+    known = notes(model).batches
     if known is not None:
         return known
     check = _try_uneven(model)
-    object.__setattr__(model, "_vauban_batches", check)
+    note(model, batches=check)
     return check
 
 
