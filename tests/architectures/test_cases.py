@@ -15,6 +15,7 @@ from tests.architectures.measure import difference, model_of
 from tests.conftest import random_tokens
 from vauban.interventions import Add
 from vauban.models import paths, residual_writers
+from vauban.models.notes import note
 from vauban.models.probe import compare_with_probe, probe_writers
 from vauban.models.taps import tapped
 
@@ -116,7 +117,7 @@ def test_evaluation_in_groups_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     whole = vauban.forward(model, tokens, positions="all")
     size = sum(p.nbytes for p in tree_leaves(model))
     monkeypatch.setattr(paths, "_BYTES_AT_ONCE", size // 4 + 1)
-    object.__setattr__(model, "_vauban_stride", None)
+    note(model, stride=None)
     evaluated: list[mx.array] = []
     monkeypatch.setattr(paths, "evaluate", lambda h: evaluated.append(h) or mx.eval(h))
     grouped = vauban.forward(model, tokens, positions="all")

@@ -105,7 +105,7 @@ def test_measured_subspace(organism: Any, organism_prompts: Any, tmp_path: Any) 
         (lambda X, y: vauban.fit_pca(X, y, 0), "expected 1 to 12"),
         (lambda X, y: vauban.fit_pca(X, y, 2, kind="sparse"), "'paired' or 'centered'"),
         (lambda X, y: vauban.principal_angles(X[0], mx.ones(5)), "one width"),
-        (lambda X, y: vauban.principal_angles(X[0], mx.zeros(12)), "zero row"),
+        (lambda X, y: vauban.principal_angles(X[0], mx.zeros(12)), "direction 0 is zero"),
     ],
 )
 def test_bad_input(call: Any, message: str) -> None:

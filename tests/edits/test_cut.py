@@ -40,7 +40,7 @@ def test_removal_equals_the_dense_form(
     shape = (experts, out, width) if experts else (out, width)
     weight = mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
     rows = mx.random.normal((min(k, out), out), key=mx.random.key(seed + 1))
-    basis = vauban.interventions.vectors.orthonormal_rows(rows, "test")
+    basis = vauban.linalg.as_basis(rows, "test")
     got = np.array(cut_matrix(weight, basis, alpha), dtype=np.float64)
     w = np.array(weight.astype(mx.float32), dtype=np.float64)
     u = np.array(basis, dtype=np.float64)

@@ -5,7 +5,7 @@ Knows prompts and the forward pass; computes no direction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.interventions import Intervention, shares_prefix
 from vauban.models import (
@@ -26,8 +27,6 @@ from vauban.models import (
     token_budget,
 )
 from vauban.prompts import encode_chat
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,16 +9,15 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from vauban._common import Progress
 from vauban.report import aligned, json_safe, seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-
-Report = Callable[[str, int, int], None]
 
 
 class Console:
@@ -112,7 +111,7 @@ class Console:
             print(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
 
     @contextmanager
-    def progress(self) -> Iterator[Report]:
+    def progress(self) -> Iterator[Progress]:
         """A callable for the library's `progress`; warnings raised meanwhile become lines."""
         stages: _PlainStages | _BarStages
         stages = _BarStages(self.rich) if self.rich else _PlainStages(self)

@@ -7,7 +7,7 @@ model through `PromptReader`; the rule itself is `select_from_scores`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from vauban._common import RELATIVE_NOISE, Progress
 from vauban.directions.candidates import Key, candidate_table
 from vauban.directions.refusal_odds import (
     check_mass,
@@ -36,10 +37,7 @@ from vauban.models import anatomy
 from vauban.models.resume import PromptReader, SharedPrefix
 from vauban.prompts import encode_chat
 
-Progress = Callable[[str, int, int], None]
 Kind = Literal["ablate", "project", "add"]
-# A difference smaller than this share of the residual's norm is rounding noise.
-_NOISE = 1e-6
 
 
 def select_direction(
@@ -272,6 +270,6 @@ def _noise_level(candidates: Any, table: dict[Key, mx.array], reader: PromptRead
         scales = {key: float(norms[key[1]]) for key in table}
     return [
         float(mx.linalg.norm(vector if vector.ndim == 1 else vector[0]))
-        <= max(_NOISE * scales.get(key, 0.0), 1e-12)
+        <= max(RELATIVE_NOISE * scales.get(key, 0.0), 1e-12)
         for key, vector in table.items()
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from vauban._common import RELATIVE_NOISE
 from vauban.errors import InputError
 
 
@@ -66,7 +67,7 @@ def fit_mean_difference(X: mx.array, y: mx.array) -> Direction:
     negative = x[mx.array(np.flatnonzero(~harmful))].mean(axis=0)
     vector = positive - negative
     scale = float(mx.maximum(mx.linalg.norm(positive), mx.linalg.norm(negative)))
-    if float(mx.linalg.norm(vector)) <= 1e-6 * scale:
+    if float(mx.linalg.norm(vector)) <= RELATIVE_NOISE * scale:
         raise InputError("the class means are equal: there is no direction between them")
     bias = -float((vector * (positive + negative) / 2).sum())
     return Direction(vector, bias, "mean_difference")

@@ -5,15 +5,14 @@ Knows vectors only, no model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from vauban.errors import InputError
+from vauban.linalg import numpy_basis, unit
 
 
 @dataclass(frozen=True)
@@ -88,36 +87,12 @@ def analyze_geometry(
     )
 
 
-def vector(direction: Any) -> mx.array:
-    """The (d,) array of a result object, or the array itself.
-
-    Raises:
-        InputError: neither, or an array that is no vector.
-    """
-    found = getattr(direction, "direction", direction)
-    found = found if isinstance(found, mx.array) else mx.array(np.asarray(found))
-    if found.ndim != 1:
-        raise InputError(
-            f"a direction of shape {tuple(found.shape)} was given; expected one vector (d,)."
-        )
-    return found
-
-
-def unit(direction: Any, name: str) -> np.ndarray:
-    """The direction as a float64 unit vector on the numpy side."""
-    values = np.array(vector(direction).astype(mx.float32), dtype=np.float64)
-    norm = float(np.linalg.norm(values))
-    if not math.isfinite(norm) or norm == 0:
-        raise InputError(f"{name} has norm {norm}; expected a finite direction that is not zero.")
-    return values / norm
-
-
 def principal_angles(a: Any, b: Any) -> tuple[float, ...]:
     """Angles in degrees between two subspaces, smallest first (Björck and Golub 1973).
 
-    Each is an array (d,) or (k, d), not necessarily orthonormal, or a value with `basis` or
-    `directions`. There are min(k_a, k_b) of them; equal subspaces give zeros. Small angles come
-    from sines, so that they are exact to about 1e-6 degrees and not to the root of the rounding.
+    Each is an array (d,) or (k, d), not necessarily orthonormal, or a result that holds one.
+    There are min(k_a, k_b) of them; equal subspaces give zeros. Small angles come from sines, so
+    that they are exact to about 1e-6 degrees and not to the root of the rounding.
 
     Raises InputError for different widths, dependent or non-finite rows.
 
@@ -125,7 +100,7 @@ def principal_angles(a: Any, b: Any) -> tuple[float, ...]:
     >>> [round(v, 4) for v in principal_angles(mx.eye(3)[:2], mx.array([[1.0, 1.0, 0.0]]))]
     [0.0]
     """
-    p, q = _rows(a, "the first subspace"), _rows(b, "the second subspace")
+    p, q = numpy_basis(a, "the first subspace"), numpy_basis(b, "the second subspace")
     if p.shape[1] != q.shape[1]:
         raise InputError(
             f"the subspaces have {p.shape[1]} and {q.shape[1]} components; expected one width"
@@ -139,23 +114,3 @@ def principal_angles(a: Any, b: Any) -> tuple[float, ...]:
         cosines**2 < 0.5, np.arccos(np.clip(cosines, -1, 1)), np.arcsin(np.clip(sines, 0, 1))
     )
     return tuple(float(v) for v in np.sort(np.degrees(angles)))
-
-
-def _rows(value: Any, name: str) -> np.ndarray:
-    """An orthonormal float64 basis of the span."""
-    found = value
-    for attribute in ("basis", "directions"):
-        found = getattr(value, attribute, found)
-        if found is not value:
-            break
-    found = found.astype(mx.float32) if isinstance(found, mx.array) else found
-    rows = np.atleast_2d(np.array(found, dtype=np.float64))
-    if rows.ndim != 2 or not len(rows) or not np.isfinite(rows).all():
-        raise InputError(f"{name} has shape {rows.shape}; expected finite rows (k, d), k >= 1")
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if (norms == 0).any() or len(rows) > rows.shape[1]:
-        raise InputError(f"{name} holds a zero row or more rows than components")
-    q, r = np.linalg.qr((rows / norms).T)
-    if (np.abs(np.diag(r)) < 1e-6).any():
-        raise InputError(f"{name} has linearly dependent rows")
-    return q.T

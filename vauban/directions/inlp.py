@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +15,11 @@ import mlx.core as mx
 import numpy as np
 
 from vauban._backend import one_blas_thread
+from vauban._common import Progress
 from vauban.directions.classifiers import check_options, float64_rows
 from vauban.directions.estimators import check_labelled
 from vauban.directions.linear import row_scale, solve, span_of
 from vauban.errors import InputError, VaubanWarning
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ Collects through `vauban.activations`, estimates with arrays; cuts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban._arrays import floats
+from vauban._common import RELATIVE_NOISE, Progress
 from vauban.activations import (
     ActivationMoments,
     collect_activations,
@@ -26,7 +27,6 @@ from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
 from vauban.prompts import post_instruction_positions
 
-Progress = Callable[[str, int, int], None]
 # Layers past this share of the depth are left out: their norms are large, their effect small.
 DEEPEST = 0.8
 # Held-out prompts of each class that causal selection asks (Arditi et al. 2024 take 32).
@@ -283,7 +283,7 @@ def _check_difference(full: mx.array, means: mx.array) -> None:
     """At least one layer must tell the classes apart by more than rounding noise."""
     norms = np.array(mx.linalg.norm(full, axis=-1))[1:]
     scale = np.array(mx.linalg.norm(means, axis=-1)).max(0)[1:]
-    if not (norms > 1e-6 * scale).any():
+    if not (norms > RELATIVE_NOISE * scale).any():
         raise InputError("the class means are equal at every layer: there is no direction")
 
 
@@ -307,7 +307,8 @@ def _result(
     sets: dict[str, list[Any]], notes: list[str], facts: dict[str, Any] | None = None,
 ) -> DirectionResult:  # fmt: skip
     norms = mx.linalg.norm(raw, axis=-1)
-    if float(norms[layer]) <= 1e-6 * float(mx.linalg.norm(means[:, layer], axis=-1).max()):
+    size = float(mx.linalg.norm(means[:, layer], axis=-1).max())
+    if float(norms[layer]) <= RELATIVE_NOISE * size:
         raise InputError(
             f"the class means at the output of block {layer}, position {position}, are equal: "
             "there is no direction there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from vauban._common import RELATIVE_NOISE
 from vauban.directions.classifiers import float64_rows
 from vauban.directions.estimators import Direction, check_labelled
 from vauban.errors import InputError
@@ -61,7 +62,7 @@ def fit_geometric_median(X: mx.array, y: mx.array) -> Direction:
     rows = float64_rows(X)
     high, low = _median(rows[labels]), _median(rows[~labels])
     vector = high - low
-    if np.linalg.norm(vector) <= 1e-6 * max(np.linalg.norm(high), np.linalg.norm(low)):
+    if np.linalg.norm(vector) <= RELATIVE_NOISE * max(np.linalg.norm(high), np.linalg.norm(low)):
         raise InputError("the class medians are equal: there is no direction between them")
     bias = -float(vector @ (high + low) / 2)
     return Direction(mx.array(vector.astype(np.float32)), bias, "geometric_median")

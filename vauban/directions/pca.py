@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from vauban._arrays import floats
+from vauban._common import RELATIVE_NOISE
 from vauban.directions.classifiers import float64_rows
 from vauban.directions.estimators import check_labelled
 from vauban.errors import InputError
@@ -71,7 +72,7 @@ def fit_pca(
     else:
         raise InputError(f"kind is {kind!r}; expected 'paired' or 'centered'")
     _, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    rank = int((s > 1e-6 * max(float(np.abs(rows).max()), 1e-300)).sum())
+    rank = int((s > RELATIVE_NOISE * max(float(np.abs(rows).max()), 1e-300)).sum())
     if not 1 <= k <= rank:
         raise InputError(f"k is {k}; expected 1 to {rank}, the rank of the {len(matrix)} rows")
     basis = vt[:k]

@@ -5,7 +5,7 @@ Collects through `vauban.activations`, decomposes with `fit_pca`; cuts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban._arrays import floats
+from vauban._common import Progress
 from vauban.activations import collect_activations
 from vauban.directions import files
 from vauban.directions.measure import measure
@@ -99,7 +100,7 @@ def measure_subspace(
     positions: tuple[int, ...] | Literal["post_instruction"] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SubspaceResult:
     """The `top_k` leading directions of the paired differences harmful - harmless.
 

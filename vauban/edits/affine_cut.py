@@ -15,14 +15,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban._arrays import floats
+from vauban._common import RELATIVE_NOISE, probe_tokens
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Add
 from vauban.models import Writer, anatomy, branches, forward
 
 _ELSEWHERE = "set the projection at run time instead: interventions=[AblateTo(direction, values)]"
-# Values that differ by less than this share of the largest need no bias between them.
-_EQUAL = 1e-6
 
 
 def projection_values(values: float | Mapping[int, float], n_layers: int) -> list[float]:
@@ -71,7 +70,7 @@ def add_constants(
     largest = max(map(abs, values))
     for layer in range(parts.n_layers):
         step = values[layer + 1] - values[layer]
-        if abs(step) <= _EQUAL * largest:
+        if abs(step) <= RELATIVE_NOISE * largest:
             continue
         path, factor = _last_bias(model, writers, layer)
         placed[path] = step / factor * direction
@@ -98,7 +97,7 @@ def _last_bias(model: nn.Module, writers: Sequence[Writer], layer: int) -> tuple
 def _embedding_factor(model: nn.Module) -> float:
     """s with residual 0 = s · embedding row; InputError where it is no such multiple."""
     parts = anatomy(model)
-    tokens = (mx.arange(16)[None] * 7919 + 13) % min(parts.vocabulary, 50_000)
+    tokens = mx.array([probe_tokens(16, parts.vocabulary)])
     rows = parts.embedding(tokens).astype(mx.float32)
     out = forward(model, tokens, positions="all", logits=False).residual
     assert out is not None

@@ -7,12 +7,13 @@ applies, calibrates and writes it lives elsewhere, and is attached here so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.interventions import Intervention
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Conveniences:
         *,
         max_tokens: int = 24,
         seed: int = 0,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> CalibratedPlan:
         """The plan with what its packed writers read, which `apply` and `export` round for.
 

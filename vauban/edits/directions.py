@@ -1,4 +1,4 @@
-"""What is done to a direction before it is cut: unit length, biprojection, sparsification.
+"""What is done to a direction before it is cut: biprojection, sparsification.
 
 Arrays only.
 """
@@ -11,58 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from vauban.errors import InputError
-from vauban.interventions.vectors import orthonormal_rows
-
-
-def as_basis(direction: Any, name: str, size: int | None = None) -> mx.array:
-    """(k, d) row-orthonormal from a direction, a basis or a result that holds one.
-
-    Results are read by what they have: `basis` (`SubspaceResult`), `direction`
-    (`DirectionResult`), `directions` (`INLPResult`), `vector` (`Direction`). Raises InputError for
-    an eraser, which is no orthogonal cut, for an empty basis, and as `orthonormal_rows` does.
-    """
-    if hasattr(direction, "left") and hasattr(direction, "right"):
-        raise InputError(
-            f"{name}: a {type(direction).__name__} is an oblique map, not a direction to cut; use "
-            "it at run time (Erase), or cut its mean difference"
-        )
-    value = next(
-        (
-            found
-            for attribute in ("basis", "direction", "directions", "vector")
-            if (found := getattr(direction, attribute, None)) is not None
-        ),
-        direction,
-    )
-    rows = as_array(value, f"{name}: direction")
-    if rows.size == 0:
-        raise InputError(
-            f"{name}: direction has shape {tuple(rows.shape)}; an empty basis (fit_inlp finds "
-            "none on noise) leaves nothing to cut"
-        )
-    return orthonormal_rows(rows, name, size)
-
-
-def as_direction(direction: Any, name: str, size: int | None = None) -> mx.array:
-    """(d,) of norm 1, as `as_basis`; InputError for more than one direction."""
-    basis = as_basis(direction, name, size)
-    if basis.shape[0] != 1:
-        raise InputError(f"{name}: {basis.shape[0]} directions are given; expected one")
-    return basis[0]
-
-
-def as_array(value: Any, name: str) -> mx.array:
-    """An mlx array from one, or from NumPy's or nested lists (in float32); else InputError."""
-    if isinstance(value, mx.array):
-        return value
-    try:
-        if value is None:
-            raise TypeError("nothing is given")
-        return mx.array(np.asarray(value, dtype=np.float32))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{name} is {value!r:.80}; expected an array or a list of numbers"
-        ) from error
+from vauban.linalg import as_basis, as_direction
 
 
 def sparsify_direction(direction: mx.array, sparsity: float) -> mx.array:

@@ -16,7 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import InputError
-from vauban.models import anatomy
+from vauban.models import anatomy, forget
+from vauban.models.notes import set_aside
+from vauban.models.swap import Swap, swapped
 
 EmbeddingMode = Literal["auto", "untie", "tied"] | bool
 Reader = Literal["embedding", "matrix", "head", "unseen"]
@@ -61,33 +63,20 @@ def read_head(model: nn.Module) -> HeadReading:
         seen.append("matrix")
         return mx.eye(_SHOWN, parts.d_model)
 
-    swaps: list[tuple[nn.Module, dict[str, Any]]] = [
+    swaps: list[Swap] = [
         (parts.trunk, {"__call__": lambda self, *args, **options: state}),
         (parts.embedding, {"as_linear": reads("embedding"), "weight": property(matrix)}),
     ]
     if parts.head_path is not None:
         head = dict(model.named_modules())[parts.head_path]
         swaps.append((head, {"__call__": reads("head")}))
-    with _swapped(swaps):
+    with swapped(swaps):
         try:
             logits = model(mx.array([[1]]))
         except (AttributeError, TypeError, ValueError, KeyError, IndexError):
             # A trunk that hands on more than one state: nothing was seen, and that is said.
             return HeadReading("unseen", None)
     return HeadReading(seen[0], logits) if len(seen) == 1 else HeadReading("unseen", None)
-
-
-@contextmanager
-def _swapped(swaps: list[tuple[nn.Module, dict[str, Any]]]) -> Iterator[None]:
-    """Give modules a class with other methods for the time of a `with` block."""
-    classes = [type(module) for module, _ in swaps]
-    try:
-        for (module, methods), cls in zip(swaps, classes, strict=True):
-            module.__class__ = type(f"Seen{cls.__name__}", (cls,), methods)
-        yield
-    finally:
-        for (module, _), cls in zip(swaps, classes, strict=True):
-            module.__class__ = cls
 
 
 def is_tied(model: nn.Module) -> bool:
@@ -129,8 +118,8 @@ def _untied(model: nn.Module) -> Iterator[None]:
     model.lm_head = nn.Linear(1, 1, bias=False)
     try:
         _set_switches(model, dict.fromkeys(before, False))
-        _forget_anatomy(model)
-        yield
+        with set_aside(model):
+            yield
     finally:
         _set_switches(model, before)
         # Some families say with `lm_head = None` that they are tied.
@@ -138,7 +127,6 @@ def _untied(model: nn.Module) -> Iterator[None]:
             model.lm_head = old
         else:
             del model.lm_head
-        _forget_anatomy(model)
 
 
 def _switches(model: Any) -> dict[str, bool]:
@@ -153,11 +141,6 @@ def _set_switches(model: Any, values: dict[str, bool]) -> None:
     model.args.tie_word_embeddings = values["args"]
     if "model" in values:
         model.tie_word_embeddings = values["model"]
-
-
-def _forget_anatomy(model: nn.Module) -> None:
-    if hasattr(model, "_vauban_anatomy"):
-        object.__setattr__(model, "_vauban_anatomy", None)
 
 
 def embedding_mode(
@@ -194,7 +177,7 @@ def untie(model: nn.Module, modules: dict[str, nn.Module]) -> None:
         return
     model.lm_head = head_from_embedding(anatomy(model).embedding)
     _set_switches(model, dict.fromkeys(_switches(model), False))
-    _forget_anatomy(model)
+    forget(model)
     modules["lm_head"] = model.lm_head
 
 

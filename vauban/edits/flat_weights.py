@@ -13,10 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from vauban.edits.directions import as_basis, biproject
-from vauban.edits.lowrank import NormMode, cut_matrix, largest, remove_from_bias, share_left
+from vauban._common import largest
+from vauban.edits.directions import biproject
+from vauban.edits.lowrank import NormMode, cut_matrix, remove_from_bias, share_left
 from vauban.edits.options import block_set, finite, layer_factors
 from vauban.errors import InputError, VaubanWarning
+from vauban.linalg import as_basis
 from vauban.models import WRITER_NAMES, families
 
 _BLOCK = re.compile(r"^(?P<head>.*?\b(?:layers|h|blocks|block)\.(?P<index>\d+))\.(?P<inside>.+)$")

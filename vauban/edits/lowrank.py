@@ -6,13 +6,13 @@ leading axis holds experts, each of which is cut on its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import mlx.core as mx
-import numpy as np
 
+from vauban._common import RELATIVE_NOISE
 from vauban.errors import InputError
+from vauban.linalg import as_basis
 
 NormMode = Literal["column", "row", "frobenius"] | None
 NORM_MODES = ("column", "row", "frobenius")
@@ -49,7 +49,7 @@ def restore_norms(cut: mx.array, original: mx.array, mode: NormMode) -> mx.array
     before = mx.sqrt((original.astype(mx.float32) ** 2).sum(axis=axis, keepdims=True))
     after = mx.sqrt((cut**2).sum(axis=axis, keepdims=True))
     # A column that lay in the removed span has nothing left to scale.
-    return cut * mx.where(after > 1e-6 * before, before / mx.maximum(after, 1e-30), 1.0)
+    return cut * mx.where(after > RELATIVE_NOISE * before, before / mx.maximum(after, 1e-30), 1.0)
 
 
 def cut_matrix(
@@ -77,11 +77,6 @@ def share(part: float, whole: float) -> float:
     return part / whole
 
 
-def largest(values: Iterable[float]) -> float:
-    """The largest value, 0 of none; NaN where one is NaN (`max` would pass over it)."""
-    return float(np.max([0.0, *values]))
-
-
 def through_gain(basis: mx.array, gain: mx.array | None) -> mx.array:
     """The basis to remove from a writer so that D is gone behind a post-norm with gain g.
 
@@ -90,6 +85,4 @@ def through_gain(basis: mx.array, gain: mx.array | None) -> mx.array:
     """
     if gain is None:
         return basis
-    from vauban.interventions.vectors import orthonormal_rows
-
-    return orthonormal_rows(basis * gain.astype(mx.float32), "cut behind a post-norm")
+    return as_basis(basis * gain.astype(mx.float32), "cut behind a post-norm")

@@ -14,10 +14,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from vauban.edits.directions import as_array
+from vauban._common import RELATIVE_NOISE
 from vauban.edits.lowrank import share
 from vauban.edits.options import finite, whole
 from vauban.errors import InputError
+from vauban.linalg import as_array
 
 DEFAULT_ENERGY = 0.999
 # How many times as long as the removed row the fitted one may be.
@@ -131,7 +132,7 @@ def null_space(keys: Any, *, energy: float | None = None, rank: int | None = Non
     values, basis = np.linalg.svd(k, full_matrices=False)[1:]
     if values.size == 0 or values[0] <= 0:
         raise InputError("the keys are all zero; there is nothing to preserve")
-    real = int((values > 1e-6 * values[0]).sum())
+    real = int((values > RELATIVE_NOISE * values[0]).sum())
     if rank is not None:
         chosen = min(whole(rank, "rank"), real)
         if chosen < 1:

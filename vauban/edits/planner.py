@@ -12,7 +12,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.edits.affine_cut import add_constants, harmless_values, projection_values
-from vauban.edits.directions import as_basis
 from vauban.edits.embedding import EmbeddingMode, embedding_mode
 from vauban.edits.lowrank import NORM_MODES, NormMode, through_gain
 from vauban.edits.options import block_set, finite, layer_factors, whole
@@ -22,6 +21,7 @@ from vauban.edits.sparse import keep_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Add
+from vauban.linalg import as_basis
 from vauban.models import Writer, anatomy, residual_writers
 
 _COMPONENTS = {

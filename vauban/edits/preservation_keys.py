@@ -6,7 +6,7 @@ models and the accumulators of `null_space`; edits nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import integers
+from vauban._common import Progress
 from vauban.edits.null_space import (
     DEFAULT_LIMIT,
     KeyAccumulator,
@@ -30,7 +31,6 @@ from vauban.models.inputs import module_inputs
 from vauban.models.rows import can_share
 from vauban.prompts import encode_chat
 
-Progress = Callable[[str, int, int], None]
 # An input this many times as long as the median one is an attention sink or a massive activation.
 _SINK = 10.0
 

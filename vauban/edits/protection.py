@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from vauban.edits.lowrank import largest
+from vauban._common import largest
 from vauban.edits.modules import module_weight
 from vauban.edits.null_space import mean_leak, removable_share
 from vauban.edits.plan import EditPlan

@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from vauban._common import largest, probe_tokens
 from vauban.edits.embedding import read_head
-from vauban.edits.lowrank import largest
 from vauban.edits.modules import module_weight
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError, ModelError
@@ -73,8 +73,7 @@ def stream_leak(
     """Largest ‖D h‖/‖h‖ over residuals and tokens under the run-time cut, without its constants."""
     model = model if model is not None else plan.model
     if token_lists is None:
-        top = min(anatomy(model).vocabulary, 50_000)
-        token_lists = [[(i * 7919 + 13) % top for i in range(24)]]
+        token_lists = [probe_tokens(24, anatomy(model).vocabulary)]
     if not token_lists:
         raise InputError("token_lists is empty; expected at least one list of tokens")
     cut = _cut(plan)

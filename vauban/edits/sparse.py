@@ -16,9 +16,9 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from vauban.edits.directions import as_array, as_direction
 from vauban.edits.options import finite
 from vauban.errors import InputError, VaubanWarning
+from vauban.linalg import as_array, as_direction
 
 Side = Literal["input", "output"]
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.errors import InputError
-from vauban.evaluation.behaviour import Progress, answer_tokens
+from vauban.evaluation.behaviour import answer_tokens
 from vauban.evaluation.metrics import Metric
 from vauban.evaluation.refusal import is_refusal
 from vauban.interventions import Intervention

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.evaluation.metrics import Metric
 from vauban.evaluation.refusal import is_degenerate, is_refusal
@@ -19,7 +20,6 @@ from vauban.interventions import Intervention
 from vauban.models import decode, eos_ids, generate_tokens
 from vauban.prompts import encode_chat
 
-Progress = Callable[[str, int, int], None]
 Verdict = Callable[[str, str], bool | None]
 
 

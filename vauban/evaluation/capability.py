@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,11 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
+from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.evaluation.metrics import Metric
 from vauban.evaluation.statistics import wilson_interval
 from vauban.interventions import Intervention
-
-Progress = Callable[[str, int, int], None]
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 """lm-eval task files that vauban brings."""

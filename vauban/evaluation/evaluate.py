@@ -5,12 +5,13 @@ Orchestrates behaviour and likelihood; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import Behaviour, answer_tokens, judge_answers
@@ -19,8 +20,6 @@ from vauban.evaluation.likelihood import compare, with_answers
 from vauban.interventions import Intervention
 from vauban.models import decode
 from vauban.prompts import default_eval_path, load_labelled_prompts
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

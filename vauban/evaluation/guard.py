@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban._arrays import floats
+from vauban._common import Progress
 from vauban.errors import InputError
-from vauban.evaluation.behaviour import Progress
 from vauban.evaluation.verdicts import GuardResult, GuardVerdict, Verdict
 from vauban.models import decode, eos_ids, generate_tokens
 from vauban.models.resume import PromptReader

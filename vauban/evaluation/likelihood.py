@@ -6,7 +6,7 @@ Teacher-forced over given texts and answers; generates nothing and reads no file
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban._arrays import floats, integers
+from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import answer_tokens
 from vauban.evaluation.statistics import bootstrap_interval
 from vauban.interventions import Intervention
 from vauban.models import anatomy, batches, forward
 from vauban.prompts import encode_chat
-
-Progress = Callable[[str, int, int], None]
 
 # Logits of a batch are (rows, tokens, vocabulary) in float32; keep them under half a gigabyte.
 _LOGIT_BUDGET = 128_000_000

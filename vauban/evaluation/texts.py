@@ -12,8 +12,9 @@ from typing import Any
 
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.errors import InputError
-from vauban.evaluation.likelihood import Progress, exponential, scored_entry, sequence_losses
+from vauban.evaluation.likelihood import exponential, scored_entry, sequence_losses
 from vauban.evaluation.metrics import Metric
 from vauban.evaluation.statistics import bootstrap_interval
 from vauban.interventions import Intervention

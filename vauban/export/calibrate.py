@@ -6,7 +6,7 @@ plans, folders and models; rounds nothing (`vauban.rounding` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban._arrays import integers
+from vauban._common import Progress
 from vauban.edits.moments import Energy, InputMoments
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
@@ -34,7 +35,6 @@ from vauban.models.sensitivity import output_gradients
 from vauban.models.writers import unpacked_shape
 from vauban.prompts import encode_chat, load_prompts, measuring_paths
 
-Progress = Callable[[str, int, int], None]
 Inputs = Mapping[str, tuple[Energy | None, ...]]
 """By writer path what the matrix reads: one moment, or one per expert (None: never routed to)."""
 

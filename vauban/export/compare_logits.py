@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
+from vauban._common import probe_tokens
 from vauban.edits.plan import EditPlan
 from vauban.errors import ModelError
 from vauban.export.adapter import is_adapter
@@ -56,8 +57,7 @@ def compare_logits(folder: Path, plan: EditPlan, source: str | Path) -> LogitsCo
     tokenizer.
     """
     original = plan.model
-    top = min(anatomy(original).vocabulary, 50_000)
-    tokens = (mx.arange(24)[None] * 7919 + 13) % top
+    tokens = mx.array([probe_tokens(24, anatomy(original).vocabulary)])
 
     def logits(model: nn.Module, interventions: Any = ()) -> mx.array:
         found = forward(model, tokens, positions=None, interventions=interventions).logits

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from vauban.edits.lowrank import largest, share
+from vauban._common import largest
+from vauban.edits.lowrank import share
 from vauban.edits.plan import EditPlan
 from vauban.edits.update import is_table
 from vauban.errors import CheckError, InputError

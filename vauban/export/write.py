@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from vauban.edits.lowrank import largest
+from vauban._common import largest
 from vauban.edits.plan import EditPlan
 from vauban.edits.storing import check_precision
 from vauban.errors import InputError

@@ -14,7 +14,7 @@ import mlx.core as mx
 from vauban.errors import InputError
 from vauban.interventions.scopes import check_blocks, check_residuals, layer_set
 from vauban.interventions.values import Change
-from vauban.interventions.vectors import orthonormal_rows, project_out
+from vauban.linalg import as_basis, project_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Flip:
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        basis = orthonormal_rows(self.basis, "Flip")
+        basis = as_basis(self.basis, "Flip")
         chosen = layer_set(self.layers, "Flip")
         first = 0 if chosen is None else min(chosen)
         given = self.midpoint
@@ -179,7 +179,7 @@ class AblateTo:
         missing = sorted((chosen or frozenset()) - set(values)) if values is not None else []
         if missing:
             raise InputError(f"AblateTo: no value for residual {missing[0]}; give one for each")
-        object.__setattr__(self, "_basis", orthonormal_rows(self.direction, "AblateTo"))
+        object.__setattr__(self, "_basis", as_basis(self.direction, "AblateTo"))
         object.__setattr__(self, "_values", values)
         object.__setattr__(self, "_single", single)
         object.__setattr__(self, "_layers", chosen)

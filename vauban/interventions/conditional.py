@@ -15,7 +15,7 @@ import mlx.core as mx
 from vauban.errors import InputError
 from vauban.interventions.outputs import ModuleOutputs
 from vauban.interventions.values import Change, Intervention
-from vauban.interventions.vectors import orthonormal_rows
+from vauban.linalg import as_basis
 
 
 def started(interventions: Iterable[Intervention], lengths: Sequence[int]) -> list[Intervention]:
@@ -80,7 +80,7 @@ class Conditional:
         set_field(self, "intervention", intervention)
         set_field(self, "layer", int(layer))
         set_field(self, "above", above)
-        set_field(self, "_unit", orthonormal_rows(condition_direction, "Conditional")[0])
+        set_field(self, "_unit", as_basis(condition_direction, "Conditional")[0])
 
     def start(self, lengths: Sequence[int]) -> ConditionalRun:
         """The state of one run over rows of these lengths."""

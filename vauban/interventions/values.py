@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from vauban.errors import InputError
 from vauban.interventions.scopes import check_blocks, layer_set
-from vauban.interventions.vectors import orthonormal_rows, project_out
+from vauban.linalg import as_basis, project_out
 
 SITES = ("block_input", "attention_output", "mlp_output")
 Change = Callable[[mx.array], mx.array]
@@ -59,7 +59,7 @@ class Ablate:
         if unknown or not sites:
             raise InputError(f"Ablate: sites {sorted(unknown)} unknown; expected some of {SITES}")
         object.__setattr__(self, "sites", sites)
-        object.__setattr__(self, "_basis", orthonormal_rows(self.direction, "Ablate"))
+        object.__setattr__(self, "_basis", as_basis(self.direction, "Ablate"))
         object.__setattr__(self, "_layers", layer_set(self.layers, "Ablate"))
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
@@ -87,7 +87,7 @@ class Project:
     layers: Any = "all"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_basis", orthonormal_rows(self.basis, "Project"))
+        object.__setattr__(self, "_basis", as_basis(self.basis, "Project"))
         object.__setattr__(self, "_layers", layer_set(self.layers, "Project"))
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:

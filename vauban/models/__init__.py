@@ -19,13 +19,13 @@ from vauban.models.loading import (
     device_info,
     faster_twin,
     folder_of,
-    forget,
     in_memory,
     load,
     load_tokenizer,
     model_folder,
     organism_path,
 )
+from vauban.models.notes import forget
 from vauban.models.passes import ForwardOutput
 from vauban.models.paths import unembed
 from vauban.models.rows import can_pad, can_share, row_checks

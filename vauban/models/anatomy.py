@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import ArchitectureError
+from vauban.models.notes import note, notes
 
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 _NORM_NAMES = (
@@ -70,7 +71,7 @@ def embedding_size(embedding: nn.Module) -> tuple[int, int]:
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Find the parts of `model`. Raises ArchitectureError when it has no embedding or no blocks."""
-    known = getattr(model, "_vauban_anatomy", None)
+    known = notes(model).anatomy
     if known is not None and known.embedding is _by_path(model, known.embedding_path):
         return known
     layers = tuple(getattr(model, "layers", None) or ())
@@ -104,8 +105,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         vocabulary=vocabulary,
         tied=head is None,
     )
-    # An attribute of the object, not an entry of the module's dict: no parameter tree sees it.
-    object.__setattr__(model, "_vauban_anatomy", found)
+    note(model, anatomy=found)
     return found
 
 

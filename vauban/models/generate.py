@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import integers
+from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.interventions import ConditionalRun, Intervention, shares_prefix, started
 from vauban.models.anatomy import anatomy
@@ -27,12 +28,11 @@ from vauban.models.batching import (
     token_budget,
 )
 from vauban.models.caches import keep_rows, merged
+from vauban.models.notes import note, notes
 from vauban.models.rows import can_share, relative_difference
 from vauban.models.taps import Stream, tapped
 from vauban.models.verify import verify_forward
 from vauban.prompts import encode_chat
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -237,11 +237,11 @@ def uneven_batches(model: nn.Module) -> BatchCheck:
     mlx-lm's batched caches are right on most families, not on all; this decides it by running
     them. Once per loaded model.
     """
-    known = getattr(model, "_vauban_batches", None)
+    known = notes(model).batches
     if known is not None:
         return known
     check = _try_uneven(model)
-    object.__setattr__(model, "_vauban_batches", check)
+    note(model, batches=check)
     return check
 
 

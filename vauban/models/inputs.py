@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import InputError
+from vauban.models.swap import around, swapped
 from vauban.models.verify import verify_forward
 
 Reader = Callable[[str, mx.array, mx.array | None], None]
@@ -29,26 +30,20 @@ def module_inputs(model: nn.Module, paths: Iterable[str], read: Reader) -> Itera
         raise InputError(f"the model has no module {unknown[0]}")
     # A model's first forward pass is checked by others, which are not to be read.
     verify_forward(model)
-    classes = [(modules[path], type(modules[path])) for path in wanted]
-    try:
-        for path, (module, cls) in zip(wanted, classes, strict=True):
+    swaps = []
+    for path in wanted:
 
-            def call(
-                self: nn.Module, x: mx.array, *args: Any, _path: str = path, _cls: type = cls,
-                **kwargs: Any,
-            ) -> Any:  # fmt: skip
-                indices = args[0] if args else kwargs.get("indices")
-                rows = x.reshape(-1, x.shape[-1])
-                experts = None
-                if indices is not None:
-                    experts = indices.reshape(-1)
-                    # One row may go to several experts: it is repeated for each of them.
-                    rows = mx.repeat(rows, experts.size // rows.shape[0], axis=0)
-                read(_path, rows, experts)
-                return _cls.__call__(self, x, *args, **kwargs)
+        def call(inner: Any, x: mx.array, *args: Any, _path: str = path, **kwargs: Any) -> Any:
+            indices = args[0] if args else kwargs.get("indices")
+            rows = x.reshape(-1, x.shape[-1])
+            experts = None
+            if indices is not None:
+                experts = indices.reshape(-1)
+                # One row may go to several experts: it is repeated for each of them.
+                rows = mx.repeat(rows, experts.size // rows.shape[0], axis=0)
+            read(_path, rows, experts)
+            return inner(x, *args, **kwargs)
 
-            module.__class__ = type(f"Read{cls.__name__}", (cls,), {"__call__": call})
+        swaps.append(around(modules[path], call))
+    with swapped(swaps):
         yield
-    finally:
-        for module, cls in classes:
-            module.__class__ = cls

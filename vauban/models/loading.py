@@ -24,6 +24,7 @@ from vauban._arrays import flat_parameters
 from vauban._paths import data_dir
 from vauban.errors import InputError, ModelError
 from vauban.models.anatomy import anatomy
+from vauban.models.notes import forget, note, notes
 
 _KINDS = ("dense", "moe", "4bit")
 # A folder with one of these files has a tokenizer.
@@ -154,15 +155,13 @@ def load(
         bytes=sum(int(p.nbytes) for p in flat_parameters(model).values()),
         converted=converted,
     )
-    object.__setattr__(model, "_vauban_info", info)
-    object.__setattr__(model, "_vauban_folder", folder)
+    note(model, folder=folder, source=info)
     return model, tokenizer
 
 
 def folder_of(model: nn.Module) -> Path | None:
     """The folder that `load` read a model from; None for a model from elsewhere."""
-    folder: Path | None = getattr(model, "_vauban_folder", None)
-    return folder
+    return notes(model).folder
 
 
 def load_tokenizer(path_or_repo: str | Path) -> Any:
@@ -197,13 +196,6 @@ def faster_twin(model: nn.Module) -> nn.Module:
     return twin if converted else model
 
 
-def forget(model: nn.Module) -> None:
-    """Drop what was noted about a model, after its modules have changed."""
-    for name in ("_vauban_anatomy", "_vauban_check", "_vauban_batches"):
-        if hasattr(model, name):
-            object.__setattr__(model, name, None)
-
-
 def in_memory(model: nn.Module) -> bool:
     """Whether the weights of a model have been read; a model opened lazily to be edited has not.
 
@@ -213,25 +205,30 @@ def in_memory(model: nn.Module) -> bool:
 
 
 def describe(model: nn.Module) -> ModelInfo:
-    """The `ModelInfo` of a model, whoever loaded it."""
-    known = getattr(model, "_vauban_info", None)
-    if known is not None:
-        return known
+    """What a report says of a model, whoever loaded it; bytes and dtype as they are now."""
+    source = notes(model).source
     parts = anatomy(model)
     packed = [m for _, m in model.named_modules() if "scales" in m]
     dtype = _float_dtype(model)
+    label = f"{packed[0].bits}-bit" if packed else None
+    if source is not None and (packed or source.converted):
+        label = source.quantization
     return ModelInfo(
-        path="(in memory)",
-        model_type=str(getattr(model, "model_type", type(model).__name__)),
+        path=source.path if source else "(in memory)",
+        model_type=source.model_type if source else _model_type(model),
         n_layers=parts.n_layers,
         d_model=parts.d_model,
         dtype=dtype,
-        stored_dtype=dtype,
-        quantization=f"{packed[0].bits}-bit" if packed else None,
+        stored_dtype=source.stored_dtype if source else dtype,
+        quantization=label,
         parameters=_count(model),
         bytes=sum(int(p.nbytes) for p in flat_parameters(model).values()),
-        converted=False,
+        converted=source.converted if source else False,
     )
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(model, "model_type", type(model).__name__))
 
 
 def model_folder(path_or_repo: str | Path, *, revision: str | None = None) -> Path:

@@ -61,7 +61,7 @@ def forward_pass(
     last = mx.array([n - 1 for n in counts])
     several = several_streams(model)
     with ExitStack() as stack:
-        reads = stack.enter_context(reading(model, parts)) if several else {}
+        reads = stack.enter_context(reading(parts)) if several else {}
         out, residuals = run(
             model, parts, tokens, cache, interventions, index is not None, logits, last
         )

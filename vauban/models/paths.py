@@ -18,7 +18,9 @@ from vauban.errors import ArchitectureError
 from vauban.interventions import Intervention
 from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.families import LOOPS, READ_BY_NORM, Visit, family_of
-from vauban.models.taps import Stream, record_reads, stream_changes, stream_place, tapped
+from vauban.models.notes import note, notes
+from vauban.models.swap import around, swapped
+from vauban.models.taps import Stream, stream_changes, tapped
 from vauban.models.walk import arguments, finish, rehearse
 
 # Weights that one evaluation may read: macOS ends a GPU command that runs for several seconds.
@@ -28,21 +30,26 @@ evaluate = mx.eval
 
 def several_streams(model: nn.Module) -> bool:
     """Whether the blocks hand on something else than what their norms read."""
-    return bool(getattr(model, "_vauban_several", False)) or family_of(model) in READ_BY_NORM
+    return notes(model).several_streams or family_of(model) in READ_BY_NORM
 
 
 @contextmanager
-def reading(model: nn.Module, parts: Anatomy) -> Iterator[dict[int, mx.array]]:
+def reading(parts: Anatomy) -> Iterator[dict[int, mx.array]]:
     """What each block's first norm and the final norm read, by residual index."""
-    norms = [layer.get("input_layernorm") for layer in parts.layers]
     found: dict[int, mx.array] = {}
-    changed: list[tuple[nn.Module, type]] = []
-    try:
-        record_reads([*norms, parts.norm], found, lambda m: changed.append((m, type(m))))
+    swaps = []
+    norms = [layer.get("input_layernorm") for layer in parts.layers]
+    for residual, norm in enumerate([*norms, parts.norm]):
+        if norm is None:
+            raise ArchitectureError(f"residual {residual} has no norm that reads the stream")
+
+        def read(call: Any, x: mx.array, _residual: int = residual) -> mx.array:
+            found[_residual] = x
+            return call(x)
+
+        swaps.append(around(norm, read))
+    with swapped(swaps):
         yield found
-    finally:
-        for module, cls in reversed(changed):
-            module.__class__ = cls
 
 
 def pick(h: mx.array, logits: bool | Literal["last"], last: mx.array) -> mx.array:
@@ -120,8 +127,8 @@ def _walked(
     visit: Visit,
 ) -> mx.array | None:
     """The loop of every family without one of its own."""
-    place = stream_place(model)
-    walk = rehearse(model, parts.layers, tokens, cache, model._vauban_extras, place)
+    place = notes(model).place
+    walk = rehearse(model, parts.layers, tokens, cache, notes(model).extras, place)
     h = walk.start
     results: list[tuple[Any, ...]] = []
     for call in walk.calls:
@@ -155,10 +162,10 @@ def _head(model: nn.Module, parts: Anatomy, h: mx.array) -> mx.array:
 
 def evaluation_stride(model: nn.Module, parts: Anatomy) -> int:
     """Evaluate the stream every so many blocks; 0 for models small enough for one evaluation."""
-    known = getattr(model, "_vauban_stride", None)
+    known = notes(model).stride
     if known is None:
         size = tree_reduce(lambda total, p: total + p.nbytes, model.parameters(), 0)
         groups = -(-size // _BYTES_AT_ONCE)
         known = max(1, parts.n_layers // groups) if groups > 1 else 0
-        object.__setattr__(model, "_vauban_stride", known)
+        note(model, stride=known)
     return known

@@ -8,9 +8,10 @@ constant also tells the gain between writer and stream. Knows modules; computes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vauban.models.anatomy import Anatomy, anatomy, is_embedding
 from vauban.models.paths import by_hand, by_tap
+from vauban.models.swap import around, swapped
 from vauban.models.verify import verify_forward
 from vauban.models.writers import Writer, residual_writers, unpacked_shape
 
@@ -80,29 +82,17 @@ def _candidates(model: nn.Module, parts: Anatomy) -> dict[str, nn.Module]:
     return found
 
 
-@contextmanager
-def _constant(leaves: dict[str, nn.Module], constants: _Constants) -> Iterator[None]:
+def _constant(leaves: dict[str, nn.Module], constants: _Constants) -> AbstractContextManager[None]:
     """Let the leaves run (their shape is needed) and put out their constant instead."""
-    changed = []
-    try:
-        for path, module in leaves.items():
-            cls = type(module)
-            changed.append((module, cls))
 
-            def call(
-                self: Any, *args: Any, _cls: type = cls, _path: str = path, **kwargs: Any
-            ) -> mx.array:
-                out = _cls.__call__(self, *args, **kwargs)
-                constants.ran.add(_path)
-                if _path != constants.path:
-                    return mx.zeros_like(out)
-                return mx.broadcast_to(mx.array(constants.value).astype(out.dtype), out.shape)
+    def call(path: str, inner: Any, *args: Any, **kwargs: Any) -> mx.array:
+        out = inner(*args, **kwargs)
+        constants.ran.add(path)
+        if path != constants.path:
+            return mx.zeros_like(out)
+        return mx.broadcast_to(mx.array(constants.value).astype(out.dtype), out.shape)
 
-            module.__class__ = type(f"Constant{cls.__name__}", (cls,), {"__call__": call})
-        yield
-    finally:
-        for module, cls in changed:
-            module.__class__ = cls
+    return swapped(around(module, partial(call, path)) for path, module in leaves.items())
 
 
 def silenced(model: nn.Module) -> AbstractContextManager[None]:

@@ -21,8 +21,10 @@ from vauban.interventions import Intervention, shares_prefix
 from vauban.models.anatomy import anatomy
 from vauban.models.batching import batches, repeated, shared_prefix
 from vauban.models.forward import forward
+from vauban.models.notes import notes
 from vauban.models.paths import several_streams
 from vauban.models.rows import can_pad, can_share
+from vauban.models.swap import around, swapped
 from vauban.models.verify import verify_forward
 
 # Recorded streams may take this much; beyond it every change is read from the first block.
@@ -32,8 +34,8 @@ RECORD_BYTES = 2 * 2**30
 def can_resume(model: nn.Module) -> bool:
     """Whether blocks hand on one plain array, so that the stream can enter at any block."""
     check = verify_forward(model)
-    extras = getattr(model, "_vauban_extras", [1])
-    return check.path == "manual" and not any(extras) and not several_streams(model)
+    plain = not any(notes(model).extras) and not several_streams(model)
+    return check.path == "manual" and plain
 
 
 @contextmanager
@@ -43,18 +45,8 @@ def entering(model: nn.Module, start: int, stream: mx.array | None) -> Iterator[
     Block 0 has nothing before it: then `stream` may be None.
     """
     layers = anatomy(model).layers[:start]
-    classes = [(layer, type(layer)) for layer in layers]
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return stream
-
-    try:
-        for layer, cls in classes:
-            layer.__class__ = type(f"Skipped{cls.__name__}", (cls,), {"__call__": call})
+    with swapped(around(layer, lambda call, *args, **kwargs: stream) for layer in layers):
         yield
-    finally:
-        for layer, cls in classes:
-            layer.__class__ = cls
 
 
 class SharedPrefix:

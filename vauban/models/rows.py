@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban.errors import ArchitectureError
 from vauban.models.anatomy import anatomy
 from vauban.models.caches import repeated
+from vauban.models.notes import note, notes
 from vauban.models.passes import forward_pass
 
 
@@ -56,7 +57,7 @@ def row_checks(model: nn.Module) -> RowChecks:
     Whether a cache may be repeated over rows depends on what a family keeps in it and how its
     blocks read it, so it is run, not guessed.
     """
-    known = getattr(model, "_vauban_rows", None)
+    known = notes(model).rows
     if known is not None:
         return known
     top = min(anatomy(model).vocabulary, 50_000)
@@ -79,7 +80,7 @@ def row_checks(model: nn.Module) -> RowChecks:
 
     half = together.dtype in (mx.float16, mx.bfloat16)
     found = RowChecks(difference(13), difference(0), 2e-2 if half else 1e-4)
-    object.__setattr__(model, "_vauban_rows", found)
+    note(model, rows=found)
     return found
 
 

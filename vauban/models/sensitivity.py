@@ -5,8 +5,9 @@ Knows modules and arrays; judges nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import mlx.nn as nn
 
 from vauban.interventions import Intervention
 from vauban.models.forward import forward
+from vauban.models.swap import around, swapped
 
 
 def output_gradients(
@@ -63,24 +65,12 @@ def output_gradients(
     return {path: g.reshape(-1, g.shape[-1]) for path, g in gradients.items()}
 
 
-@contextmanager
 def _outputs(
     modules: Mapping[str, nn.Module], change: Callable[[str, mx.array], mx.array]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Inside the block what each module puts out is `change(path, y)`."""
-    classes = {path: type(module) for path, module in modules.items()}
-    try:
-        for path, module in modules.items():
 
-            def call(
-                self: nn.Module, *args: Any, _path: str = path, _cls: type = classes[path],
-                **kwargs: Any,
-            ) -> Any:  # fmt: skip
-                return change(_path, _cls.__call__(self, *args, **kwargs))
+    def call(path: str, inner: Any, *args: Any, **kwargs: Any) -> mx.array:
+        return change(path, inner(*args, **kwargs))
 
-            cls = classes[path]
-            module.__class__ = type(f"Shifted{cls.__name__}", (cls,), {"__call__": call})
-        yield
-    finally:
-        for path, module in modules.items():
-            module.__class__ = classes[path]
+    return swapped(around(module, partial(call, path)) for path, module in modules.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,14 +11,12 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban.errors import InputError
 from vauban.interventions import Intervention, ModuleWeights
+from vauban.models.swap import Swap
 
 
-def substitute_weights(
-    model: nn.Module,
-    interventions: Sequence[Intervention],
-    remember: Callable[[nn.Module], None],
-) -> None:
-    """Swap in the matrices of every `ModuleWeights`; `remember` restores the class afterwards."""
+def substitutions(model: nn.Module, interventions: Sequence[Intervention]) -> list[Swap]:
+    """The swaps that let modules run with the matrices of every `ModuleWeights`."""
+    swaps: list[Swap] = []
     wanted = {
         path: (weight, change.biases.get(path), path in change.tied)
         for change in interventions
@@ -30,14 +28,13 @@ def substitute_weights(
             continue
         weight, bias, tied = wanted.pop(path)
         twin = _twin(module, weight, bias)
-        remember(module)
-        cls = type(module)
         methods: dict[str, Any] = {"__call__": lambda self, *a, _twin=twin, **k: _twin(*a, **k)}
         if tied:
             methods["as_linear"] = lambda self, h, _twin=twin: _twin.as_linear(h)
-        module.__class__ = type(f"Substituted{cls.__name__}", (cls,), methods)
+        swaps.append((module, methods))
     if wanted:
         raise InputError(f"the model has no module {sorted(wanted)[0]}; was this plan made for it?")
+    return swaps
 
 
 def _twin(module: nn.Module, weight: mx.array, bias: mx.array | None) -> nn.Module:

@@ -1,8 +1,6 @@
 """Record and change the residual stream while a model runs its own forward pass.
 
-The class of a module is swapped for a recording subclass for the time of a `with` block and
-restored afterwards: no hooks, `isinstance` and attributes keep working, the model's own cached
-forward runs unchanged. Knows modules and interventions; knows no tokens.
+Knows modules and interventions; knows no tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +17,10 @@ import mlx.nn as nn
 from vauban.errors import ArchitectureError, InputError
 from vauban.interventions import Intervention, ModuleOutputs
 from vauban.models.anatomy import anatomy
-from vauban.models.substitute import substitute_weights
+from vauban.models.families import BLOCKS_NOT_CALLED, family_of
+from vauban.models.notes import notes
+from vauban.models.substitute import substitutions
+from vauban.models.swap import Swap, around, swapped
 from vauban.models.walk import Place, put, take
 from vauban.models.writers import branches
 
@@ -74,20 +76,13 @@ def stream_changes(
     }
 
 
-def _swap(module: nn.Module, **methods: Callable[..., Any]) -> None:
-    cls = type(module)
-    names = {f"__{n}__" if n == "call" else n: method for n, method in methods.items()}
-    module.__class__ = type(f"Tapped{cls.__name__}", (cls,), names)
-
-
-def _output_tap(
+def _output_changed(
     module: nn.Module, steps: dict[bool, Change | None], stream: Stream, factor: float = 1.0
-) -> None:
-    """After the tap, factor · module(...) is changed as `steps` has it for prefill or decoding."""
-    cls = type(module)
+) -> Swap:
+    """factor · module(...) changed as `steps` has it for prefill or decoding."""
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        out = cls.__call__(self, *args, **kwargs)
+    def call(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        out = inner(*args, **kwargs)
         step = steps[stream.prefill]
         if step is None:
             return out
@@ -96,17 +91,7 @@ def _output_tap(
             return (step(head * factor) / factor, *rest)
         return step(out * factor) / factor if factor != 1.0 else step(out)
 
-    _swap(module, call=call)
-
-
-def _head_tap(embedding: nn.Module, step: Change) -> None:
-    """A tied head reads `step(h)`. The class is the swapped one already, restored with it."""
-    cls = type(embedding)
-
-    def as_linear(self: Any, h: mx.array) -> mx.array:
-        return cls.as_linear(self, step(h))  # type: ignore[attr-defined]
-
-    _swap(embedding, as_linear=as_linear)
+    return around(module, call)
 
 
 @contextmanager
@@ -126,57 +111,46 @@ def tapped(
     parts = anatomy(model)
     total = parts.n_layers
     stream = stream or Stream()
-    changed: list[tuple[nn.Module, type]] = []
-
-    def remember(module: nn.Module) -> None:
-        if any(module is seen for seen, _ in changed):
-            raise ArchitectureError(
-                f"{type(module).__name__} is used at two places of the stream; "
-                "this intervention cannot be applied exactly"
-            )
-        changed.append((module, type(module)))
-
-    try:
-        substitute_weights(model, interventions, remember)
-        _tap_modules(model, interventions, stream, remember)
-        sites = _branch_changes(model, interventions, total)
-        for branch, steps in sites:
-            remember(branch.module)
-            _output_tap(branch.module, steps, stream, branch.multiplier)
-        touched = _touches_blocks(interventions, total)
-        if blocks and touched and not getattr(model, "_vauban_blocks_run", True):
-            raise ArchitectureError(
-                f"{type(model).__module__} never calls its blocks as modules, so the stream cannot "
-                "be changed while it generates; use a run-time cut (EditPlan.virtual())"
-            )
-        if blocks and (stream.recording or touched):
-            _tap_blocks(model, parts.layers, interventions, stream, remember)
+    swaps = substitutions(model, interventions) + _module_changes(model, interventions, stream)
+    for branch, steps in _branch_changes(model, interventions, total):
+        swaps.append(_output_changed(branch.module, steps, stream, branch.multiplier))
+    touched = _touches_blocks(interventions, total)
+    if blocks and touched and family_of(model) in BLOCKS_NOT_CALLED:
+        raise ArchitectureError(
+            f"{type(model).__module__} never calls its blocks as modules, so the stream cannot "
+            "be changed while it generates; use a run-time cut (EditPlan.virtual())"
+        )
+    if blocks and (stream.recording or touched):
+        swaps += _block_taps(parts.layers, interventions, stream, notes(model).place)
+    with swapped(swaps):
         yield stream
-    finally:
-        for module, cls in reversed(changed):
-            module.__class__ = cls
 
 
-def _tap_modules(
-    model: nn.Module,
-    interventions: Sequence[Intervention],
-    stream: Stream,
-    remember: Callable[[nn.Module], None],
-) -> None:
+def _module_changes(
+    model: nn.Module, interventions: Sequence[Intervention], stream: Stream
+) -> list[Swap]:
     """Changes at module outputs (the run-time cut), composed per module."""
     cuts = [i for i in interventions if isinstance(i, ModuleOutputs)]
     wanted = {path for cut in cuts for path in (*cut.factors, *cut.heads)}
+    swaps: list[Swap] = []
     for path, module in model.named_modules():
-        if path in wanted:
-            wanted.discard(path)
-            remember(module)
-            step = compose([cut.output_change(path) for cut in cuts])
-            _output_tap(module, {True: step, False: step}, stream)
-            shared = compose([cut.head_change(path) for cut in cuts])
-            if shared is not None:
-                _head_tap(module, shared)
+        if path not in wanted:
+            continue
+        wanted.discard(path)
+        step = compose([cut.output_change(path) for cut in cuts])
+        methods = dict(_output_changed(module, {True: step, False: step}, stream)[1])
+        shared = compose([cut.head_change(path) for cut in cuts])
+        if shared is not None:
+            methods |= _head_changed(module, shared)[1]
+        swaps.append((module, methods))
     if wanted:
         raise InputError(f"the model has no module {sorted(wanted)[0]}; was this plan made for it?")
+    return swaps
+
+
+def _head_changed(embedding: nn.Module, step: Change) -> Swap:
+    """A tied head reads `step(h)`."""
+    return around(embedding, lambda inner, h: inner(step(h)), "as_linear")
 
 
 def _branch_changes(
@@ -205,69 +179,42 @@ def _touches_blocks(interventions: Sequence[Intervention], total: int) -> bool:
     )
 
 
-def _tap_blocks(
-    model: nn.Module,
+def _block_taps(
     layers: Sequence[nn.Module],
     interventions: Sequence[Intervention],
     stream: Stream,
-    remember: Callable[[nn.Module], None],
-) -> None:
+    place: Place,
+) -> list[Swap]:
+    """Blocks whose stream is changed and, where `stream` records, noted."""
     total = len(layers)
-    place = stream_place(model)
     last = stream_changes(interventions, "block_input", total, total)
-    for index, layer in enumerate(layers):
-        remember(layer)
-        steps = stream_changes(interventions, "block_input", index, total)
-        cls = type(layer)
 
-        def call(
-            self: nn.Module,
-            *args: Any,
-            _cls: type = cls,
-            _index: int = index,
-            _steps: dict[bool, Change | None] = steps,
-            **kwargs: Any,
-        ) -> Any:
-            step = _steps[stream.prefill]
-            if step is not None:
-                h, args, kwargs = take(args, kwargs, place)
-                args, kwargs = put(args, kwargs, place, step(h))
-            if stream.recording:
-                seen: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-                stream.arguments[_index] = seen
-                if place in seen:
-                    stream.inputs[_index] = seen[place]
-                stream.rounds += _index == 0
-            out = _cls.__call__(self, *args, **kwargs)
-            head, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, ())
-            if _index == total - 1:
-                step = last[stream.prefill]
-                head = step(head) if step is not None else head
-            if stream.recording:
-                stream.outputs[_index] = head
-                stream.extras[_index] = len(rest)
-            return (head, *rest) if isinstance(out, tuple) else head
+    def call(
+        index: int, steps: dict[bool, Change | None], inner: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        step = steps[stream.prefill]
+        if step is not None:
+            h, args, kwargs = take(args, kwargs, place)
+            args, kwargs = put(args, kwargs, place, step(h))
+        if stream.recording:
+            seen: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+            stream.arguments[index] = seen
+            if place in seen:
+                stream.inputs[index] = seen[place]
+            stream.rounds += index == 0
+        out = inner(*args, **kwargs)
+        head, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, ())
+        if index == total - 1:
+            step = last[stream.prefill]
+            head = step(head) if step is not None else head
+        if stream.recording:
+            stream.outputs[index] = head
+            stream.extras[index] = len(rest)
+        return (head, *rest) if isinstance(out, tuple) else head
 
-        _swap(layer, call=call)
-
-
-def stream_place(model: nn.Module) -> Place:
-    """Which argument of a block holds the stream; found once by `verify_forward`."""
-    return getattr(model, "_vauban_place", 0)
-
-
-def record_reads(
-    norms: Sequence[nn.Module | None], found: dict[int, mx.array], remember: Callable[..., None]
-) -> None:
-    """Note what each of `norms` reads: the stream as a block sees it where it has several."""
-    for index, norm in enumerate(norms):
-        if norm is None:
-            raise ArchitectureError(f"residual {index} has no norm that reads the stream")
-        remember(norm)
-        cls = type(norm)
-
-        def call(self: nn.Module, x: mx.array, _cls: type = cls, _index: int = index) -> mx.array:
-            found[_index] = x
-            return _cls.__call__(self, x)
-
-        _swap(norm, call=call)
+    return [
+        around(
+            layer, partial(call, index, stream_changes(interventions, "block_input", index, total))
+        )
+        for index, layer in enumerate(layers)
+    ]

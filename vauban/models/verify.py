@@ -19,8 +19,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban.errors import ArchitectureError
 from vauban.models.anatomy import Anatomy, anatomy, is_half
 from vauban.models.caches import copied, held, stretched
-from vauban.models.families import BLOCKS_NOT_CALLED, family_of
+from vauban.models.families import family_of
 from vauban.models.loading import device_info
+from vauban.models.notes import note, notes
 from vauban.models.paths import by_hand, by_tap
 from vauban.models.taps import Stream
 from vauban.models.walk import Place
@@ -157,11 +158,11 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     tap, which is compared in the same way. Raises ArchitectureError when neither agrees or the
     model puts out NaN.
     """
-    known = getattr(model, "_vauban_check", None)
+    known = notes(model).check
     if known is not None:
         return known
     parts = anatomy(model)
-    prompts, length, notes, crossed = _prompts(model, parts)
+    prompts, length, remarks, crossed = _prompts(model, parts)
     tolerance = 2e-2 if is_half(parts) else 1e-4
     stream = Stream(recording=True)
     tried: list[str] = []
@@ -192,21 +193,21 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
         first: Callable[..., Any] = partial(by_tap, stream=stream)
         return [first, by_tap][: len(prompts)]
 
-    object.__setattr__(model, "_vauban_blocks_run", family_of(model) not in BLOCKS_NOT_CALLED)
     tap = attempt("tap", taps(), [])
     place = _find_place(stream, parts.n_layers)
     if place:
         # The stream is not the blocks' first argument: what was recorded was something else.
-        object.__setattr__(model, "_vauban_place", place)
+        note(model, place=place)
         stream = Stream(recording=True)
         tried.clear()
         tap = attempt("tap", taps(), [])
     elif place is None and stream.rounds == 1:
-        notes.append("the trunk changes the stream between blocks; residuals are what blocks read")
+        remarks.append(
+            "the trunk changes the stream between blocks; residuals are what blocks read"
+        )
     if stream.rounds > 1:
-        notes.append(f"{stream.rounds} rounds over the blocks; residuals are the last round's")
-    extras = [stream.extras.get(i, 0) for i in range(parts.n_layers)]
-    object.__setattr__(model, "_vauban_extras", extras)
+        remarks.append(f"{stream.rounds} rounds over the blocks; residuals are the last round's")
+    note(model, extras=tuple(stream.extras.get(i, 0) for i in range(parts.n_layers)))
     # The loop is trusted with a window only where it was seen to cross one.
     hand = attempt("manual", [by_hand] * len(prompts), tap[1] if tap else []) if crossed else None
     found = hand or tap
@@ -215,11 +216,10 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
             f"no forward pass of vauban agrees with {family_of(model)}'s own: {'; '.join(tried)}"
         )
     if hand is None and crossed:
-        notes.append(f"{tried[-1]}, so the tap is used")
+        remarks.append(f"{tried[-1]}, so the tap is used")
     several = any(h.ndim == 4 for residuals in found[1] for h in residuals)
-    object.__setattr__(model, "_vauban_several", several)
-    check = replace(found[0], note="; ".join(notes))
-    object.__setattr__(model, "_vauban_check", check)
+    check = replace(found[0], note="; ".join(remarks))
+    note(model, check=check, several_streams=several)
     return check
 
 

@@ -8,9 +8,10 @@ its embedding, its masks or its logits therefore happens in its own code. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ import mlx.nn as nn
 
 from vauban.errors import ArchitectureError
 from vauban.models.caches import copied
+from vauban.models.swap import around, swapped
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,13 @@ def take(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> tuple[A
     return args[place], args[:place] + args[place + 1 :], kwargs
 
 
-@contextmanager
-def _stubs(layers: Sequence[nn.Module], call: Stub, place: Place) -> Iterator[None]:
+def _stubs(layers: Sequence[nn.Module], call: Stub, place: Place) -> AbstractContextManager[None]:
     """Blocks that hand their stream (the argument at `place`) to `call` instead of computing."""
-    classes = [(layer, type(layer)) for layer in layers]
-    try:
-        for index, layer in enumerate(layers):
 
-            def stub(self: Any, *args: Any, _index: int = index, **kwargs: Any) -> Any:
-                return call(_index, *take(args, kwargs, place))
+    def stub(index: int, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(index, *take(args, kwargs, place))
 
-            cls = type(layer)
-            layer.__class__ = type(f"Rehearsed{cls.__name__}", (cls,), {"__call__": stub})
-        yield
-    finally:
-        for layer, cls in classes:
-            layer.__class__ = cls
+    return swapped(around(layer, partial(stub, index)) for index, layer in enumerate(layers))
 
 
 def rehearse(

@@ -24,6 +24,7 @@ from vauban.models.anatomy import (
     position_tables,
     post_norms,
 )
+from vauban.models.notes import notes
 
 # Last names of modules that write to the stream, over all of mlx-lm's model files.
 WRITER_NAMES = frozenset(
@@ -232,7 +233,7 @@ def branches(model: nn.Module) -> list[Branch]:
     out: a writer that is the block's own child, two terms on a side, several streams.
     """
     parts = anatomy(model)
-    if getattr(model, "_vauban_several", False):
+    if notes(model).several_streams:
         raise ArchitectureError(
             f"{families.family_of(model)} carries several streams and weighs each term for each of "
             "them; use sites=('block_input',) or a run-time cut (EditPlan.virtual())"

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
@@ -15,7 +16,7 @@ from vauban.evaluation.judge import model_judge
 from vauban.interventions import Add
 from vauban.pipeline.planning import control_plan
 from vauban.pipeline.sources import EvalSet
-from vauban.pipeline.stages import Opened, Progress, tell
+from vauban.pipeline.stages import Opened, tell
 from vauban.report import BehaviourRow, Share
 
 

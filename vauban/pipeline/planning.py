@@ -9,12 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult, select_target_layers
 from vauban.edits import EditPlan, plan_cut
 from vauban.export import check_adaptable
 from vauban.pipeline.sources import PromptSet
-from vauban.pipeline.stages import ADAPTER_HEAD, Opened, Progress
+from vauban.pipeline.stages import ADAPTER_HEAD, Opened
 
 _BY_SCORE = ("above_median", "top_k")
 _SHARED = f"{ADAPTER_HEAD}: the shared one is cut"

@@ -6,15 +6,13 @@ Knows files and installed packages; nothing of prompts, models or figures.
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable
 from pathlib import Path
 
 import vauban
+from vauban._common import Progress
 
 _PACKAGES = ("mlx", "mlx-lm", "numpy", "safetensors", "transformers", "tokenizers")
 _CHUNK = 1 << 22
-
-Progress = Callable[[str, int, int], None]
 
 
 def versions() -> dict[str, str]:

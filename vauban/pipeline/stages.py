@@ -4,12 +4,13 @@ Each takes what the stage before it made and returns a value. Nothing is written
 is printed; `progress` is told (stage, done, total).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import vauban
+from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult, measure
 from vauban.edits import EditPlan
@@ -26,8 +27,6 @@ from vauban.models import (
 )
 from vauban.pipeline.sources import EvalSet, PromptSet
 from vauban.prompts import encode_chat
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from vauban.directions.geometry import Geometry, analyze_geometry, unit, vector
+from vauban.directions.geometry import Geometry, analyze_geometry
 from vauban.errors import InputError
+from vauban.linalg import unit
 
-__all__ = ["Comparison", "Geometry", "analyze_geometry", "compare", "unit", "vector"]
+__all__ = ["Comparison", "Geometry", "analyze_geometry", "compare"]
 
 
 @dataclass(frozen=True)

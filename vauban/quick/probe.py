@@ -9,9 +9,9 @@ import numpy as np
 
 from vauban.errors import InputError
 from vauban.interventions import Project
+from vauban.linalg import as_direction
 from vauban.models import forward, generate
 from vauban.prompts import encode_chat
-from vauban.quick.geometry import unit, vector
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def steer_prompt(
         alpha: h ← h − α d(dᵀh) at every layer and token: 1 takes the direction out, 2 reflects
             it, 0 changes nothing, a negative value strengthens it.
     """
-    steering = (Project(vector(direction), alpha),)
+    steering = (Project(as_direction(direction, "steer_prompt"), alpha),)
     return generate(model, tokenizer, [prompt], max_tokens=max_tokens, interventions=steering)[0]
 
 
@@ -125,10 +125,5 @@ def _residual(model: Any, tokens: Sequence[int], positions: Any) -> mx.array:
 
 def _along(residuals: mx.array, direction: Any) -> list[float]:
     """Projections of (n, d) on the unit direction, in float32."""
-    d = mx.array(unit(direction, "the direction").astype("float32"))
-    if d.size != residuals.shape[-1]:
-        raise InputError(
-            f"the direction has {d.size} components, the model's residual stream "
-            f"{residuals.shape[-1]}."
-        )
+    d = as_direction(direction, "probe", int(residuals.shape[-1]))
     return np.array(residuals.astype(mx.float32) @ d).tolist()

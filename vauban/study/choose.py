@@ -8,18 +8,18 @@ the study of INLP adds: local scores, three multipliers, an accurate first class
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate, select_direction, select_from_scores
 from vauban.study.fits import Fits, Key
 
-Progress = Callable[[str, int, int], None]
 Selected = Literal["ablation", "addition", "nullspace", "classifier"]
 # Which form of the candidates each method is scored by.
 _KINDS: Mapping[Selected, Literal["ablate", "project", "add"]] = {

@@ -14,15 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from vauban._common import RELATIVE_NOISE
 from vauban.activations import collect_activations
 from vauban.directions.scores import auc
 from vauban.interventions import Ablate, Intervention
 from vauban.study.choose import Choice
 from vauban.study.conditions import Condition
 from vauban.study.fits import Fits
-
-# A difference below this share of the residual's norm is rounding noise.
-_NOISE = 1e-6
 
 
 def compose(
@@ -57,7 +55,7 @@ def compose(
     for block in range(n_layers):
         first = fits.difference((position, block))
         low, _ = fits.means((position, block))
-        if float(mx.linalg.norm(first)) <= _NOISE * float(mx.linalg.norm(low)):
+        if float(mx.linalg.norm(first)) <= RELATIVE_NOISE * float(mx.linalg.norm(low)):
             # A template's token before any attention: there is no direction to cut.
             layers.append({"block": block, "norm_left": None, "cosine": None})
             continue

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
+from vauban._common import RELATIVE_NOISE
 from vauban.config import StudyConfig
 from vauban.directions import LeaceResult
 from vauban.interventions import Ablate, AblateTo, Add, Erase, Flip, Intervention, Project
@@ -251,4 +252,4 @@ def _apart(fits: Fits, key: Key) -> bool:
     """Whether the class means differ by more than rounding at a place."""
     low, high = fits.means(key)
     size = max(float(mx.linalg.norm(low)), float(mx.linalg.norm(high)))
-    return float(mx.linalg.norm(high - low)) > 1e-6 * size
+    return float(mx.linalg.norm(high - low)) > RELATIVE_NOISE * size

@@ -6,19 +6,19 @@ Knows activations and estimators; runs no model but for `collect_activations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.activations import Activations, collect_activations
 from vauban.config import StudyConfig
 from vauban.directions import INLPResult, LeaceResult, fit_inlp, fit_inlp_batch, fit_leace
 from vauban.prompts import post_instruction_positions
 
-Progress = Callable[[str, int, int], None]
 Key = tuple[int, int]
 """(position, residual), the position negative."""
 

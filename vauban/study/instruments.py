@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.config import StudyConfig
 from vauban.errors import InputError
 from vauban.evaluation import (
@@ -37,7 +38,6 @@ from vauban.pipeline.sources import EvalRows
 from vauban.prompts import LabelledPrompt, answer_chats, load_texts
 from vauban.report import shorten
 
-Progress = Callable[[str, int, int], None]
 Judge = Callable[[Sequence[LabelledPrompt], Sequence[str]], GuardResult]
 
 _SAMPLES = 2

@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from vauban._common import Progress
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
@@ -36,8 +37,6 @@ from vauban.study.fits import Fits, fit
 from vauban.study.further import further_directions
 from vauban.study.instruments import Instruments
 from vauban.study.journal import Journal
-
-Progress = Callable[[str, int, int], None]
 
 FORMAT = 1
 """The version of study.json's layout."""

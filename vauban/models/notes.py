@@ -1,0 +1,74 @@
+"""What has been learnt about one model: found once, kept on it, dropped when its modules change.
+
+All of it stands in one frozen value under one attribute of the model, where no parameter tree sees
+it. Knows no module's inside; each fact is found by the file that its comment names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.nn as nn
+
+if TYPE_CHECKING:
+    from vauban.models.anatomy import Anatomy
+    from vauban.models.generate import BatchCheck
+    from vauban.models.loading import ModelInfo
+    from vauban.models.rows import RowChecks
+    from vauban.models.verify import ForwardCheck
+    from vauban.models.walk import Place
+
+_ATTRIBUTE = "_vauban_notes"
+
+
+@dataclass(frozen=True, eq=False)
+class Notes:
+    """The facts about a model; None where nobody has asked yet."""
+
+    # loading: where the weights came from, and what they were. True whatever happens to the model.
+    folder: Path | None = None
+    source: ModelInfo | None = None
+    # anatomy: where the parts are.
+    anatomy: Anatomy | None = None
+    # verify: the proven path, and what the explicit loop must know about the blocks.
+    check: ForwardCheck | None = None
+    place: Place = 0
+    extras: tuple[int, ...] = ()
+    several_streams: bool = False
+    # rows, generate: what the rows of a batch may share.
+    rows: RowChecks | None = None
+    batches: BatchCheck | None = None
+    # paths: after how many blocks the stream is evaluated.
+    stride: int | None = None
+
+
+def notes(model: nn.Module) -> Notes:
+    """What is known of `model`; empty notes for one that nobody has looked at."""
+    known: Notes | None = getattr(model, _ATTRIBUTE, None)
+    return known or Notes()
+
+
+def note(model: nn.Module, **facts: Any) -> None:
+    """Add facts to what is known of `model`."""
+    object.__setattr__(model, _ATTRIBUTE, replace(notes(model), **facts))
+
+
+def forget(model: nn.Module) -> None:
+    """Drop what was learnt from the modules, after they have changed; the source stays."""
+    before = notes(model)
+    object.__setattr__(model, _ATTRIBUTE, Notes(folder=before.folder, source=before.source))
+
+
+@contextmanager
+def set_aside(model: nn.Module) -> Iterator[None]:
+    """Inside the block nothing is known of `model`; afterwards what was known before."""
+    before = notes(model)
+    forget(model)
+    try:
+        yield
+    finally:
+        object.__setattr__(model, _ATTRIBUTE, before)
