@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import vauban
-from vauban.directions.linear import shrinkage, solve
+from vauban.directions.classifiers import shrinkage, solve
 
 
 def blobs(n: int, d: int, seed: int = 0, shift: float = 3.0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ from sklearn.metrics import roc_auc_score, silhouette_score
 
 import vauban
 from vauban.activations import winsorize
-from vauban.directions import scores
-from vauban.directions.measure import _choose, _result, _split, model_name, residual_limit
+from vauban.directions import separation
+from vauban.directions.class_moments import split_prompts
+from vauban.directions.measure import _choose, _result, model_name, residual_limit
 
 
 def test_directions_are_differences_of_raw_means(organism: Any, organism_prompts: Any) -> None:
@@ -39,11 +40,13 @@ def test_directions_are_differences_of_raw_means(organism: Any, organism_prompts
     assert np.isclose(result.projections["harmless"], along[1], rtol=1e-3)
 
 
+@pytest.mark.parametrize(("harmful", "harmless"), [(12, 12), (12, 5), (5, 12), (4, 4)])
 def test_winsorized_store_with_nothing_to_clip_equals_streaming(
-    organism: Any, organism_prompts: Any
+    organism: Any, organism_prompts: Any, harmful: int, harmless: int
 ) -> None:
+    """Also where one class is too small to hold prompts out."""
     model, tokenizer = organism
-    sets = organism_prompts["harmful"][:12], organism_prompts["harmless"][:12]
+    sets = organism_prompts["harmful"][:harmful], organism_prompts["harmless"][:harmless]
     streamed = vauban.measure(model, tokenizer, *sets)
     stored = vauban.measure(model, tokenizer, *sets, clip_quantile=1e-9)
     assert stored.layer_index == streamed.layer_index
@@ -92,9 +95,21 @@ def test_automatic_choice_ignores_the_last_fifth_and_prefers_the_earlier() -> No
 
 
 def test_held_out_third_is_disjoint_and_seeded() -> None:
-    fit, held = _split(30, 0)
-    assert len(held) == 10 and not set(fit) & set(held) and sorted(fit + held) == list(range(30))
-    assert _split(30, 0) == (fit, held) != _split(30, 1)
+    prompts = [f"prompt {i}" for i in range(30)]
+    fitting, held_out = split_prompts(prompts, 0)
+    assert len(held_out) == 10 and not set(fitting) & set(held_out)
+    assert sorted(fitting + held_out) == list(range(30))
+    assert split_prompts(prompts, 0) == (fitting, held_out) != split_prompts(prompts, 1)
+
+
+def test_a_repeated_prompt_is_never_both_fitted_and_held_out() -> None:
+    prompts = [f"prompt {i % 9}" for i in range(36)]
+    fitting, held_out = split_prompts(prompts, 0)
+    assert sorted(fitting + held_out) == list(range(36)) and len(held_out) == 12
+    assert not {prompts[i] for i in fitting} & {prompts[i] for i in held_out}
+    # Four distinct prompts are too few, however often they stand there.
+    fitting, held_out = split_prompts(prompts[:4] * 4, 0)
+    assert fitting is held_out and len(fitting) == 16
 
 
 def test_scores_against_scikit_learn() -> None:
@@ -103,11 +118,11 @@ def test_scores_against_scikit_learn() -> None:
     labels = np.r_[np.zeros(40), np.ones(25)]
     for i in range(3):
         line = np.r_[a[:, i], b[:, i]]
-        assert np.isclose(scores.auc(a, b)[i], roc_auc_score(labels, line))
-        assert np.isclose(scores.silhouette(a, b)[i], silhouette_score(line[:, None], labels))
+        assert np.isclose(separation.auc(a, b)[i], roc_auc_score(labels, line))
+        assert np.isclose(separation.silhouette(a, b)[i], silhouette_score(line[:, None], labels))
     pooled = np.sqrt((39 * a.var(0, ddof=1) + 24 * b.var(0, ddof=1)) / 63)
-    assert np.allclose(scores.cohens_d(a, b), (b.mean(0) - a.mean(0)) / pooled)
-    assert scores.auc(np.zeros((3, 1)), np.zeros((3, 1)))[0] == 0.5
+    assert np.allclose(separation.cohens_d(a, b), (b.mean(0) - a.mean(0)) / pooled)
+    assert separation.auc(np.zeros((3, 1)), np.zeros((3, 1)))[0] == 0.5
 
 
 def test_winsorize_against_numpy() -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from vauban._common import RELATIVE_NOISE, Progress
+from vauban._common import RELATIVE_NOISE, Progress, largest
 from vauban.directions.candidates import Key, candidate_table
 from vauban.directions.refusal_odds import (
     check_mass,
@@ -24,7 +24,7 @@ from vauban.directions.refusal_odds import (
     refusal_mass,
     refusal_token_ids,
 )
-from vauban.directions.selection import (
+from vauban.directions.selection_rule import (
     NoCandidate,
     SelectionResult,
     drop_reason,
@@ -38,6 +38,9 @@ from vauban.models.resume import PromptReader, SharedPrefix
 from vauban.prompts import encode_chat
 
 Kind = Literal["ablate", "project", "add"]
+# In this order, a candidate that is out is not measured further, and KL and bypass, which come
+# after one another, read the shared prefix under the same change.
+_STAGES = ("induce", "kl", "bypass")
 
 
 def select_direction(
@@ -95,70 +98,39 @@ def select_direction(
     _check_table(table, parts.n_layers, parts.d_model)
     ids = _token_ids(tokenizer, refusal_tokens, parts.vocabulary)
     local = scope == "local" or kind == "add"
-    encoded = {
-        "harmful": [encode_chat(tokenizer, p) for p in harmful],
-        "harmless": [encode_chat(tokenizer, p) for p in harmless],
+    scorer = _Scorer(
+        *_readers(model, tokenizer, harmful, harmless, record_all=local, batch_size=batch_size),
+        ids, kind, local, tuple(multipliers),
+    )  # fmt: skip
+    base = {
+        "harmful": _mean(refusal_log_odds(scorer.harmful.baseline, ids)),
+        "harmless": _mean(refusal_log_odds(scorer.harmless.baseline, ids)),
     }
-    prefix = SharedPrefix(model, [*encoded["harmful"], *encoded["harmless"]], record=True)
-    readers = {
-        name: PromptReader(
-            model, lists, record=local or name == "harmless", batch_size=batch_size, prefix=prefix
-        )
-        for name, lists in encoded.items()
-    }
-    base = {name: refusal_log_odds(r.baseline, ids) for name, r in readers.items()}
-    mass = refusal_mass(readers["harmful"].baseline, ids)
-    notes = [check_mass(mass, readers["harmful"].baseline, ids, tokenizer)]
-    if base["harmful"].mean() <= base["harmless"].mean():
+    mass = refusal_mass(scorer.harmful.baseline, ids)
+    notes = [check_mass(mass, scorer.harmful.baseline, ids, tokenizer)]
+    if not base["harmful"] > base["harmless"]:
         notes.append(
-            f"refusal is no likelier on the harmful prompts ({base['harmful'].mean():+.2f}) than "
-            f"on the harmless ones ({base['harmless'].mean():+.2f}): are the sets in order?"
+            f"refusal is no likelier on the harmful prompts ({base['harmful']:+.2f}) than on the "
+            f"harmless ones ({base['harmless']:+.2f}): are the sets in order?"
         )
         warnings.warn(notes[-1], VaubanWarning, stacklevel=2)
-    noise = _noise_level(candidates, table, readers["harmless"])
-    records: list[dict[str, Any]] = [
-        {"position": p, "layer": r, "bypass": None, "induce": None, "kl": None} for p, r in table
-    ]
-    reasons = ["difference is zero up to rounding" if z else "" for z in noise]
-
-    def removal(key: Key, vector: mx.array) -> tuple[list[Intervention], int]:
-        """The removing intervention, and the first block that it touches."""
-        at: Any = [key[1]] if local else "all"
-        if kind == "add":
-            return [Add(vector, -1.0, key[1])], key[1]
-        change = Ablate(vector, at) if kind == "ablate" else Project(vector, 1.0, at)
-        return [change], key[1] if local else 0
-
-    def score(name: str, key: Key, vector: mx.array, change: tuple[Any, int]) -> float:
-        if name == "induce":
-            raw = vector if vector.ndim == 1 else vector[0]
-            added = [readers["harmless"].logits([Add(raw, m, key[1])], key[1]) for m in multipliers]
-            return max(_mean(refusal_log_odds(logits, ids)) for logits in added)
-        if name == "kl":
-            changed = readers["harmless"].logits(*change)
-            return _mean(last_token_kl(readers["harmless"].baseline, changed))
-        return _mean(refusal_log_odds(readers["harmful"].logits(*change), ids))
-
-    def out(number: int) -> bool:
-        """Whether a candidate is known to be out by what has been measured of it."""
-        known = drop_reason(records[number], limit, kl_threshold, induce_threshold)
-        return bool(reasons[number] or known)
-
-    for number, (key, vector) in enumerate(table.items()):
-        # A zero difference has no direction to remove: not even "all" can score it.
-        change = None if reasons[number] else removal(key, vector)
-        # KL and bypass come after one another: both read the prefix under the same change.
-        for stage, name in enumerate(("induce", "kl", "bypass")):
-            if change is not None and not (scores == "needed" and out(number)):
-                records[number][name] = score(name, key, vector, change)
+    noise = _noise_level(candidates, table, scorer.harmless)
+    records = []
+    for number, ((key, vector), is_noise) in enumerate(zip(table.items(), noise, strict=True)):
+        record: dict[str, Any] = {"position": key[0], "layer": key[1]}
+        record |= dict.fromkeys(_STAGES)
+        if is_noise:
+            # A zero difference has no direction to remove: not even "all" can score it.
+            record["reason"] = "difference is zero up to rounding"
+        for stage, name in enumerate(_STAGES):
+            dropped = drop_reason(record, limit, kl_threshold, induce_threshold)
+            if not is_noise and not (scores == "needed" and dropped):
+                record[name] = getattr(scorer, name)(key, vector)
             if progress:
-                progress("select", 3 * number + stage + 1, 3 * len(table))
-    given: list[dict[str, Any]] = [
-        {**record, "reason": reason} if reason else record
-        for record, reason in zip(records, reasons, strict=True)
-    ]
+                progress("select", len(_STAGES) * number + stage + 1, len(_STAGES) * len(table))
+        records.append(record)
     chosen = select_from_scores(
-        given, parts.n_layers, kl_threshold=kl_threshold,
+        records, parts.n_layers, kl_threshold=kl_threshold,
         induce_threshold=induce_threshold, prune_layers=prune_layers,
     )  # fmt: skip
     return replace(
@@ -167,10 +139,62 @@ def select_direction(
         kind=kind,
         scope="local" if local else "all",
         refusal_tokens=ids,
-        baseline={name: _mean(values) for name, values in base.items()},
+        baseline=base,
         mass=_mean(mass),
         warnings=tuple(note for note in notes if note),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Scorer:
+    """The three scores of a candidate, each a pass over the prompts of one set."""
+
+    harmful: PromptReader
+    harmless: PromptReader
+    refusal_ids: tuple[int, ...]
+    kind: Kind
+    local: bool
+    multipliers: tuple[float, ...]
+
+    def induce(self, key: Key, vector: mx.array) -> float:
+        """Mean refusal log-odds on harmless prompts with the raw vector added; the largest one."""
+        raw = vector if vector.ndim == 1 else vector[0]
+        added = (
+            self.harmless.logits([Add(raw, factor, key[1])], key[1]) for factor in self.multipliers
+        )
+        return largest(_mean(refusal_log_odds(logits, self.refusal_ids)) for logits in added)
+
+    def kl(self, key: Key, vector: mx.array) -> float:
+        """Mean KL(unchanged || removal) of the last token on harmless prompts."""
+        changed = self.harmless.logits(*self._removal(key, vector))
+        return _mean(last_token_kl(self.harmless.baseline, changed))
+
+    def bypass(self, key: Key, vector: mx.array) -> float:
+        """Mean refusal log-odds on harmful prompts under the removal."""
+        changed = self.harmful.logits(*self._removal(key, vector))
+        return _mean(refusal_log_odds(changed, self.refusal_ids))
+
+    def _removal(self, key: Key, vector: mx.array) -> tuple[list[Intervention], int]:
+        """The removing intervention, and the first block that it touches."""
+        at: Any = [key[1]] if self.local else "all"
+        if self.kind == "add":
+            return [Add(vector, -1.0, key[1])], key[1]
+        change = Ablate(vector, at) if self.kind == "ablate" else Project(vector, 1.0, at)
+        return [change], key[1] if self.local else 0
+
+
+def _readers(
+    model: nn.Module, tokenizer: Any, harmful: Sequence[Any], harmless: Sequence[Any], *,
+    record_all: bool, batch_size: int | None,
+) -> tuple[PromptReader, PromptReader]:  # fmt: skip
+    """Readers of the two sets, which share the prefix that all prompts begin with."""
+    encoded = [[encode_chat(tokenizer, p) for p in prompts] for prompts in (harmful, harmless)]
+    prefix = SharedPrefix(model, [*encoded[0], *encoded[1]], record=True)
+    first, second = (
+        PromptReader(model, lists, record=record, batch_size=batch_size, prefix=prefix)
+        for lists, record in zip(encoded, (record_all, True), strict=True)
+    )
+    return first, second
 
 
 def choose_causally(

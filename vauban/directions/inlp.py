@@ -16,9 +16,14 @@ import numpy as np
 
 from vauban._backend import one_blas_thread
 from vauban._common import Progress
-from vauban.directions.classifiers import check_options, float64_rows
+from vauban.directions.classifiers import (
+    check_options,
+    float64_rows,
+    row_scale,
+    solve,
+    span_of,
+)
 from vauban.directions.estimators import check_labelled
-from vauban.directions.linear import row_scale, solve, span_of
 from vauban.errors import InputError, VaubanWarning
 
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from vauban.directions.classifiers import float64_rows
-from vauban.directions.linear import shrinkage as optimal_shrinkage
+from vauban.directions.classifiers import shrinkage as optimal_shrinkage
 from vauban.errors import InputError
 
 

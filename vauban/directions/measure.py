@@ -6,7 +6,6 @@ Collects through `vauban.activations`, estimates with arrays; cuts nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -15,14 +14,15 @@ import numpy as np
 
 from vauban._arrays import floats
 from vauban._common import RELATIVE_NOISE, Progress
-from vauban.activations import (
-    ActivationMoments,
-    collect_activations,
-    stream_activations,
-    winsorize,
-)
-from vauban.directions import scores as measures
 from vauban.directions.causal import choose_causally
+from vauban.directions.class_moments import (
+    reduce_classes,
+    score_layers,
+    split_prompts,
+    stored,
+    streamed,
+    unit_rows,
+)
 from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
 from vauban.prompts import post_instruction_positions
@@ -31,15 +31,6 @@ from vauban.prompts import post_instruction_positions
 DEEPEST = 0.8
 # Held-out prompts of each class that causal selection asks (Arditi et al. 2024 take 32).
 _VALIDATION = 32
-
-
-@dataclass(frozen=True, eq=False)
-class _Class:
-    """One class of prompts: moments of its fitting part and of its held-out part."""
-
-    fit: ActivationMoments
-    held: ActivationMoments
-    held_values: Any
 
 
 def residual_limit(n_layers: int) -> int:
@@ -92,19 +83,17 @@ def measure(
     sets = {"harmless": list(harmless), "harmful": list(harmful)}
     _check_sets(sets)
     wanted = _positions(tokenizer, positions)
-    splits = {name: _split(len(prompts), seed) for name, prompts in sets.items()}
+    splits = {name: split_prompts(prompts, seed) for name, prompts in sets.items()}
     if clip_quantile:
-        classes = _from_store(
-            model, tokenizer, sets, splits, wanted, clip_quantile, batch_size, progress
-        )
+        read = stored(model, tokenizer, sets, wanted, clip_quantile, batch_size, progress)
     else:
-        classes = _streaming(model, tokenizer, sets, splits, wanted, batch_size, progress)
+        read = streamed(model, tokenizer, sets, splits, wanted, batch_size, progress)
+    classes = reduce_classes(read, splits)
     low, high = classes["harmless"], classes["harmful"]
-    full = _full_mean(high) - _full_mean(low)
-    means = mx.stack([_full_mean(low), _full_mean(high)])
-    table = _score(low, high)
+    means = mx.stack([low.mean, high.mean])
+    full = means[1] - means[0]
+    table = score_layers(low, high)
     n_layers = int(full.shape[0]) - 1
-    _check_difference(full, means)
     causal = layer == "causal"
     residual, column = _choose(table["cohens_d"], "auto" if causal else layer, n_layers)
     if selection and not causal:
@@ -128,8 +117,8 @@ def measure(
         )  # fmt: skip
         column = wanted.index(position)
         facts["selection"] = found.to_dict() if found else None
-    if min(len(p) for p in sets.values()) < 6:
-        notes.append("fewer than 6 prompts in a class: the layer scores are not held out")
+    if any(fitting is held_out for fitting, held_out in splits.values()):
+        notes.append("fewer than 6 distinct prompts in a class: its layer scores are not held out")
     return _result(
         model, tokenizer, full[1:, column], means[:, 1:, column],
         {name: values[1:, column] for name, values in table.items()},
@@ -170,123 +159,6 @@ def _positions(tokenizer: Any, positions: Any) -> tuple[int, ...]:
     return wanted
 
 
-def _split(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """(fitting, held-out) indices; with fewer than 6 prompts both are all of them."""
-    if count < 6:
-        return list(range(count)), list(range(count))
-    order = np.random.default_rng(seed).permutation(count)
-    third = count // 3
-    return sorted(order[third:].tolist()), sorted(order[:third].tolist())
-
-
-def _streaming(
-    model: nn.Module, tokenizer: Any, sets: dict[str, list[Any]],
-    splits: dict[str, tuple[list[int], list[int]]], positions: tuple[int, ...],
-    batch_size: int | None, progress: Progress | None,
-) -> dict[str, _Class]:  # fmt: skip
-    """Two passes over disjoint prompts: moments of the fitting part give the directions, the
-    held-out part is reduced to its projections on them. Memory does not grow with the prompts."""
-    total = sum(len(p) for p in sets.values())
-    seen = 0
-
-    def run(prompts: list[Any]) -> Any:
-        nonlocal seen
-        for rows, values in stream_activations(
-            model, tokenizer, prompts, positions=positions, batch_size=batch_size
-        ):
-            yield values
-            seen = min(seen + len(rows), total)
-            if progress:
-                progress("measure", seen, total)
-
-    fit = {name: ActivationMoments() for name in sets}
-    for name, prompts in sets.items():
-        for values in run([prompts[i] for i in splits[name][0]]):
-            fit[name].update(values)
-    units = _unit_rows(fit["harmful"].mean - fit["harmless"].mean)
-    found = {}
-    for name, prompts in sets.items():
-        held, projected = ActivationMoments(), []
-        for values in run([prompts[i] for i in splits[name][1]]):
-            held.update(values)
-            projected.append(np.array((values * units).sum(axis=-1)))
-        if len(prompts) < 6:
-            # In-sample scoring: the same prompts were seen twice and count once.
-            held = ActivationMoments()
-        found[name] = _Class(fit[name], held, np.concatenate(projected))
-    return found
-
-
-def _from_store(
-    model: nn.Module, tokenizer: Any, sets: dict[str, list[Any]],
-    splits: dict[str, tuple[list[int], list[int]]], positions: tuple[int, ...],
-    clip_quantile: float, batch_size: int | None, progress: Progress | None,
-) -> dict[str, _Class]:  # fmt: skip
-    """Keep all activations, winsorize them over both classes, then as `_streaming`."""
-    total = sum(len(p) for p in sets.values())
-    offset = 0
-    raw = []
-    for prompts in sets.values():
-        step = (
-            (lambda s, done, n, at=offset: progress("measure", at + done, total))
-            if progress
-            else None
-        )
-        raw.append(
-            collect_activations(
-                model, tokenizer, prompts, positions=positions, batch_size=batch_size, progress=step
-            ).values
-        )
-        offset += len(prompts)
-    clipped = winsorize(mx.concatenate(raw), clip_quantile)
-    counts = [len(p) for p in sets.values()]
-    parts = dict(zip(sets, mx.split(clipped, np.cumsum(counts)[:-1].tolist()), strict=True))
-    fit = {
-        name: ActivationMoments().update(parts[name][mx.array(splits[name][0])]) for name in sets
-    }
-    units = _unit_rows(fit["harmful"].mean - fit["harmless"].mean)
-    found = {}
-    for name in sets:
-        values = parts[name][mx.array(splits[name][1])]
-        held = ActivationMoments()
-        if counts[0] >= 6 and len(sets[name]) >= 6:
-            held.update(values)
-        found[name] = _Class(fit[name], held, np.array((values * units).sum(axis=-1)))
-    return found
-
-
-def _unit_rows(difference: mx.array) -> mx.array:
-    return difference / mx.maximum(mx.linalg.norm(difference, axis=-1, keepdims=True), 1e-30)
-
-
-def _full_mean(part: _Class) -> mx.array:
-    """Mean over all prompts of a class, from its two disjoint parts."""
-    return ActivationMoments().merge(part.fit).merge(part.held).mean
-
-
-def _score(low: _Class, high: _Class) -> dict[str, np.ndarray]:
-    """Per (residual, position) scores on the held-out projections."""
-    negative = low.held_values.astype(np.float64)
-    positive = high.held_values.astype(np.float64)
-    a, b = np.array(_full_mean(low), np.float64), np.array(_full_mean(high), np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return {
-        "gap": measures.gap(negative, positive),
-        "cohens_d": measures.cohens_d(negative, positive),
-        "auc": measures.auc(negative, positive),
-        "cosine": (a * b).sum(-1) / np.maximum(norms, 1e-30),
-        "silhouette": measures.silhouette(negative, positive),
-    }
-
-
-def _check_difference(full: mx.array, means: mx.array) -> None:
-    """At least one layer must tell the classes apart by more than rounding noise."""
-    norms = np.array(mx.linalg.norm(full, axis=-1))[1:]
-    scale = np.array(mx.linalg.norm(means, axis=-1)).max(0)[1:]
-    if not (norms > RELATIVE_NOISE * scale).any():
-        raise InputError("the class means are equal at every layer: there is no direction")
-
-
 def _choose(table: np.ndarray, layer: Any, n_layers: int) -> tuple[int, int]:
     """(residual, position column) by held-out Cohen's d; table is (L+1, P)."""
     if isinstance(layer, str):
@@ -313,7 +185,7 @@ def _result(
             f"the class means at the output of block {layer}, position {position}, are equal: "
             "there is no direction there"
         )
-    units = _unit_rows(raw)
+    units = unit_rows(raw)
     direction = units[layer]
     along = floats((means[:, layer] * direction).sum(axis=-1))
     # The seed's score: the gap of mean projections on each layer's own direction.

@@ -1,6 +1,6 @@
 """The measured direction as a frozen value, with save and load.
 
-Knows arrays; the file format is `files.py`'s.
+Knows arrays; `direction_files` knows the file format.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from vauban._arrays import floats
-from vauban.directions import files
+from vauban.directions import direction_files
 from vauban.errors import InputError
 
 _FORMAT = "vauban.direction/1"
@@ -98,12 +98,14 @@ class DirectionResult:
             "norms": self.norms,
             "means": self.means,
         }
-        return files.write(path, _FORMAT, arrays, self.to_dict())
+        return direction_files.write(path, _FORMAT, arrays, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> DirectionResult:
         """Read what `save` wrote; InputError names what a foreign or damaged file lacks."""
-        arrays, facts = files.read(path, _FORMAT, ("direction", "directions", "norms", "means"))
+        arrays, facts = direction_files.read(
+            path, _FORMAT, ("direction", "directions", "norms", "means")
+        )
         layers, size = arrays["directions"].shape
         if arrays["direction"].shape != (size,) or arrays["means"].shape != (2, layers, size):
             raise InputError(f"{path}: the arrays' shapes do not fit each other")

@@ -16,7 +16,7 @@ import mlx.nn as nn
 from vauban._arrays import floats
 from vauban._common import Progress
 from vauban.activations import collect_activations
-from vauban.directions import files
+from vauban.directions import direction_files
 from vauban.directions.measure import measure
 from vauban.directions.pca import fit_pca
 from vauban.errors import InputError
@@ -75,13 +75,15 @@ class SubspaceResult:
     def save(self, path: str | Path) -> Path:
         """Write safetensors with the JSON facts in the metadata; never half a file."""
         names = ("basis", "singular_values", "explained_variance")
-        return files.write(path, _FORMAT, {n: getattr(self, n) for n in names}, self.to_dict())
+        return direction_files.write(
+            path, _FORMAT, {n: getattr(self, n) for n in names}, self.to_dict()
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> SubspaceResult:
         """Read what `save` wrote; InputError names what a foreign or damaged file lacks."""
         names = ("basis", "singular_values", "explained_variance")
-        arrays, facts = files.read(path, _FORMAT, names)
+        arrays, facts = direction_files.read(path, _FORMAT, names)
         if arrays["basis"].shape != (facts["k"], facts["d_model"]):
             raise InputError(f"{path}: the arrays' shapes do not fit each other")
         kept = ("layer_index", "position", "d_model", "model_path", "method", "provenance")

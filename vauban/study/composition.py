@@ -16,7 +16,7 @@ import numpy as np
 
 from vauban._common import RELATIVE_NOISE
 from vauban.activations import collect_activations
-from vauban.directions.scores import auc
+from vauban.directions.separation import auc
 from vauban.interventions import Ablate, Intervention
 from vauban.study.choose import Choice
 from vauban.study.conditions import Condition

@@ -17,7 +17,7 @@ import numpy as np
 
 from vauban._arrays import floats, integers
 from vauban.activations import collect_activations
-from vauban.directions.scores import auc
+from vauban.directions.separation import auc
 from vauban.models import unembed
 from vauban.pipeline.sources import EvalRows
 from vauban.prompts import LabelledPrompt, encode_chat
