@@ -21,10 +21,12 @@ _EXPORTS = {
         "load_labelled_prompts load_prompts load_texts post_instruction_positions "
         "resolve_prompts"
     ),
-    "vauban.interventions": "Ablate AblateTo Add Conditional Erase Flip Project",
+    "vauban.interventions": (
+        "SITES Ablate AblateTo Add Conditional Erase Flip Intervention Patch Project"
+    ),
     "vauban.models": (
-        "ForwardCheck ForwardOutput Writer forward generate load organism_path "
-        "residual_writers verify_forward"
+        "ForwardCheck ForwardOutput ModelInfo Writer describe forward generate load organism_path "
+        "residual_writers unembed verify_forward"
     ),
     "vauban.activations": "ActivationMoments Activations collect_activations winsorize",
     "vauban.directions": (

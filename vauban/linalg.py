@@ -52,7 +52,7 @@ def as_vector(value: Any, name: str, size: int | None = None) -> mx.array:
 
 def numpy_basis(value: Any, name: str, size: int | None = None) -> np.ndarray:
     """As `as_basis`, in float64: what angles between subspaces need."""
-    rows = _rows(value, name, size)
+    rows = as_rows(value, name, size)
     if rows.shape[0] > rows.shape[1]:
         raise InputError(f"{name}: direction has shape {rows.shape}; expected (d,) or (k, d)")
     norms = np.linalg.norm(rows, axis=1)
@@ -89,14 +89,14 @@ def _numpy(value: Any, name: str, dtype: Any) -> np.ndarray:
 
 def _one(value: Any, name: str, size: int | None) -> np.ndarray:
     """The row (1, d) of a value that holds one direction."""
-    rows = _rows(value, name, size)
+    rows = as_rows(value, name, size)
     if rows.shape[0] != 1:
         raise InputError(f"{name}: {rows.shape[0]} directions are given; expected one, (d,)")
     return rows
 
 
-def _rows(value: Any, name: str, size: int | None) -> np.ndarray:
-    """The finite rows (k, d), k >= 1, that a value holds, as given; float64."""
+def as_rows(value: Any, name: str, size: int | None = None) -> np.ndarray:
+    """The finite rows (k, d), k >= 1, that `value` holds, as they are given; float64."""
     if hasattr(value, "left") and hasattr(value, "right"):
         raise InputError(
             f"{name}: a {type(value).__name__} is an oblique map, not a direction; use it at run "

@@ -90,9 +90,9 @@ def test_dtypes_are_kept() -> None:
         (lambda: Ablate(D, layers=[-1]), "negative"),
         (lambda: Ablate(D, layers="some"), "layers is 'some'"),
         (lambda: at(Ablate(D, layers=4)), "blocks 0 to 3"),
-        (lambda: at(Add(D, 1.0, 5)), "has 0 to 4"),
+        (lambda: at(Add(D, 1.0, 5)), "residuals 0 to 4"),
         (lambda: Add(D, 1.0, -1), "negative"),
-        (lambda: Add(D[None], 1.0, 0), r"expected \(d,\)"),
+        (lambda: Add(h()[0, :2], 1.0, 0), r"expected one, \(d,\)"),
         (lambda: Add(D, 1.0, 0, "answer"), "positions"),
     ],
 )

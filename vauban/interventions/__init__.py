@@ -1,23 +1,42 @@
-"""Run-time changes of the residual stream, as pure values over arrays. They know no model."""
+"""Run-time changes of the residual stream, as frozen values over arrays. They know no model.
 
-from vauban.interventions.affine import AblateTo, Erase, Flip
-from vauban.interventions.conditional import Conditional, ConditionalRun, shares_prefix, started
-from vauban.interventions.outputs import ModuleOutputs, ModuleWeights
-from vauban.interventions.values import SITES, Ablate, Add, Intervention, Project
+In reading order:
+
+protocol         what an intervention is, its sites and scopes, and how one is started on a batch
+removal          take a direction out or set it: `Ablate`, `Project`, `Flip`, `Erase`, `AblateTo`
+steering         put something in: `Add`, `Patch`, and `Conditional` for some prompts only
+module_changes   the run-time form of a weight edit, at the outputs of named modules
+"""
+
+from vauban.interventions.module_changes import ModuleOutputs, ModuleWeights
+from vauban.interventions.protocol import (
+    SITES,
+    BatchIntervention,
+    Intervention,
+    PromptIntervention,
+    check_width,
+    shares_prefix,
+    started,
+)
+from vauban.interventions.removal import Ablate, AblateTo, Erase, Flip, Project
+from vauban.interventions.steering import Add, Conditional, Patch
 
 __all__ = [
     "SITES",
     "Ablate",
     "AblateTo",
     "Add",
+    "BatchIntervention",
     "Conditional",
-    "ConditionalRun",
     "Erase",
     "Flip",
     "Intervention",
     "ModuleOutputs",
     "ModuleWeights",
+    "Patch",
     "Project",
+    "PromptIntervention",
+    "check_width",
     "shares_prefix",
     "started",
 ]

@@ -17,7 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban._arrays import integers
 from vauban._common import Progress
 from vauban.errors import InputError
-from vauban.interventions import ConditionalRun, Intervention, shares_prefix, started
+from vauban.interventions import BatchIntervention, Intervention, shares_prefix, started
 from vauban.models.anatomy import anatomy
 from vauban.models.batching import (
     Batch,
@@ -204,7 +204,7 @@ def _decode_batch(
             if len(keep) <= (1 - _IDLE) * len(present):
                 keep_rows(cache, mx.array(keep), len(present))
                 for state in interventions:
-                    if isinstance(state, ConditionalRun):
+                    if isinstance(state, BatchIntervention):
                         state.filter(mx.array(keep))
                 present, chosen = [present[k] for k in keep], chosen[mx.array(keep)]
     return answers

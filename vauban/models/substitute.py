@@ -12,6 +12,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from vauban.errors import InputError
 from vauban.interventions import Intervention, ModuleWeights
 from vauban.models.swap import Swap
+from vauban.models.writers import unpacked_shape
 
 
 def substitutions(model: nn.Module, interventions: Sequence[Intervention]) -> list[Swap]:
@@ -27,6 +28,11 @@ def substitutions(model: nn.Module, interventions: Sequence[Intervention]) -> li
         if path not in wanted:
             continue
         weight, bias, tied = wanted.pop(path)
+        expected = unpacked_shape(module)
+        if tuple(weight.shape) != expected:
+            raise InputError(
+                f"the matrix for {path} has shape {tuple(weight.shape)}; expected {expected}"
+            )
         twin = _twin(module, weight, bias)
         methods: dict[str, Any] = {"__call__": lambda self, *a, _twin=twin, **k: _twin(*a, **k)}
         if tied:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import ArchitectureError, InputError
-from vauban.interventions import Intervention, ModuleOutputs
+from vauban.interventions import Intervention, ModuleOutputs, check_width
 from vauban.models.anatomy import anatomy
 from vauban.models.families import BLOCKS_NOT_CALLED, family_of
 from vauban.models.notes import notes
@@ -111,6 +111,7 @@ def tapped(
     parts = anatomy(model)
     total = parts.n_layers
     stream = stream or Stream()
+    check_width(interventions, parts.d_model)
     swaps = substitutions(model, interventions) + _module_changes(model, interventions, stream)
     for branch, steps in _branch_changes(model, interventions, total):
         swaps.append(_output_changed(branch.module, steps, stream, branch.multiplier))
