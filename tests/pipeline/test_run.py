@@ -133,8 +133,12 @@ def test_restored_norms_and_chosen_layers_are_evaluated_as_they_are_written(
     )
     result = run(config)
     document = result.document
-    expected = vauban.select_target_layers(document["direction"]["cosine_scores"], "above_median")
+    # The gap of the means grows with the residual's norm; Cohen's d has no scale.
+    scores = document["direction"]["scores"]["cohens_d"]
+    expected = vauban.select_target_layers(scores, "above_median")
     assert document["cut"]["settings"]["layers"] == expected
+    gap = document["direction"]["cosine_scores"]
+    assert expected != vauban.select_target_layers(gap, "above_median")
     written, tokenizer = vauban.load(tmp_path / "out")
     lines = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]

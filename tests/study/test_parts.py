@@ -9,7 +9,7 @@ import pytest
 import vauban
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate, select_direction
-from vauban.pipeline.sources import eval_rows, prompt_set
+from vauban.pipeline.prompt_sets import eval_rows, prompt_set
 from vauban.study.choose import Choice, candidates, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import BASELINE, Condition, conditions

@@ -79,7 +79,7 @@ def _model(file: str, where: str, model: str) -> str:
 
 def _checked(file: str, where: str, model: str, config: RunConfig | StudyConfig) -> dict[str, str]:
     """The model and its prompt sets, read as a run would read them."""
-    from vauban.pipeline.sources import eval_rows, prompt_set
+    from vauban.pipeline.prompt_sets import eval_rows, prompt_set
 
     checked = {"model": _model(file, where, model)}
     folder = model if Path(model).exists() else None

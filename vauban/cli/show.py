@@ -17,6 +17,7 @@ from vauban.models import DeviceInfo, ForwardCheck, ModelInfo
 from vauban.pipeline import EvalSet, PromptSet, RunPlan, RunResult
 from vauban.report import (
     HEADINGS,
+    LEGEND,
     BehaviourRow,
     Sample,
     byte_size,
@@ -160,7 +161,8 @@ def table(console: Console, rows: tuple[BehaviourRow, ...]) -> None:
     console.line()
     console.grid(HEADINGS, [cells(row) for row in rows])
     console.line()
-    console.line("brackets: 95% Wilson intervals; perplexity and KL on harmless answers", "dim")
+    for line in LEGEND:
+        console.line(line, "dim")
     contrast = contrast_line(rows)
     if contrast:
         console.line(contrast)

@@ -13,18 +13,17 @@ import vauban
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult, measure
 from vauban.edits import EditPlan
-from vauban.evaluation import compare_likelihood
+from vauban.evaluation import answer_tokens, compare_likelihood
 from vauban.models import (
     DeviceInfo,
     ForwardCheck,
     ModelInfo,
     describe,
     device_info,
-    generate,
     model_folder,
     verify_forward,
 )
-from vauban.pipeline.sources import EvalSet, PromptSet
+from vauban.pipeline.prompt_sets import EvalSet, PromptSet
 from vauban.prompts import encode_chat
 
 Progress = Callable[[str, int, int], None]
@@ -114,7 +113,7 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
     alone = plan.head_alone()
     if alone:
         texts = list(held_out.harmless[:LEAK_PROMPTS])
-        answers = generate(opened.model, opened.tokenizer, texts, max_tokens=32)
+        answers = answer_tokens(opened.model, opened.tokenizer, texts, max_tokens=32)
         found["head_kl"] = compare_likelihood(
             opened.model, opened.tokenizer, texts, answers, interventions=alone
         ).kl
@@ -124,7 +123,7 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
 def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
     """What a reader has to know of the figures of `leak_stage`."""
     notes = []
-    if leak["whole"] and leak["stream"] > EXACT:
+    if leak["whole"] and not leak["stream"] <= EXACT:  # NaN is not exact either
         notes.append(
             f"this architecture cannot be cut exactly: up to {leak['stream']:.1%} of the stream "
             "still points along the direction on held-out prompts"

@@ -19,7 +19,7 @@ from vauban._arrays import floats, integers
 from vauban.activations import collect_activations
 from vauban.directions.scores import auc
 from vauban.models import unembed
-from vauban.pipeline.sources import EvalRows
+from vauban.pipeline.prompt_sets import EvalRows
 from vauban.prompts import LabelledPrompt, encode_chat
 from vauban.study.fits import Fits, Key
 

@@ -14,28 +14,25 @@ from typing import Any
 import mlx.nn as nn
 
 from vauban.config import StudyConfig
-from vauban.errors import InputError
+from vauban.errors import CheckError, InputError
 from vauban.evaluation import (
     Behaviour,
-    GuardJudge,
-    GuardResult,
-    Metric,
-    StandInJudge,
     answer_tokens,
-    check_benchmarks,
-    compare,
+    compare_likelihood,
     is_degenerate,
     measure_behaviour,
     measure_perplexity,
-    run_benchmarks,
-    task_accuracy,
-    with_answers,
 )
 from vauban.interventions import Intervention
 from vauban.models import load
-from vauban.pipeline.sources import EvalRows
+from vauban.pipeline.prompt_sets import EvalRows
 from vauban.prompts import LabelledPrompt, answer_chats, load_texts
 from vauban.report import shorten
+from vauban.study.benchmarks import check_benchmarks, run_benchmarks
+from vauban.study.exact_answers import task_accuracy
+from vauban.study.figures import Metric
+from vauban.study.guard import GuardJudge
+from vauban.study.guard_result import GuardResult, StandInJudge
 
 Progress = Callable[[str, int, int], None]
 Judge = Callable[[Sequence[LabelledPrompt], Sequence[str]], GuardResult]
@@ -91,16 +88,14 @@ class Instruments:
         guard = None if self.judge is None else self.judge(self.rows.harmful, refused.answers)
         answers = [*refused.answers, *over.answers]
         metrics = [
-            refused.metric("non_refusal_harmful"),
+            _rate("non_refusal_harmful", refused, answered=True),
             self._unsafe(guard),
-            over.metric("refusal_harmless"),
+            _rate("refusal_harmless", over),
             _induced(induced),
             *self._perplexities(remove),
             self._tasks(remove),
             *self._benchmarks(remove),
-            Metric.rate(
-                "degenerate", sum(map(is_degenerate, answers)), len(answers), better="lower"
-            ),
+            Metric.rate("degenerate", sum(map(is_degenerate, answers)), len(answers)),
             self._kl(remove),
         ]
         return {
@@ -130,14 +125,26 @@ class Instruments:
         return guard.metric()
 
     def _perplexities(self, remove: Sequence[Intervention]) -> list[Metric]:
-        found = []
+        metrics = []
         for name, texts in self.texts.items():
-            measured = measure_perplexity(
-                self.model, self.tokenizer, texts, interventions=remove, name=name,
-                seed=self.config.seed,
-            )  # fmt: skip
-            found += [measured.metric(), measured.loss_metric()]
-        return found
+            figures = (f"perplexity: {name}", f"cross_entropy: {name}")
+            try:
+                measured = measure_perplexity(
+                    self.model, self.tokenizer, texts, interventions=remove, name=name,
+                    seed=self.config.seed,
+                )  # fmt: skip
+            except CheckError as error:
+                metrics += [Metric.not_applicable(figure, str(error)) for figure in figures]
+                continue
+            values = (
+                (measured.perplexity, measured.perplexity_interval),
+                (measured.cross_entropy, measured.interval),
+            )
+            metrics += [
+                Metric(figure, value, measured.tokens, interval, "lower", "tokens", measured.method)
+                for figure, (value, interval) in zip(figures, values, strict=True)
+            ]
+        return metrics
 
     def _tasks(self, remove: Sequence[Intervention]) -> Metric:
         rows = [row for row in self.rows.harmless if row.get("answer")]
@@ -150,18 +157,27 @@ class Instruments:
         if not bench.tasks:
             reason = "no lm-eval task was named in [bench]"
             return [Metric.not_applicable(name, reason) for name in ("mmlu", "arc_cloze")]
-        results = run_benchmarks(
-            self.model, self.tokenizer, bench.tasks, num_fewshot=bench.num_fewshot,
-            limit=bench.limit, include_path=bench.include_path, interventions=remove,
-            seed=self.config.seed,
-        )  # fmt: skip
+        try:
+            results = run_benchmarks(
+                self.model, self.tokenizer, bench.tasks, num_fewshot=bench.num_fewshot,
+                limit=bench.limit, include_path=bench.include_path, interventions=remove,
+                seed=self.config.seed,
+            )  # fmt: skip
+        except CheckError as error:
+            return [
+                Metric.not_applicable(task, str(error), better="higher") for task in bench.tasks
+            ]
         return [result.metric() for result in results.values()]
 
     def _kl(self, remove: Sequence[Intervention]) -> Metric:
         """KL(unchanged || changed), nats per token of the unchanged answers to harmless prompts."""
         prompts = [row.prompt for row in self.rows.harmless]
-        sequences = with_answers(self.tokenizer, prompts, self._unchanged)
-        found = compare(self.model, self.model, sequences, remove)
+        try:
+            found = compare_likelihood(
+                self.model, self.tokenizer, prompts, self._unchanged, interventions=remove
+            )
+        except CheckError as error:
+            return Metric.not_applicable("kl", str(error))
         return Metric(
             "kl", found.kl, found.tokens, found.kl_interval, "lower", "tokens",
             "bootstrap over answers, 2000 resamples, seed 0",
@@ -206,13 +222,16 @@ def text_sets(config: StudyConfig, rows: EvalRows) -> dict[str, list[Any]]:
     }
 
 
+def _rate(name: str, behaviour: Behaviour, *, answered: bool = False) -> Metric:
+    """The refusals among the judged answers, or, with `answered`, the rest of them."""
+    refused, judged = behaviour.refused, behaviour.judged
+    return Metric.rate(name, judged - refused if answered else refused, judged)
+
+
 def _induced(behaviour: Behaviour | None) -> Metric:
     if behaviour is None:
-        return Metric.not_applicable(
-            "induced_refusal", "this method has no inducing form", better="higher"
-        )
-    judged = behaviour.n - behaviour.unparsed
-    return Metric.rate("induced_refusal", behaviour.refused, judged, better="higher")
+        return Metric.not_applicable("induced_refusal", "this method has no inducing form")
+    return _rate("induced_refusal", behaviour)
 
 
 def _without_texts(guard: GuardResult) -> dict[str, Any]:

@@ -23,19 +23,22 @@ import numpy as np
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
-from vauban.evaluation import Metric
 from vauban.export import check_output, staged
+from vauban.pipeline.prompt_sets import EvalRows, PromptSet, eval_rows, prompt_set
 from vauban.pipeline.provenance import hash_files, system, versions
-from vauban.pipeline.sources import EvalRows, PromptSet, eval_rows, prompt_set
 from vauban.pipeline.stages import Opened, model_name, open_model
-from vauban.report import family_chart, json_safe, require_charts, study_page, study_table
+from vauban.report import json_safe
+from vauban.study.chart import family_chart, require_charts
 from vauban.study.choose import Choice, Selected, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import NEEDED, Condition, conditions
+from vauban.study.figures import Metric
 from vauban.study.fits import Fits, fit
 from vauban.study.further import further_directions
 from vauban.study.instruments import Instruments
 from vauban.study.journal import Journal
+from vauban.study.page import study_page
+from vauban.study.tables import study_table
 
 Progress = Callable[[str, int, int], None]
 
@@ -318,7 +321,8 @@ def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalRows) -> None:
     if both:
         raise InputError(f"{len(both)} prompts are in both classes, first {sorted(both)[0]!r}")
     measured = {p for found in sets.values() for p in found.prompts}
-    shared = [r.prompt for r in (*rows.harmful, *rows.harmless) if r.prompt in measured]
+    every = (*rows.harmful, *rows.harmless, *rows.how_to)
+    shared = [row.prompt for row in every if row.prompt in measured]
     if shared:
         raise InputError(
             f"{len(shared)} held-out prompts are fitted on too, first {shared[0]!r}; take them "

@@ -1,18 +1,19 @@
-"""One measured figure: its value, how sure it is, and which direction is better.
+"""One figure of the study: its value, its interval, and which direction is better.
 
-Knows numbers and names; measures nothing. What an instrument cannot measure is "not applicable"
-with a reason, never 0.
+Knows numbers and names; measures nothing. What cannot be measured is "not applicable" with a
+reason, never 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 from vauban.errors import InputError
-from vauban.evaluation.statistics import wilson_interval
+from vauban.evaluation.intervals import wilson_interval
 
 Better = Literal["higher", "lower"]
 
@@ -21,6 +22,9 @@ BETTER: Mapping[str, Better] = MappingProxyType(
         "non_refusal_harmful": "higher",
         "unsafe_harmful": "lower",
         "refusal_harmless": "lower",
+        "induced_refusal": "higher",
+        "degenerate": "lower",
+        "kl": "lower",
         "perplexity": "lower",
         "cross_entropy": "lower",
         "task_accuracy": "higher",
@@ -104,6 +108,10 @@ class Metric:
             raise InputError(f"{self.name}: better is {self.better!r}; expected 'higher', 'lower'")
         if (self.value is None) != bool(self.reason):
             raise InputError(f"{self.name}: a figure has a value or a reason why it has none")
+        if self.value is not None and math.isnan(self.value):
+            raise InputError(
+                f"{self.name}: NaN is no value; say with `not_applicable` why it has none"
+            )
         if self.value is None and self.interval is not None:
             raise InputError(f"{self.name}: an interval without a value")
 

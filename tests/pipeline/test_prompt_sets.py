@@ -9,7 +9,7 @@ import pytest
 
 from vauban.config import make_config
 from vauban.errors import InputError
-from vauban.pipeline.sources import eval_set, overlap_warning, prompt_set
+from vauban.pipeline.prompt_sets import eval_set, overlap_warning, prompt_set
 from vauban.prompts import default_eval_path, load_labelled_prompts
 
 
@@ -87,3 +87,6 @@ def test_held_out_prompts_that_were_measured_on_are_counted():
     assert overlap_warning((clean,), held_out) is None
     leaked = prompt_set(_config(data={"harmful": [held_out.harmful[0], "x"]}), "harmful", None)
     assert "1 of the" in (overlap_warning((leaked,), held_out) or "")
+    for prompt in (held_out.contrast[0], held_out.how_to[-1]):
+        leaked = prompt_set(_config(data={"harmless": [prompt, "x"]}), "harmless", None)
+        assert "1 of the" in (overlap_warning((leaked,), held_out) or "")

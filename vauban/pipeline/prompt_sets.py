@@ -21,8 +21,8 @@ from vauban.prompts import (
     measuring_paths,
     model_prompt_sets,
     resolve_prompts,
+    spread,
 )
-from vauban.report import spread
 
 LABELS = ("harmful", "harmless")
 
@@ -174,14 +174,16 @@ def eval_rows(config: RunConfig | StudyConfig, model_path: str | Path | None) ->
 
 def overlap_warning(sets: Sequence[PromptSet], held_out: EvalSet) -> str | None:
     """A sentence when held-out prompts were measured on too, so that the figures flatter."""
-    measured = {prompt for found in sets for prompt in found.prompts}
-    shared = [p for p in (*held_out.harmful, *held_out.harmless) if p in measured]
+    measured = {prompt for prompts in sets for prompt in prompts.prompts}
+    every = dict.fromkeys(
+        (*held_out.harmful, *held_out.harmless, *held_out.how_to, *held_out.contrast)
+    )
+    shared = [prompt for prompt in every if prompt in measured]
     if not shared:
         return None
     return (
-        f"{len(shared)} of the {len(held_out.harmful) + len(held_out.harmless)} evaluation "
-        f"prompts were also used for measuring, so the figures are not held out "
-        f"(first: {shared[0]!r})."
+        f"{len(shared)} of the {len(every)} evaluation prompts were also used for measuring, so "
+        f"the figures are not held out (first: {shared[0]!r})."
     )
 
 
