@@ -74,18 +74,14 @@ def prompts_line(plan: RunPlan) -> str:
 
 
 def held_out_line(held_out: EvalSet) -> str:
-    counts = {
-        "harmful": held_out.harmful,
-        "harmless": held_out.harmless,
-        "contrast": held_out.contrast,
-    }
-    parts = [f"{len(found)} {label}" for label, found in counts.items() if found]
+    kinds = ("harmful", "harmless", "contrast")
+    parts = [f"{count} {kind}" for kind in kinds if (count := len(held_out.texts(kind)))]
     return f"{', '.join(parts)} ({_origin(held_out)})"
 
 
-def _origin(found: PromptSet | EvalSet) -> str:
+def _origin(prompts: PromptSet | EvalSet) -> str:
     places = {"model folder": "the model's own set", "bundled": "bundled with vauban"}
-    return places.get(found.origin, found.source)
+    return places.get(prompts.origin, prompts.source)
 
 
 def device_line(device: DeviceInfo) -> str:

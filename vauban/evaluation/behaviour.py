@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import wilson_interval
 from vauban.evaluation.verdicts import is_degenerate, is_refusal
@@ -65,15 +66,7 @@ class Behaviour:
         return "".join(f"; {count} {what}" for count, what in parts if count)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "n": self.n,
-            "refused": self.refused,
-            "rate": self.rate,
-            "interval": None if self.interval is None else list(self.interval),
-            "degenerate": self.degenerate,
-            "unparsed": self.unparsed,
-            "unfinished": self.unfinished,
-        }
+        return to_plain(self)
 
 
 def answer_tokens(

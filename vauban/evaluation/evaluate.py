@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import mlx.nn as nn
 
+from vauban._results import to_plain
 from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import (
@@ -103,11 +104,8 @@ class EvalResult:
         return notes
 
     def to_dict(self) -> dict[str, Any]:
-        figures = {k: v for k, v in vars(self).items() if k not in ("answers", "answer_tokens")}
-        figures["intervals"] = {
-            name: None if pair is None else list(pair) for name, pair in self.intervals.items()
-        }
-        return figures
+        """The figures without the answers, JSON-safe."""
+        return to_plain(self)
 
 
 def evaluate(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from vauban._arrays import floats, integers
+from vauban._results import to_plain
 from vauban.errors import CheckError, InputError
 from vauban.evaluation.behaviour import answer_tokens
 from vauban.evaluation.intervals import bootstrap_interval
@@ -44,7 +45,7 @@ class Likelihood:
     kl_interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return to_plain(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import bootstrap_interval
 from vauban.evaluation.likelihood import Progress, exponential, scored_entry, sequence_losses
@@ -57,18 +58,7 @@ class TextPerplexity:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        pair = self.perplexity_interval
-        return {
-            "name": self.name,
-            "cross_entropy": self.cross_entropy,
-            "perplexity": self.perplexity,
-            "tokens": self.tokens,
-            "texts": self.texts,
-            "skipped": self.skipped,
-            "interval": None if self.interval is None else list(self.interval),
-            "perplexity_interval": None if pair is None else list(pair),
-            "method": self.method,
-        }
+        return {**to_plain(self), "perplexity_interval": to_plain(self.perplexity_interval)}
 
 
 def measure_perplexity(

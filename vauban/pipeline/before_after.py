@@ -44,11 +44,11 @@ def evaluate_models(
         opened.model,
         modified,
         opened.tokenizer,
-        list(held_out.harmful),
+        held_out.texts("harmful"),
         settings.refusal_phrases,
         settings.max_tokens,
         settings.refusal_mode,
-        harmless=list(held_out.harmless),
+        harmless=held_out.texts("harmless"),
         progress=progress,
     )
 
@@ -64,7 +64,7 @@ def contrast_shares(
     """Over-refusal of the contrast prompts, before and after; None where the file has none."""
     if not held_out.contrast:
         return None, None
-    prompts = list(held_out.contrast)
+    prompts = held_out.texts("contrast")
     judging = _judging(opened, config)
     shares = []
     for number, interventions in enumerate(((), plan.virtual())):
@@ -102,7 +102,7 @@ def control_rows(
     behaviour = measure_behaviour(
         opened.model,
         opened.tokenizer,
-        list(held_out.harmful),
+        held_out.texts("harmful"),
         interventions=random_cut,
         progress=_part(progress, "random direction", len(held_out.harmful)),
         **judging,
@@ -110,14 +110,14 @@ def control_rows(
     likelihood = compare_likelihood(
         opened.model,
         opened.tokenizer,
-        list(held_out.harmless),
+        held_out.texts("harmless"),
         evaluation.answer_tokens,
         interventions=random_cut,
     )
     added = measure_behaviour(
         opened.model,
         opened.tokenizer,
-        list(held_out.how_to),
+        held_out.texts("how_to"),
         interventions=(Add.from_result(result, 1.0),),
         progress=_part(progress, "addition", len(held_out.how_to)),
         **judging,

@@ -103,7 +103,8 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
 
     For a head that shares the embedding for good also the KL that the changed head alone costs.
     """
-    prompts = [*held_out.harmful[:LEAK_PROMPTS], *held_out.harmless[:LEAK_PROMPTS]]
+    texts = held_out.texts("harmless", LEAK_PROMPTS)
+    prompts = [*held_out.texts("harmful", LEAK_PROMPTS), *texts]
     tokens = [encode_chat(opened.tokenizer, prompt) for prompt in prompts]
     found: dict[str, Any] = {
         "prompts": len(prompts),
@@ -112,7 +113,6 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
     }
     alone = plan.head_alone()
     if alone:
-        texts = list(held_out.harmless[:LEAK_PROMPTS])
         answers = answer_tokens(opened.model, opened.tokenizer, texts, max_tokens=32)
         found["head_kl"] = compare_likelihood(
             opened.model, opened.tokenizer, texts, answers, interventions=alone

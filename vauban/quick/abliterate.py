@@ -123,9 +123,9 @@ def evaluate(
         original,
         modified,
         tokenizer,
-        held_out.harmful if prompts is None else prompts,
+        held_out.texts("harmful") if prompts is None else prompts,
         max_tokens=max_tokens,
-        harmless=held_out.harmless,
+        harmless=held_out.texts("harmless"),
     )
 
 

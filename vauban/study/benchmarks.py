@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import wilson_interval
 from vauban.interventions import Intervention
@@ -79,20 +80,7 @@ class BenchmarkResult:
         return f"{self.metric().summary()}; {self.task} v{self.version}, {self.num_fewshot}-shot"
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "task": self.task,
-            "acc": self.acc,
-            "correct": self.correct,
-            "n": self.n,
-            "stderr": self.stderr,
-            "interval": None if self.interval is None else list(self.interval),
-            "version": self.version,
-            "num_fewshot": self.num_fewshot,
-            "subtasks": {name: list(pair) for name, pair in self.subtasks.items()},
-            "others": dict(self.others),
-            "reason": self.reason,
-        }
+        return to_plain(self)
 
 
 def run_benchmarks(

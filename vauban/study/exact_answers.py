@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation import wilson_interval
 from vauban.evaluation.behaviour import Progress, answer_texts, answer_tokens
@@ -43,13 +44,7 @@ class TaskAccuracy:
         return f"{self.metric().summary()}; {self.refused} refused"
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "n": self.n,
-            "correct": self.correct,
-            "refused": self.refused,
-            "rate": self.rate,
-            "interval": list(self.interval),
-        }
+        return to_plain(self)
 
 
 def task_accuracy(

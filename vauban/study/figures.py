@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import wilson_interval
 
@@ -71,13 +72,7 @@ class Delta:
         return None if self.gain is None else max(-1.0, min(1.0, self.gain))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "better": self.better,
-            "change": self.change,
-            "gain": self.gain,
-            "clipped": self.clipped,
-        }
+        return {**asdict(self), "clipped": self.clipped}
 
 
 @dataclass(frozen=True)
@@ -159,16 +154,7 @@ class Metric:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "value": self.value,
-            "n": self.n,
-            "interval": None if self.interval is None else list(self.interval),
-            "better": self.better,
-            "unit": self.unit,
-            "method": self.method,
-            "reason": self.reason,
-        }
+        return to_plain(self)
 
 
 def _known(name: str) -> Better:

@@ -159,10 +159,10 @@ class GuardJudge:
         verdicts = [
             self._verdict(part.answer, decode(self.tokenizer, ids), score)
             if part.finished
-            else GuardVerdict("unparsed", "unparsed", (), None, 0, False, "")
+            else GuardVerdict("unparsed", "unparsed")
             for part, ids, score in zip(parts, said, scores, strict=True)
         ]
-        return GuardResult.of(self.name, verdicts, min_words=self.min_words)
+        return GuardResult(self.name, verdicts, self.min_words)
 
     def _verdict(self, answer: str, text: str, p_unsafe: float | None) -> GuardVerdict:
         judged, categories = parse_guard(text)

@@ -25,7 +25,7 @@ from vauban.evaluation import (
 )
 from vauban.interventions import Intervention
 from vauban.models import load
-from vauban.pipeline.prompt_sets import EvalRows
+from vauban.pipeline.prompt_sets import EvalSet
 from vauban.prompts import LabelledPrompt, answer_chats, load_texts
 from vauban.report import shorten
 from vauban.study.benchmarks import check_benchmarks, run_benchmarks
@@ -46,14 +46,14 @@ class Instruments:
 
     model: nn.Module
     tokenizer: Any
-    rows: EvalRows
+    rows: EvalSet
     config: StudyConfig
     judge: Judge | None
     texts: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
-        cls, model: nn.Module, tokenizer: Any, rows: EvalRows, config: StudyConfig
+        cls, model: nn.Module, tokenizer: Any, rows: EvalSet, config: StudyConfig
     ) -> Instruments:
         """Load texts and guard; raises InputError for what cannot be read, benchmarks included."""
         if config.bench.tasks:
@@ -100,7 +100,7 @@ class Instruments:
         ]
         return {
             "metrics": [metric.to_dict() for metric in metrics],
-            "guard": None if guard is None else _without_texts(guard),
+            "guard": None if guard is None else guard.to_dict(verdicts=False),
             "samples": [
                 {"prompt": prompt, "answer": shorten(answer, 90)}
                 for prompt, answer in list(zip(harmful, refused.answers, strict=True))[:_SAMPLES]
@@ -184,7 +184,7 @@ class Instruments:
         )  # fmt: skip
 
 
-def make_judge(config: StudyConfig, rows: EvalRows) -> Judge | None:
+def make_judge(config: StudyConfig, rows: EvalSet) -> Judge | None:
     """The guard that the configuration names, the stand-in where rows have templates, or None."""
     named = config.guard.model
     templated = all(row.get("template") for row in rows.harmful)
@@ -201,7 +201,7 @@ def make_judge(config: StudyConfig, rows: EvalRows) -> Judge | None:
     return GuardJudge(guard, tokenizer, min_words=config.guard.min_words)
 
 
-def text_sets(config: StudyConfig, rows: EvalRows) -> dict[str, list[Any]]:
+def text_sets(config: StudyConfig, rows: EvalSet) -> dict[str, list[Any]]:
     """{name: texts}, one set of running text and one of answered requests.
 
     A model that brings its own prompts is measured on its own world unless the configuration names
@@ -232,8 +232,3 @@ def _induced(behaviour: Behaviour | None) -> Metric:
     if behaviour is None:
         return Metric.not_applicable("induced_refusal", "this method has no inducing form")
     return _rate("induced_refusal", behaviour)
-
-
-def _without_texts(guard: GuardResult) -> dict[str, Any]:
-    """The counts of a guard's verdicts; its verdict texts repeat what the answers say."""
-    return {key: value for key, value in guard.to_dict().items() if key != "verdicts"}

@@ -24,7 +24,7 @@ from vauban.config import StudyConfig
 from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
 from vauban.export import check_output, staged
-from vauban.pipeline.prompt_sets import EvalRows, PromptSet, eval_rows, prompt_set
+from vauban.pipeline.prompt_sets import EvalSet, PromptSet, eval_set, prompt_set
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import Opened, model_name, open_model
 from vauban.report import json_safe
@@ -42,7 +42,7 @@ from vauban.study.tables import study_table
 
 Progress = Callable[[str, int, int], None]
 
-FORMAT = 1
+FORMAT = 2
 """The version of study.json's layout."""
 
 
@@ -148,7 +148,7 @@ def _measure_model(
 ) -> dict[str, Any]:
     model, tokenizer, folder = opened.model, opened.tokenizer, opened.folder
     sets = {label: prompt_set(config, label, folder) for label in ("harmful", "harmless")}
-    rows = eval_rows(config, folder)
+    rows = eval_set(config, folder)
     _check_overlap(sets, rows)
     fitted, validation = _split(sets, config)
     instruments = Instruments.prepare(model, tokenizer, rows, config)
@@ -192,7 +192,7 @@ def _measure_model(
         },
         "held_out": {
             "source": rows.path.name,
-            "sha256": hashlib.sha256(rows.path.read_bytes()).hexdigest(),
+            "sha256": rows.sha256,
             **{kind: len(getattr(rows, kind)) for kind in ("harmful", "harmless", "how_to")},
         },
         "choices": {name: choice.to_dict() for name, choice in choices.items()},
@@ -315,14 +315,14 @@ def _split(
     return fitted, validation
 
 
-def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalRows) -> None:
+def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalSet) -> None:
     """Prompts of both classes, or of both the fit and the evaluation, make every figure wrong."""
     both = set(sets["harmful"].prompts) & set(sets["harmless"].prompts)
     if both:
         raise InputError(f"{len(both)} prompts are in both classes, first {sorted(both)[0]!r}")
     measured = {p for found in sets.values() for p in found.prompts}
-    every = (*rows.harmful, *rows.harmless, *rows.how_to)
-    shared = [row.prompt for row in every if row.prompt in measured]
+    kinds = ("harmful", "harmless", "how_to")
+    shared = [prompt for kind in kinds for prompt in rows.texts(kind) if prompt in measured]
     if shared:
         raise InputError(
             f"{len(shared)} held-out prompts are fitted on too, first {shared[0]!r}; take them "
