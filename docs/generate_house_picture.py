@@ -28,9 +28,9 @@ DATA = (
     ("evaluation", "report", "figures", "far right"),
 )
 COLOURS = {
-    "light": {"ink": "#1b2b2a", "faint": "#5b6b69", "box": "#e4f2f0", "line": "#00897b", "page": "#ffffff"},
-    "dark": {"ink": "#e8f0ef", "faint": "#9db0ae", "box": "#21393a", "line": "#4db6ac", "page": "#1e2129"},
-}  # fmt: skip
+    "light": dict(ink="#1b2b2a", faint="#5b6b69", box="#e4f2f0", line="#00897b", page="#ffffff"),
+    "dark": dict(ink="#e8f0ef", faint="#9db0ae", box="#21393a", line="#4db6ac", page="#1e2129"),
+}
 ROW, TOP, LEFT, WIDTH, RIGHT = 42, 46, 126, 690, 92
 
 
@@ -51,7 +51,8 @@ def draw(theme: str) -> str:
         'font-family="system-ui, sans-serif" font-size="13">',
         f'<rect width="100%" height="100%" fill="{c["page"]}"/>',
         f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{c["line"]}"/></marker></defs>',
+        f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{c["line"]}"/></marker>'
+        "</defs>",
         f'<text x="{LEFT}" y="26" fill="{c["faint"]}">The rooms of vauban/: each imports only from '
         "those above it. Arrows: the way of the data.</text>",
     ]

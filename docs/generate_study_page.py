@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vauban.report import study_table
+from vauban.study.tables import study_table
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "study.md"

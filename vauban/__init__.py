@@ -16,10 +16,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "vauban.errors": "VaubanError InputError ModelError ArchitectureError CheckError VaubanWarning",
     "vauban.prompts": (
-        "DatasetRef LabelledPrompt default_eval_path default_preservation_path "
-        "default_prompt_paths default_surface_path default_texts_path encode_chat "
-        "load_labelled_prompts load_prompts load_texts post_instruction_positions "
-        "resolve_prompts"
+        "DatasetRef default_eval_path default_preservation_path default_prompt_paths "
+        "default_surface_path encode_chat load_labelled_prompts load_prompts load_texts "
+        "post_instruction_positions resolve_prompts"
     ),
     "vauban.interventions": (
         "SITES Ablate AblateTo Add Conditional Erase Flip Intervention Patch Project"
@@ -44,9 +43,9 @@ _EXPORTS = {
         "sparsify_direction"
     ),
     "vauban.evaluation": (
-        "BenchmarkResult DEFAULT_REFUSAL_PHRASES EvalResult GuardJudge GuardResult Metric "
-        "StandInJudge TaskAccuracy TextPerplexity evaluate is_refusal kl_divergence "
-        "measure_perplexity perplexity run_benchmarks task_accuracy wilson_interval"
+        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult Likelihood bootstrap_interval "
+        "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
+        "measure_behaviour measure_perplexity perplexity wilson_interval"
     ),
     "vauban.export": "ExportReport export_model verify_export",
 }

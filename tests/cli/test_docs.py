@@ -1,7 +1,5 @@
 """The tutorial's and the README's code runs as it is printed."""
 
-import doctest
-import importlib
 import re
 
 import pytest
@@ -28,12 +26,3 @@ def test_the_commands_of_the_readme_are_there():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"^make (\w+)", text, re.MULTILINE)) == {"demo", "test"} <= set(targets)
-
-
-@pytest.mark.parametrize(
-    "name", ["report.figures", "report.samples", "report.table", "cli.parsers", "cli.doctor",
-             "quick.geometry"]
-)  # fmt: skip
-def test_the_examples_of_docstrings_are_right(name):
-    found = doctest.testmod(importlib.import_module(f"vauban.{name}"))
-    assert found.attempted and not found.failed

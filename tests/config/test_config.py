@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from vauban.config import load_config, make_config, reference, scaffold, write_scaffold
+from vauban.config.keys import keys
 from vauban.config.load import find_line
-from vauban.config.schema import RunConfig
-from vauban.config.settings import keys
+from vauban.config.run_schema import RunConfig
 from vauban.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

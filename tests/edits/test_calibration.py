@@ -17,7 +17,8 @@ from vauban.edits import Update, pack_edited
 from vauban.edits.modules import unpack
 from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
-from vauban.evaluation.likelihood import Scored, compare
+from vauban.evaluation.likelihood import Scored
+from vauban.evaluation.likelihood import compare_sequences as compare
 from vauban.export import calibrate
 from vauban.models import anatomy, eos_ids, generate_tokens
 from vauban.models.inputs import module_inputs

@@ -13,7 +13,7 @@ import pytest
 from mlx_lm.utils import load_model
 
 import vauban
-from vauban.config.schema import OutputSection
+from vauban.config.run_schema import OutputSection
 from vauban.errors import InputError, VaubanWarning
 from vauban.export import calibrate
 from vauban.export.edit_record import read_edit_record

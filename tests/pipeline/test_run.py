@@ -9,7 +9,10 @@ import pytest
 
 import vauban
 from vauban.config import make_config
+from vauban.directions import DirectionResult
 from vauban.pipeline import run
+from vauban.pipeline.cut_plan import plan_stage
+from vauban.pipeline.stages import open_model
 from vauban.prompts import model_prompt_sets
 
 SMALL = {("eval", "num_prompts"): 12, ("eval", "max_tokens"): 24}
@@ -62,7 +65,7 @@ def test_the_document_is_json_and_its_hashes_are_those_of_the_files(plain, organ
 
 def test_what_was_written_is_the_direction_that_was_measured(plain):
     result, _ = plain
-    saved = vauban.directions.DirectionResult.load(result.output_dir / "direction.safetensors")
+    saved = DirectionResult.load(result.output_dir / "direction.safetensors")
     assert saved.layer_index == result.document["direction"]["layer_index"]
     report = vauban.verify_export(result.output_dir)
     assert report.direction_left == result.document["export"]["direction_left"] < 0.02
@@ -133,7 +136,8 @@ def test_restored_norms_and_chosen_layers_are_evaluated_as_they_are_written(
     )
     result = run(config)
     document = result.document
-    expected = vauban.select_target_layers(document["direction"]["cosine_scores"], "above_median")
+    scores = document["direction"]["scores"]["cohens_d"]
+    expected = vauban.select_target_layers(scores, "above_median")
     assert document["cut"]["settings"]["layers"] == expected
     written, tokenizer = vauban.load(tmp_path / "out")
     lines = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
@@ -143,6 +147,19 @@ def test_restored_norms_and_chosen_layers_are_evaluated_as_they_are_written(
     same = sum(a == pair["modified"] for a, pair in zip(answers, pairs, strict=False))
     # The file holds bfloat16, the evaluated copy float32; near ties may fall the other way.
     assert same >= 10
+
+
+def test_blocks_are_ranked_by_a_score_without_scale(plain, organism_folder):
+    """The gap of the class means grows with the residual's norm and would take the last blocks."""
+    result = DirectionResult.load(plain[0].output_dir / "direction.safetensors")
+    falling = [float(6 - block) for block in range(6)]
+    scores = {**result.scores, "cohens_d": falling}
+    opened = open_model(str(organism_folder))
+    config = make_config(
+        {("model", "path"): str(organism_folder), ("cut", "layers"): "above_median"}
+    )
+    plan = plan_stage(opened, config, replace(result, scores=scores))
+    assert plan.to_dict()["settings"]["layers"] == [0, 1, 2]
 
 
 def test_a_run_with_another_seed_draws_another_random_direction(plain, organism_folder, tmp_path):

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from vauban.errors import InputError, VaubanWarning
 from vauban.prompts import (
     common_prefix,
+    conversation_text,
     encode_chat,
     has_chat_template,
     post_instruction_positions,
-    strip_thinking,
 )
 
 Make = Callable[..., PreTrainedTokenizerFast]
@@ -282,33 +282,14 @@ def test_common_prefix_of_nothing() -> None:
     assert common_prefix([]) == common_prefix([[], [1]]) == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("Plain  answer ", "Plain  answer "),
-        ("<think>\nA\n</think>\n\nB", "B"),
-        ("\n<think>A</think>B", "B"),
-        ("<think>A", ""),
-        ("<think></think><think>A</think> B", "B"),
-        ("A, so B.\n</think>\n\nC", "C"),
-        ("A</think>B </think> C", "B </think> C"),
-        ("A</think>Use <channel|> here", "Use <channel|> here"),
-        ("See <think>A</think> B", "See <think>A</think> B"),
-        ("<think>A</think>Use </longcat_think> here", "Use </longcat_think> here"),
-        ("<longcat_think>A</longcat_think>B", "B"),
-        ("<|channel>thought\nA<channel|>B", "B"),
-        ("<|channel|>analysis<|message|>A<|end|><|channel|>final<|message|>B", "B"),
-    ],
-)
-def test_strip_thinking(text: str, answer: str) -> None:
-    assert strip_thinking(text) == answer
-
-
-@given(st.text(st.characters(exclude_characters="<")), st.text(st.characters(codec="ascii")))
-def test_strip_thinking_leaves_the_answer_behind_a_block(thought: str, answer: str) -> None:
-    if "<" in answer:
-        answer = answer.replace("<", "")
-    assert strip_thinking(f"<think>{thought}</think>{answer}") == answer.lstrip()
+def test_a_conversation_as_text_names_its_roles() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Who?"},
+    ]
+    assert conversation_text(turns) == "User: Hi\n\nAssistant: Hello.\n\nUser: Who?"
+    assert conversation_text(turns[:1]) == conversation_text("Hi") == "Hi"
 
 
 def test_importing_the_room_loads_no_heavy_library() -> None:

@@ -9,7 +9,7 @@ import pytest
 import vauban
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate, select_direction
-from vauban.pipeline.sources import eval_rows, prompt_set
+from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.study.choose import Choice, candidates, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import BASELINE, Condition, conditions
@@ -174,7 +174,7 @@ def test_repeated_flips_are_not_the_single_one(organism: Any, every: list[Condit
 
 def test_further_directions_are_described(organism: Any, fits: Fits) -> None:
     key = (-1, 4)
-    rows = eval_rows(config(), vauban.organism_path("dense"))
+    rows = eval_set(config(), vauban.organism_path("dense"))
     found = further_directions(*organism, fits, key, rows)
     assert [d.index for d in found] == list(range(1, fits.inlp[key].rank + 1))
     first = found[0]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import vauban
-from tests.evaluation.guards import guard_tokenizer, random_guard
+from tests.study.guards import guard_tokenizer, random_guard
 from vauban.cli import main
 from vauban.config import StudyConfig
 from vauban.errors import InputError
@@ -103,7 +103,7 @@ def test_benchmarks_are_measured_under_every_condition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """lm-eval's own task files of the forms of MMLU and ARC, with local data."""
-    folder = Path(__file__).parents[1] / "evaluation" / "fixtures" / "bench"
+    folder = Path(__file__).parent / "fixtures" / "bench"
     # The task files name their data relative to the working directory.
     monkeypatch.chdir(folder)
     config = small(

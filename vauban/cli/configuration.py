@@ -79,7 +79,7 @@ def _model(file: str, where: str, model: str) -> str:
 
 def _checked(file: str, where: str, model: str, config: RunConfig | StudyConfig) -> dict[str, str]:
     """The model and its prompt sets, read as a run would read them."""
-    from vauban.pipeline.sources import eval_rows, prompt_set
+    from vauban.pipeline.prompt_sets import eval_set, prompt_set
 
     checked = {"model": _model(file, where, model)}
     folder = model if Path(model).exists() else None
@@ -90,7 +90,7 @@ def _checked(file: str, where: str, model: str, config: RunConfig | StudyConfig)
             continue
         found = prompt_set(config, label, folder)
         checked[label] = f"{len(found.prompts)} prompts ({found.source}, {found.origin})"
-    held_out = eval_rows(config, folder)
+    held_out = eval_set(config, folder)
     checked["held out"] = (
         f"{len(held_out.harmful)} harmful, {len(held_out.harmless)} harmless "
         f"({held_out.path.name}, {held_out.origin})"

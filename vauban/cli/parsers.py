@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import vauban
 from vauban.config import RunConfig, StudyConfig
-from vauban.config.settings import Key, keys
+from vauban.config.keys import Key, keys
 
 VERBS = {
     "demo": "the whole pipeline on the bundled model organism, offline",

@@ -17,6 +17,7 @@ from vauban.models import DeviceInfo, ForwardCheck, ModelInfo
 from vauban.pipeline import EvalSet, PromptSet, RunPlan, RunResult
 from vauban.report import (
     HEADINGS,
+    LEGEND,
     BehaviourRow,
     Sample,
     byte_size,
@@ -73,18 +74,14 @@ def prompts_line(plan: RunPlan) -> str:
 
 
 def held_out_line(held_out: EvalSet) -> str:
-    counts = {
-        "harmful": held_out.harmful,
-        "harmless": held_out.harmless,
-        "contrast": held_out.contrast,
-    }
-    parts = [f"{len(found)} {label}" for label, found in counts.items() if found]
+    kinds = ("harmful", "harmless", "contrast")
+    parts = [f"{count} {kind}" for kind in kinds if (count := len(held_out.texts(kind)))]
     return f"{', '.join(parts)} ({_origin(held_out)})"
 
 
-def _origin(found: PromptSet | EvalSet) -> str:
+def _origin(prompts: PromptSet | EvalSet) -> str:
     places = {"model folder": "the model's own set", "bundled": "bundled with vauban"}
-    return places.get(found.origin, found.source)
+    return places.get(prompts.origin, prompts.source)
 
 
 def device_line(device: DeviceInfo) -> str:
@@ -160,7 +157,8 @@ def table(console: Console, rows: tuple[BehaviourRow, ...]) -> None:
     console.line()
     console.grid(HEADINGS, [cells(row) for row in rows])
     console.line()
-    console.line("brackets: 95% Wilson intervals; perplexity and KL on harmless answers", "dim")
+    for line in LEGEND:
+        console.line(line, "dim")
     contrast = contrast_line(rows)
     if contrast:
         console.line(contrast)

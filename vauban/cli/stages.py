@@ -11,9 +11,9 @@ from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult
 from vauban.errors import InputError
 from vauban.export import check_output, is_adapter
-from vauban.pipeline.comparing import comparison_rows, evaluate_models
-from vauban.pipeline.planning import calibrate_stage, plan_stage
-from vauban.pipeline.sources import eval_set, prompt_set
+from vauban.pipeline.before_after import comparison_rows, evaluate_models
+from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
+from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.pipeline.stages import measure_stage, open_model
 from vauban.report import decimal, pick_samples
 
@@ -94,9 +94,11 @@ def evaluate(options: argparse.Namespace) -> int:
         changed = config.model.path if on else options.modified
         modified = open_model(changed, adapter=on, progress=progress)
         held_out = eval_set(config, opened.folder)
-        result = evaluate_models(opened, (modified.model, ()), config, held_out, progress=progress)
+        result = evaluate_models(opened, modified.model, config, held_out, progress=progress)
     show.table(console, comparison_rows(result))
     show.samples(console, tuple(pick_samples(result.answers)))
+    for note in result.notes():
+        console.warning(note)
     console.document(result.to_dict())
     return 0
 

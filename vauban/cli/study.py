@@ -9,12 +9,13 @@ from vauban.cli.console import Console
 from vauban.cli.parsers import settings
 from vauban.config import load_study
 from vauban.pipeline.stages import Opened
-from vauban.report import seconds, study_rows
+from vauban.report import seconds
 
 
 def study(options: argparse.Namespace) -> int:
     """Run a study and put its tables on the terminal."""
     from vauban.study import run_study
+    from vauban.study.tables import study_rows
 
     config = load_study(options.config, settings(options))
     console = Console(as_json=options.json)

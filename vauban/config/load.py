@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vauban.config.schema import RunConfig
-from vauban.config.settings import Key, Section, keys, sections
-from vauban.config.study import StudyConfig
+from vauban.config.keys import Key, Section, keys, sections
+from vauban.config.run_schema import RunConfig
+from vauban.config.study_schema import StudyConfig
 from vauban.errors import InputError
 
 _Schema = TypeVar("_Schema", RunConfig, StudyConfig)

@@ -8,9 +8,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from vauban.config.schema import RunConfig
-from vauban.config.settings import Key, Section, keys, sections
-from vauban.config.study import StudyConfig
+from vauban.config.keys import Key, Section, keys, sections
+from vauban.config.run_schema import RunConfig
+from vauban.config.study_schema import StudyConfig
 from vauban.errors import InputError
 
 _EXAMPLE_MODEL = "mlx-community/Llama-3.2-3B-Instruct-4bit"

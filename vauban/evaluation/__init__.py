@@ -1,50 +1,45 @@
-"""Refusal, judged safety, perplexity, KL, task accuracy and benchmarks, each with its interval."""
+"""How a model behaves and what a change costs: refusal, perplexity, KL, each with its interval.
 
-from vauban.evaluation.accuracy import TaskAccuracy, task_accuracy
+In reading order:
+    intervals    Wilson for rates, bootstrap for means over tokens
+    verdicts     whether a text refuses, whether it loops
+    behaviour    answers of one model, judged: rates
+    judge        a model as judge of refusals
+    likelihood   perplexity and KL over the same tokens
+    perplexity   perplexity of texts and answered requests
+    evaluate     a model before and after a change
+"""
+
 from vauban.evaluation.behaviour import (
     Behaviour,
+    answer_texts,
     answer_tokens,
     judge_answers,
     measure_behaviour,
 )
-from vauban.evaluation.capability import BenchmarkResult, check_benchmarks, run_benchmarks
 from vauban.evaluation.evaluate import EvalResult, evaluate
-from vauban.evaluation.guard import GuardJudge, parse_guard
+from vauban.evaluation.intervals import bootstrap_interval, wilson_interval
 from vauban.evaluation.likelihood import (
     Likelihood,
-    compare,
     compare_likelihood,
+    compare_sequences,
     kl_divergence,
-    perplexity,
     with_answers,
 )
-from vauban.evaluation.metrics import BETTER, Delta, Metric
-from vauban.evaluation.refusal import DEFAULT_REFUSAL_PHRASES, is_degenerate, is_refusal
-from vauban.evaluation.standin import StandInJudge
-from vauban.evaluation.statistics import bootstrap_interval, wilson_interval
-from vauban.evaluation.texts import TextPerplexity, measure_perplexity
-from vauban.evaluation.verdicts import GuardResult, GuardVerdict
+from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
+from vauban.evaluation.verdicts import DEFAULT_REFUSAL_PHRASES, is_degenerate, is_refusal
 
 __all__ = [
-    "BETTER",
     "DEFAULT_REFUSAL_PHRASES",
     "Behaviour",
-    "BenchmarkResult",
-    "Delta",
     "EvalResult",
-    "GuardJudge",
-    "GuardResult",
-    "GuardVerdict",
     "Likelihood",
-    "Metric",
-    "StandInJudge",
-    "TaskAccuracy",
     "TextPerplexity",
+    "answer_texts",
     "answer_tokens",
     "bootstrap_interval",
-    "check_benchmarks",
-    "compare",
     "compare_likelihood",
+    "compare_sequences",
     "evaluate",
     "is_degenerate",
     "is_refusal",
@@ -52,10 +47,7 @@ __all__ = [
     "kl_divergence",
     "measure_behaviour",
     "measure_perplexity",
-    "parse_guard",
     "perplexity",
-    "run_benchmarks",
-    "task_accuracy",
     "wilson_interval",
     "with_answers",
 ]

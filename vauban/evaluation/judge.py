@@ -1,14 +1,13 @@
-"""A model as judge of refusals: one yes/no question, a parser, unparsed verdicts counted."""
+"""A model as judge of refusals: one yes/no question, answered greedily, and its parser."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import mlx.nn as nn
 
-from vauban.models import generate
+from vauban.evaluation.behaviour import Judge, answer_texts, answer_tokens
 from vauban.prompts import strip_thinking
 
 QUESTION = (
@@ -25,11 +24,15 @@ def parse_verdict(text: str) -> bool | None:
     return {"yes": True, "no": False}.get(first.group()) if first else None
 
 
-def model_judge(model: nn.Module, tokenizer: Any) -> Callable[[str, str], bool | None]:
-    """A verdict function that asks `model` the documented question, greedily."""
+def model_judge(model: nn.Module, tokenizer: Any) -> Judge:
+    """A judge that asks `model` `QUESTION` about every answer.
 
-    def verdict(prompt: str, answer: str) -> bool | None:
-        question = QUESTION.format(prompt=prompt, answer=strip_thinking(answer))
-        return parse_verdict(generate(model, tokenizer, [question], max_tokens=8)[0])
+    A model whose template opens reasoning does not reach its verdict: all are unparsed.
+    """
 
-    return verdict
+    def judge(prompt: str, answer: str) -> bool | None:
+        question = [QUESTION.format(prompt=prompt, answer=answer)]
+        ids = answer_tokens(model, tokenizer, question, max_tokens=8)
+        return parse_verdict(answer_texts(tokenizer, question, ids)[0])
+
+    return judge

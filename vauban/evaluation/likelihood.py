@@ -1,13 +1,13 @@
 """Perplexity and KL divergence from float32 log-softmax, averaged over tokens.
 
-Teacher-forced over given texts and answers; generates nothing and reads no files (`texts` does).
+Teacher-forced over given texts and answers; knows no files. `perplexity` measures sets of texts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -15,9 +15,10 @@ import mlx.nn as nn
 
 from vauban._arrays import floats, integers
 from vauban._common import Progress
-from vauban.errors import InputError
+from vauban._results import to_plain
+from vauban.errors import CheckError, InputError
 from vauban.evaluation.behaviour import answer_tokens
-from vauban.evaluation.statistics import bootstrap_interval
+from vauban.evaluation.intervals import bootstrap_interval
 from vauban.interventions import Intervention
 from vauban.models import anatomy, batches, forward
 from vauban.prompts import encode_chat
@@ -30,17 +31,20 @@ _LOGIT_BUDGET = 128_000_000
 class Likelihood:
     """Over `tokens` scored tokens; `kl` is KL(original || modified), nats per token.
 
-    `kl_interval` is the 95 % bootstrap over answers (2000 resamples, seed 0); None for one answer.
+    The intervals are 95 % bootstraps that draw answers (2000 resamples, seed 0); None where there
+    is one answer, or a figure is infinite.
     """
 
     perplexity_original: float
     perplexity_modified: float
     kl: float
     tokens: int
+    perplexity_original_interval: tuple[float, float] | None = None
+    perplexity_modified_interval: tuple[float, float] | None = None
     kl_interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return to_plain(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +60,12 @@ def _kl(a: mx.array, b: mx.array) -> mx.array:
     return mx.where(a == -mx.inf, 0.0, mx.exp(a) * (a - b)).sum(-1)
 
 
-def _batches(model: nn.Module, sequences: Sequence[Scored]) -> Iterable[Any]:
+def _batches(
+    model: nn.Module, sequences: Sequence[Scored], batch_size: int | None
+) -> Iterable[Any]:
     width = max(len(s.ids) for s in sequences)
     rows = max(1, min(32, _LOGIT_BUDGET // (width * anatomy(model).vocabulary)))
-    return batches([s.ids for s in sequences], batch_size=rows)
+    return batches([s.ids for s in sequences], batch_size=batch_size or rows)
 
 
 def _mask(sequences: Sequence[Scored], batch: Any) -> mx.array:
@@ -89,42 +95,58 @@ def sequence_losses(
     sequences: Sequence[Scored],
     interventions: Iterable[Intervention] = (),
     *,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> list[tuple[float, int]]:
     """(summed negative log-likelihood in nats, scored tokens) of each sequence, in their order.
 
     A sequence with nothing to score gives (0.0, 0). Each is read in one pass, as a prompt is: an
-    `Add` at "prompt" positions acts on every token of it.
+    `Add` at "prompt" positions acts on every token of it. Raises CheckError for NaN.
     """
     interventions = tuple(interventions)
     kept = [i for i, s in enumerate(sequences) if len(s.ids) > s.start]
-    found = [(0.0, 0) for _ in sequences]
+    losses = [(0.0, 0) for _ in sequences]
     if not kept:
-        return found
+        return losses
     chosen = [sequences[i] for i in kept]
     done = 0
-    for batch in _batches(model, chosen):
+    for batch in _batches(model, chosen, batch_size):
         mask = _mask(chosen, batch)
         _, at = _logs(model, batch, interventions)
         totals, counts = mx.where(mask, -at, 0).sum(axis=1), mask.sum(axis=1)
         mx.eval(totals, counts)
         for row, total, count in zip(batch.rows, floats(totals), integers(counts), strict=True):
-            found[kept[row]] = (total, count)
+            losses[kept[row]] = (_number(total, "the model"), count)
         done += len(batch.rows)
         if progress:
             progress("score", done, len(kept))
-    return found
+    return losses
 
 
-def compare(
+def _number(value: float, whose: str) -> float:
+    """`value` unless it is NaN: a broken model has no likelihood, and none may be invented."""
+    if math.isnan(value):
+        raise CheckError(
+            f"the logits of {whose} are not finite on the scored tokens, so there is no perplexity "
+            "and no KL: a weight is NaN, or float16 overflows under this change. Load the model in "
+            "float32 or bfloat16, or change it less"
+        )
+    return value
+
+
+def compare_sequences(
     original: nn.Module,
     modified: nn.Module,
     sequences: Sequence[Scored],
     interventions: Iterable[Intervention] = (),
+    *,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Likelihood:
     """Perplexity of both and KL(original || modified) over the same scored tokens.
 
-    `interventions` act on `modified`. Raises InputError when nothing is left to score.
+    `interventions` act on `modified`. Raises InputError when there is nothing to score, CheckError
+    when the logits of either are NaN.
     """
     interventions = tuple(interventions)
     kept = [s for s in sequences if len(s.ids) > s.start]
@@ -134,29 +156,39 @@ def compare(
     losses_b: list[float] = []
     kls: list[float] = []
     counts: list[int] = []
-    for batch in _batches(original, kept):
+    for batch in _batches(original, kept, batch_size):
         mask = _mask(kept, batch)
         a, at_a = _logs(original, batch, ())
         b, at_b = _logs(modified, batch, interventions)
-        # One sum per sequence: the interval draws sequences.
+        # One sum per sequence: the intervals draw sequences.
         sums = [mx.where(mask, term, 0).sum(axis=1) for term in (-at_a, -at_b, _kl(a, b), mask)]
         mx.eval(sums)
-        losses_a += floats(sums[0])
-        losses_b += floats(sums[1])
-        kls += floats(sums[2])
+        losses_a += [_number(v, "the original model") for v in floats(sums[0])]
+        losses_b += [_number(v, "the modified model") for v in floats(sums[1])]
+        kls += [_number(v, "the modified model") for v in floats(sums[2])]
         counts += integers(sums[3])
+        if progress:
+            progress("score", len(counts), len(kept))
     count = sum(counts)
-    interval = None
-    if len(kls) > 1:
-        low, high = bootstrap_interval(kls, counts)
-        interval = max(low, 0.0), max(high, 0.0)
     return Likelihood(
         exponential(sum(losses_a) / count),
         exponential(sum(losses_b) / count),
         max(sum(kls) / count, 0.0),
         count,
-        interval,
+        _interval(losses_a, counts, exponential),
+        _interval(losses_b, counts, exponential),
+        _interval(kls, counts, lambda mean: max(mean, 0.0)),
     )
+
+
+def _interval(
+    totals: Sequence[float], counts: Sequence[int], scale: Callable[[float], float]
+) -> tuple[float, float] | None:
+    """The bootstrap interval of Σ totals / Σ counts, both ends through `scale`."""
+    if len(totals) < 2 or not all(map(math.isfinite, totals)):
+        return None
+    low, high = bootstrap_interval(totals, counts)
+    return scale(low), scale(high)
 
 
 def exponential(cross_entropy: float) -> float:
@@ -186,10 +218,28 @@ def compare_likelihood(
     answers: Sequence[str | Sequence[int]],
     *,
     interventions: Iterable[Intervention] = (),
+    batch_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Likelihood:
-    """Perplexity and KL of `model` under `interventions` against itself, over given answers."""
+    """Perplexity and KL of `model` under `interventions` against itself, over given answers.
+
+    Answers are token ids, as `evaluate` keeps them (`EvalResult.answer_tokens`), or texts, which
+    are encoded again: where a tokenizer drops a leading space (SentencePiece), other tokens are
+    then scored than the model wrote.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> change = vauban.Ablate(mx.ones(128))
+    >>> vauban.compare_likelihood(
+    ...     model, tokenizer, ["Say hello."], ["Hello."], interventions=[change]
+    ... ).kl > 0
+    True
+    """
     ids = [_answer_ids(tokenizer, a) for a in answers]
-    return compare(model, model, with_answers(tokenizer, prompts, ids), interventions)
+    sequences = with_answers(tokenizer, prompts, ids)
+    return compare_sequences(
+        model, model, sequences, interventions, batch_size=batch_size, progress=progress
+    )
 
 
 def _answer_ids(tokenizer: Any, answer: str | Sequence[int]) -> list[int]:
@@ -211,44 +261,35 @@ def scored_entry(tokenizer: Any, entry: Any, where: str, max_length: int | None 
     raise InputError(f"{where} is neither a text nor a chat that ends with an assistant message")
 
 
-def perplexity(
-    model: nn.Module,
-    tokenizer: Any,
-    texts_or_chats: Sequence[Any],
-    *,
-    interventions: Iterable[Intervention] = (),
-    max_length: int | None = None,
-) -> float:
-    """exp of the mean negative log-likelihood per token, float32 log-softmax.
-
-    A string is scored from its second token on (special tokens are added and not scored). A chat
-    is a list of messages that ends with the assistant's: only that answer is scored, the template
-    before it is the context. `measure_perplexity` gives the interval beside it.
-
-    >>> import vauban
-    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
-    >>> vauban.perplexity(model, tokenizer, ["The sky is blue."]) > 1
-    True
-    """
-    sequences = [
-        scored_entry(tokenizer, entry, f"entry {number}", max_length)
-        for number, entry in enumerate(texts_or_chats)
-    ]
-    losses = sequence_losses(model, sequences, interventions)
-    count = sum(n for _, n in losses)
-    if not count:
-        raise InputError("no texts to score")
-    return exponential(sum(total for total, _ in losses) / count)
-
-
 def kl_divergence(
     model_a: nn.Module,
     model_b: nn.Module,
     tokenizer: Any,
     prompts: Sequence[Any],
     *,
-    max_tokens: int = 64,
+    interventions: Iterable[Intervention] = (),
+    max_tokens: int = 100,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
 ) -> float:
-    """KL(a || b) in nats per token, over the tokens of a's own greedy answers to `prompts`."""
-    answers = answer_tokens(model_a, tokenizer, prompts, max_tokens=max_tokens)
-    return compare(model_a, model_b, with_answers(tokenizer, prompts, answers)).kl
+    """KL(a || b) in nats per token over the tokens of a's greedy answers to `prompts`.
+
+    `interventions` act on b, which may be the same model. `compare_likelihood` gives the interval.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> vauban.kl_divergence(model, model, tokenizer, ["Say hello."], max_tokens=8) < 1e-6
+    True
+    """
+    answers = answer_tokens(
+        model_a,
+        tokenizer,
+        prompts,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    sequences = with_answers(tokenizer, prompts, answers)
+    return compare_sequences(
+        model_a, model_b, sequences, interventions, batch_size=batch_size, progress=progress
+    ).kl

@@ -17,16 +17,14 @@ from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
-from vauban.pipeline.comparing import (
-    changed_model,
+from vauban.pipeline.before_after import (
     comparison_rows,
     contrast_shares,
     control_rows,
     evaluate_models,
 )
-from vauban.pipeline.planning import calibrate_stage, check_adapter, plan_stage
-from vauban.pipeline.provenance import hash_files, system, versions
-from vauban.pipeline.sources import (
+from vauban.pipeline.cut_plan import calibrate_stage, check_adapter, plan_stage
+from vauban.pipeline.prompt_sets import (
     LABELS,
     EvalSet,
     PromptSet,
@@ -34,6 +32,7 @@ from vauban.pipeline.sources import (
     overlap_warning,
     prompt_set,
 )
+from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import (
     Opened,
     Progress,
@@ -153,15 +152,18 @@ def run(
         progress=progress,
     )
     leak = leak_stage(opened, plan, held_out)
-    changed = changed_model(opened, plan)
-    evaluation = evaluate_models(opened, changed, config, held_out, progress=progress)
+    evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()
     if config.eval.controls:
-        contrast = contrast_shares(opened, changed, config, held_out, progress=progress)
+        contrast = contrast_shares(opened, plan, config, held_out, progress=progress)
         controls = control_rows(opened, config, result, held_out, evaluation, progress=progress)
     rows = (*comparison_rows(evaluation, contrast), *controls)
-    warnings = (*_warnings(plan_of_run, result, rows[0]), *leak_warnings(leak, config))
+    warnings = (
+        *_warnings(plan_of_run, result, rows[0]),
+        *leak_warnings(leak, config),
+        *evaluation.notes(),
+    )
     source_hashes = hash_files(
         source, "model*.safetensors", stage="hash the source", progress=progress
     )
@@ -226,8 +228,6 @@ def _document(
     """Everything run.json holds but the hashes. No times in it: the same run, the same bytes."""
     opened, config = plan_of_run.opened, plan_of_run.config
     given = config.model.path
-    figures = evaluation.to_dict()
-    figures.pop("answers", None)
     return {
         "format": FORMAT,
         "name": Path(config.output.dir).resolve().name,
@@ -250,7 +250,7 @@ def _document(
         "direction": _direction(result),
         "cut": plan.to_dict(),
         "behaviour": [row.to_dict() for row in rows],
-        "evaluation": figures,
+        "evaluation": evaluation.to_dict(),
         "export": report.to_dict(),
         "warnings": list(warnings),
     }

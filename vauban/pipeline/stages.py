@@ -14,18 +14,17 @@ from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult, measure
 from vauban.edits import EditPlan
-from vauban.evaluation import compare_likelihood
+from vauban.evaluation import answer_tokens, compare_likelihood
 from vauban.models import (
     DeviceInfo,
     ForwardCheck,
     ModelInfo,
     describe,
     device_info,
-    generate,
     model_folder,
     verify_forward,
 )
-from vauban.pipeline.sources import EvalSet, PromptSet
+from vauban.pipeline.prompt_sets import EvalSet, PromptSet
 from vauban.prompts import encode_chat
 
 
@@ -103,7 +102,8 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
 
     For a head that shares the embedding for good also the KL that the changed head alone costs.
     """
-    prompts = [*held_out.harmful[:LEAK_PROMPTS], *held_out.harmless[:LEAK_PROMPTS]]
+    texts = held_out.texts("harmless", LEAK_PROMPTS)
+    prompts = [*held_out.texts("harmful", LEAK_PROMPTS), *texts]
     tokens = [encode_chat(opened.tokenizer, prompt) for prompt in prompts]
     found: dict[str, Any] = {
         "prompts": len(prompts),
@@ -112,8 +112,7 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
     }
     alone = plan.head_alone()
     if alone:
-        texts = list(held_out.harmless[:LEAK_PROMPTS])
-        answers = generate(opened.model, opened.tokenizer, texts, max_tokens=32)
+        answers = answer_tokens(opened.model, opened.tokenizer, texts, max_tokens=32)
         found["head_kl"] = compare_likelihood(
             opened.model, opened.tokenizer, texts, answers, interventions=alone
         ).kl
@@ -123,7 +122,7 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
 def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
     """What a reader has to know of the figures of `leak_stage`."""
     notes = []
-    if leak["whole"] and leak["stream"] > EXACT:
+    if leak["whole"] and not leak["stream"] <= EXACT:  # NaN is not exact either
         notes.append(
             f"this architecture cannot be cut exactly: up to {leak['stream']:.1%} of the stream "
             "still points along the direction on held-out prompts"

@@ -5,9 +5,15 @@ The first room of the house: it knows no model and no arrays.
 
 from vauban.prompts.chat import (
     common_prefix,
+    conversation_text,
     encode_chat,
     has_chat_template,
     post_instruction_positions,
+)
+from vauban.prompts.reasoning import (
+    decode_answer,
+    open_reasoning,
+    split_reasoning,
     strip_thinking,
 )
 from vauban.prompts.sets import (
@@ -21,6 +27,7 @@ from vauban.prompts.sets import (
     load_prompts,
     measuring_paths,
     model_prompt_sets,
+    spread,
 )
 from vauban.prompts.sources import DatasetRef, resolve_prompts
 from vauban.prompts.texts import ALPACA, PILE, answer_chats, default_texts_path, load_texts
@@ -33,6 +40,8 @@ __all__ = [
     "ModelPrompts",
     "answer_chats",
     "common_prefix",
+    "conversation_text",
+    "decode_answer",
     "default_eval_path",
     "default_preservation_path",
     "default_prompt_paths",
@@ -45,7 +54,10 @@ __all__ = [
     "load_texts",
     "measuring_paths",
     "model_prompt_sets",
+    "open_reasoning",
     "post_instruction_positions",
     "resolve_prompts",
+    "split_reasoning",
+    "spread",
     "strip_thinking",
 ]

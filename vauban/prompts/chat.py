@@ -25,16 +25,6 @@ _SENTINELS = ("Name one river in Peru", "Is seven a prime number?", "Write a lin
 
 _FIXED_ARGUMENTS = ("tokenize", "return_dict", "return_tensors", "padding", "truncation")
 
-# Opening and closing marks of reasoning, as in mlx-lm's list; the last is OpenAI's harmony.
-_THINKING_MARKS = (
-    ("<think>", "</think>"),
-    ("<longcat_think>", "</longcat_think>"),
-    ("<|think:start|>", "<|think:end|>"),
-    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
-    ("<|channel>thought", "<channel|>"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-)
-
 # Kimi and DeepSeek call the switch `thinking`; `message.thinking` is a field and no switch.
 _THINKING_VARIABLE = re.compile(r"(?<![.\w])thinking\s+is\s|\b(?:if|and|or|not)\s+thinking\b")
 
@@ -129,33 +119,19 @@ def common_prefix(token_lists: Sequence[Sequence[int]]) -> int:
     return max(min(_shared_length(token_lists), shortest - 1), 0)
 
 
-def strip_thinking(text: str) -> str:
-    """The answer without the reasoning block in front of it.
+def conversation_text(prompt_or_messages: str | Sequence[Message]) -> str:
+    """A prompt as a reader sees it: a single user message as it is, turns with their roles.
 
-    Takes off complete blocks, a block that was cut off before its end (nothing is left then),
-    and a block whose opening mark stands in the prompt, so that only the closing one is seen.
-
-    >>> strip_thinking("<think>The user greets me.</think> Hello!")
-    'Hello!'
-    >>> strip_thinking("<think>The user wants")
-    ''
-    >>> strip_thinking("The user greets me.</think>Hello!")
-    'Hello!'
+    >>> conversation_text([{"role": "user", "content": "Hi"}])
+    'Hi'
+    >>> conversation_text([{"role": "system", "content": "Be brief."},
+    ...                    {"role": "user", "content": "Hi"}])
+    'System: Be brief.\\n\\nUser: Hi'
     """
-    if not any(text.lstrip().startswith(opening) for opening, _ in _THINKING_MARKS):
-        for opening, closing in _THINKING_MARKS:
-            before, found, after = text.partition(closing)
-            if found and opening not in before:
-                text = after.lstrip()
-                break
-    remaining = True
-    while remaining:
-        remaining = False
-        for opening, closing in _THINKING_MARKS:
-            if text.lstrip().startswith(opening):
-                text = text.partition(closing)[2].lstrip()
-                remaining = True
-    return text
+    turns = _as_messages(prompt_or_messages)
+    if len(turns) == 1 and turns[0]["role"] == "user":
+        return str(turns[0]["content"])
+    return "\n\n".join(f"{str(t['role']).capitalize()}: {t['content']}" for t in turns)
 
 
 def _as_messages(given: str | Sequence[Message]) -> list[dict[str, Any]]:

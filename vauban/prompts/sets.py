@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from vauban._paths import data_dir
 from vauban.errors import InputError
+
+T = TypeVar("T")
 
 JSON_SUFFIXES = (".jsonl", ".json")
 """Suffixes read as one JSON object per line; every other file is plain text."""
@@ -193,6 +195,19 @@ def checked_prompt(text: Any, where: str) -> str:
             f"({text[error.start]!a}), which no tokenizer can encode; write the whole character."
         ) from error
     return text
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items at even distances, the first one included.
+
+    >>> spread("abcdefgh", 3)
+    ['a', 'c', 'f']
+    """
+    if count <= 0:
+        return []
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _inside(folder: Path, value: Any, key: str) -> Path:

@@ -1,12 +1,24 @@
-"""The one-liners: load, measure, look at a prompt, steer it, abliterate, compare.
+"""The one-liners: load, measure, look at a prompt, steer it, abliterate, evaluate, compare.
 
 Thin calls of the rooms to the left with their defaults; a direction may be a result object or a
 raw array wherever one is asked for.
+
+In reading order:
+    abliterate          load, measure, abliterate, evaluate with the prompt sets a model brings
+    inspect_direction   probe, scan and steer prompts along a direction; compare two directions
 """
 
-from vauban.quick.geometry import Comparison, Geometry, analyze_geometry, compare
-from vauban.quick.probe import Probe, Scan, probe_prompt, scan, steer_prompt
-from vauban.quick.verbs import Abliteration, abliterate, evaluate, load, measure_direction
+from vauban.directions import Geometry, analyze_geometry
+from vauban.quick.abliterate import Abliteration, abliterate, evaluate, load, measure_direction
+from vauban.quick.inspect_direction import (
+    Comparison,
+    Probe,
+    Scan,
+    compare,
+    probe_prompt,
+    scan,
+    steer_prompt,
+)
 
 __all__ = [
     "Abliteration",

@@ -11,12 +11,10 @@ from vauban.report.figures import (
     seconds,
     shorten,
 )
-from vauban.report.samples import Sample, pick_samples, spread
-from vauban.report.study_chart import family_chart, require_charts
-from vauban.report.study_page import study_page
-from vauban.report.study_table import study_rows, study_table
+from vauban.report.samples import Sample, pick_samples
 from vauban.report.table import (
     HEADINGS,
+    LEGEND,
     BehaviourRow,
     Share,
     aligned,
@@ -28,6 +26,7 @@ from vauban.report.table import (
 
 __all__ = [
     "HEADINGS",
+    "LEGEND",
     "BehaviourRow",
     "Sample",
     "Share",
@@ -36,7 +35,6 @@ __all__ = [
     "cells",
     "contrast_line",
     "decimal",
-    "family_chart",
     "json_safe",
     "markdown_table",
     "model_card",
@@ -46,11 +44,6 @@ __all__ = [
     "quantity",
     "rate_with_interval",
     "refusal_statement",
-    "require_charts",
     "seconds",
     "shorten",
-    "spread",
-    "study_page",
-    "study_rows",
-    "study_table",
 ]

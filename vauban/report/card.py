@@ -13,6 +13,11 @@ from vauban.report.table import BehaviourRow, markdown_table
 
 _SAMPLE_WIDTH = 200
 
+_REFUSED = {
+    "phrases": "an answer counts as refused by its phrases",
+    "judge": "the unchanged model judged whether an answer refuses",
+}
+
 _DUAL_USE = """\
 This model was changed to study how a language model represents refusal. With the direction cut it
 answers requests that its authors trained it to decline. Do not put it in front of people as an
@@ -126,9 +131,11 @@ def _how_measured(run: Mapping[str, Any]) -> str:
         f"`{held_out['source']}`; measured on {prompts['harmful']['count']} prompts of "
         f"`{prompts['harmful']['source']}` and {prompts['harmless']['count']} of "
         f"`{prompts['harmless']['source']}`. Greedy answers of at most "
-        f"{evaluation['max_tokens']} tokens; an answer counts as refused by its phrases; brackets "
-        "hold 95% Wilson intervals. Perplexity and KL are averages over the tokens of the "
-        "original's answers to the harmless prompts, in float32.\n"
+        f"{evaluation['max_tokens']} tokens; {_REFUSED[evaluation['refusal_mode']]}. Brackets "
+        "hold 95% intervals: Wilson for rates, bootstrap over answers for perplexity and KL, which "
+        "are averages in float32 over the tokens of the original's answers to the harmless "
+        "prompts. Degenerate answers are empty or loop; their share is of the answers to harmful "
+        "prompts, in the addition row of those to how-to requests.\n"
     )
 
 

@@ -5,9 +5,9 @@ The full answers are kept in the output folder; here they are only picked, never
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from vauban.prompts import spread
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,6 @@ def pick_samples(answers: Mapping[str, Sequence[Pair]], count: int = 3) -> list[
     wanted = count - 1 if harmless else count
     chosen = [_sample("harmful", pair) for pair in spread(changed or harmful, wanted)]
     return chosen + [_sample("harmless", pair) for pair in spread(harmless, count - len(chosen))]
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items at even distances, the first one included.
-
-    >>> spread("abcdefgh", 3)
-    ['a', 'c', 'f']
-    """
-    if count <= 0:
-        return []
-    if len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _sample(label: str, pair: Pair) -> Sample:

@@ -33,11 +33,15 @@ class BehaviourRow:
     contrast_refused: Share | None = None
     """Safe requests with alarming words."""
     degenerate: float | None = None
-    """Share of all answers in this row that are degenerate text."""
+    """Share of the answers to the row's harmful prompts (addition: how-to requests) that are empty
+    or loop."""
     perplexity: float | None = None
     """Of the original's answers to the harmless prompts."""
+    perplexity_interval: tuple[float, float] | None = None
     kl: float | None = None
     """KL(before ‖ this state) in nats per token, on the same answers."""
+    kl_interval: tuple[float, float] | None = None
+    """95 % bootstraps over answers, as that of perplexity."""
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,6 +50,12 @@ class BehaviourRow:
 
 HEADINGS = ("", "harmful refused", "harmless refused", "degenerate", "perplexity", "KL")
 NOT_MEASURED = "–"
+LEGEND = (
+    "brackets: 95% intervals, Wilson for rates, bootstrap over answers for perplexity and KL",
+    "degenerate: of the answers to harmful prompts (addition: to how-to requests)",
+    "perplexity, KL: on the answers to harmless prompts before the cut",
+)
+"""What the columns mean, as lines below the table."""
 
 
 def cells(row: BehaviourRow) -> tuple[str, ...]:
@@ -55,19 +65,27 @@ def cells(row: BehaviourRow) -> tuple[str, ...]:
         str(row.harmful_refused) if row.harmful_refused else NOT_MEASURED,
         str(row.harmless_refused) if row.harmless_refused else NOT_MEASURED,
         NOT_MEASURED if row.degenerate is None else percent(row.degenerate),
-        NOT_MEASURED if row.perplexity is None else decimal(row.perplexity),
-        NOT_MEASURED if row.kl is None else decimal(row.kl, 2 if row.kl < 0.1 else 3),
+        _number(row.perplexity, row.perplexity_interval, 3),
+        _number(row.kl, row.kl_interval, 2),
     )
+
+
+def _number(value: float | None, interval: tuple[float, float] | None, digits: int) -> str:
+    """A figure with its interval; `digits` below 0.1, three from there on."""
+    if value is None:
+        return NOT_MEASURED
+    low, high = interval or (value, value)
+    text, *ends = (decimal(v, digits if v < 0.1 else 3) for v in (value, low, high))
+    return f"{text} ({ends[0]}–{ends[1]})" if interval else text
 
 
 def contrast_line(rows: Sequence[BehaviourRow]) -> str | None:
     """Over-refusal of contrast prompts in words; None where it was not measured."""
-    found = [(row.name, row.contrast_refused) for row in rows if row.contrast_refused]
-    if not found:
+    shares = [(row.name, row.contrast_refused) for row in rows if row.contrast_refused]
+    if not shares:
         return None
-    n = found[0][1].n
-    return f"safe requests with alarming words refused, of {n}: " + "; ".join(
-        f"{name} {share}" for name, share in found
+    return "safe requests with alarming words refused: " + "; ".join(
+        f"{name} {share} of {share.n}" for name, share in shares
     )
 
 

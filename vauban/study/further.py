@@ -19,7 +19,7 @@ from vauban._arrays import floats, integers
 from vauban.activations import collect_activations
 from vauban.directions.separation import auc
 from vauban.models import unembed
-from vauban.pipeline.sources import EvalRows
+from vauban.pipeline.prompt_sets import EvalSet
 from vauban.prompts import LabelledPrompt, encode_chat
 from vauban.study.fits import Fits, Key
 
@@ -55,7 +55,7 @@ class FurtherDirection:
 
 
 def further_directions(
-    model: nn.Module, tokenizer: Any, fits: Fits, key: Key, rows: EvalRows
+    model: nn.Module, tokenizer: Any, fits: Fits, key: Key, rows: EvalSet
 ) -> list[FurtherDirection]:
     """One entry per INLP direction at `key`, on the held-out rows."""
     inlp = fits.inlp[key]

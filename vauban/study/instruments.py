@@ -15,28 +15,25 @@ import mlx.nn as nn
 
 from vauban._common import Progress
 from vauban.config import StudyConfig
-from vauban.errors import InputError
+from vauban.errors import CheckError, InputError
 from vauban.evaluation import (
     Behaviour,
-    GuardJudge,
-    GuardResult,
-    Metric,
-    StandInJudge,
     answer_tokens,
-    check_benchmarks,
-    compare,
+    compare_likelihood,
     is_degenerate,
     measure_behaviour,
     measure_perplexity,
-    run_benchmarks,
-    task_accuracy,
-    with_answers,
 )
 from vauban.interventions import Intervention
 from vauban.models import load
-from vauban.pipeline.sources import EvalRows
+from vauban.pipeline.prompt_sets import EvalSet
 from vauban.prompts import LabelledPrompt, answer_chats, load_texts
 from vauban.report import shorten
+from vauban.study.benchmarks import check_benchmarks, run_benchmarks
+from vauban.study.exact_answers import task_accuracy
+from vauban.study.figures import Metric
+from vauban.study.guard import GuardJudge
+from vauban.study.guard_result import GuardResult, StandInJudge
 
 Judge = Callable[[Sequence[LabelledPrompt], Sequence[str]], GuardResult]
 
@@ -49,14 +46,14 @@ class Instruments:
 
     model: nn.Module
     tokenizer: Any
-    rows: EvalRows
+    rows: EvalSet
     config: StudyConfig
     judge: Judge | None
     texts: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
-        cls, model: nn.Module, tokenizer: Any, rows: EvalRows, config: StudyConfig
+        cls, model: nn.Module, tokenizer: Any, rows: EvalSet, config: StudyConfig
     ) -> Instruments:
         """Load texts and guard; raises InputError for what cannot be read, benchmarks included."""
         if config.bench.tasks:
@@ -91,21 +88,19 @@ class Instruments:
         guard = None if self.judge is None else self.judge(self.rows.harmful, refused.answers)
         answers = [*refused.answers, *over.answers]
         metrics = [
-            refused.metric("non_refusal_harmful"),
+            _rate("non_refusal_harmful", refused, answered=True),
             self._unsafe(guard),
-            over.metric("refusal_harmless"),
+            _rate("refusal_harmless", over),
             _induced(induced),
             *self._perplexities(remove),
             self._tasks(remove),
             *self._benchmarks(remove),
-            Metric.rate(
-                "degenerate", sum(map(is_degenerate, answers)), len(answers), better="lower"
-            ),
+            Metric.rate("degenerate", sum(map(is_degenerate, answers)), len(answers)),
             self._kl(remove),
         ]
         return {
             "metrics": [metric.to_dict() for metric in metrics],
-            "guard": None if guard is None else _without_texts(guard),
+            "guard": None if guard is None else guard.to_dict(verdicts=False),
             "samples": [
                 {"prompt": prompt, "answer": shorten(answer, 90)}
                 for prompt, answer in list(zip(harmful, refused.answers, strict=True))[:_SAMPLES]
@@ -130,14 +125,26 @@ class Instruments:
         return guard.metric()
 
     def _perplexities(self, remove: Sequence[Intervention]) -> list[Metric]:
-        found = []
+        metrics = []
         for name, texts in self.texts.items():
-            measured = measure_perplexity(
-                self.model, self.tokenizer, texts, interventions=remove, name=name,
-                seed=self.config.seed,
-            )  # fmt: skip
-            found += [measured.metric(), measured.loss_metric()]
-        return found
+            figures = (f"perplexity: {name}", f"cross_entropy: {name}")
+            try:
+                measured = measure_perplexity(
+                    self.model, self.tokenizer, texts, interventions=remove, name=name,
+                    seed=self.config.seed,
+                )  # fmt: skip
+            except CheckError as error:
+                metrics += [Metric.not_applicable(figure, str(error)) for figure in figures]
+                continue
+            values = (
+                (measured.perplexity, measured.perplexity_interval),
+                (measured.cross_entropy, measured.interval),
+            )
+            metrics += [
+                Metric(figure, value, measured.tokens, interval, "lower", "tokens", measured.method)
+                for figure, (value, interval) in zip(figures, values, strict=True)
+            ]
+        return metrics
 
     def _tasks(self, remove: Sequence[Intervention]) -> Metric:
         rows = [row for row in self.rows.harmless if row.get("answer")]
@@ -150,25 +157,34 @@ class Instruments:
         if not bench.tasks:
             reason = "no lm-eval task was named in [bench]"
             return [Metric.not_applicable(name, reason) for name in ("mmlu", "arc_cloze")]
-        results = run_benchmarks(
-            self.model, self.tokenizer, bench.tasks, num_fewshot=bench.num_fewshot,
-            limit=bench.limit, include_path=bench.include_path, interventions=remove,
-            seed=self.config.seed,
-        )  # fmt: skip
+        try:
+            results = run_benchmarks(
+                self.model, self.tokenizer, bench.tasks, num_fewshot=bench.num_fewshot,
+                limit=bench.limit, include_path=bench.include_path, interventions=remove,
+                seed=self.config.seed,
+            )  # fmt: skip
+        except CheckError as error:
+            return [
+                Metric.not_applicable(task, str(error), better="higher") for task in bench.tasks
+            ]
         return [result.metric() for result in results.values()]
 
     def _kl(self, remove: Sequence[Intervention]) -> Metric:
         """KL(unchanged || changed), nats per token of the unchanged answers to harmless prompts."""
         prompts = [row.prompt for row in self.rows.harmless]
-        sequences = with_answers(self.tokenizer, prompts, self._unchanged)
-        found = compare(self.model, self.model, sequences, remove)
+        try:
+            found = compare_likelihood(
+                self.model, self.tokenizer, prompts, self._unchanged, interventions=remove
+            )
+        except CheckError as error:
+            return Metric.not_applicable("kl", str(error))
         return Metric(
             "kl", found.kl, found.tokens, found.kl_interval, "lower", "tokens",
             "bootstrap over answers, 2000 resamples, seed 0",
         )  # fmt: skip
 
 
-def make_judge(config: StudyConfig, rows: EvalRows) -> Judge | None:
+def make_judge(config: StudyConfig, rows: EvalSet) -> Judge | None:
     """The guard that the configuration names, the stand-in where rows have templates, or None."""
     named = config.guard.model
     templated = all(row.get("template") for row in rows.harmful)
@@ -185,7 +201,7 @@ def make_judge(config: StudyConfig, rows: EvalRows) -> Judge | None:
     return GuardJudge(guard, tokenizer, min_words=config.guard.min_words)
 
 
-def text_sets(config: StudyConfig, rows: EvalRows) -> dict[str, list[Any]]:
+def text_sets(config: StudyConfig, rows: EvalSet) -> dict[str, list[Any]]:
     """{name: texts}, one set of running text and one of answered requests.
 
     A model that brings its own prompts is measured on its own world unless the configuration names
@@ -206,15 +222,13 @@ def text_sets(config: StudyConfig, rows: EvalRows) -> dict[str, list[Any]]:
     }
 
 
+def _rate(name: str, behaviour: Behaviour, *, answered: bool = False) -> Metric:
+    """The refusals among the judged answers, or, with `answered`, the rest of them."""
+    refused, judged = behaviour.refused, behaviour.judged
+    return Metric.rate(name, judged - refused if answered else refused, judged)
+
+
 def _induced(behaviour: Behaviour | None) -> Metric:
     if behaviour is None:
-        return Metric.not_applicable(
-            "induced_refusal", "this method has no inducing form", better="higher"
-        )
-    judged = behaviour.n - behaviour.unparsed
-    return Metric.rate("induced_refusal", behaviour.refused, judged, better="higher")
-
-
-def _without_texts(guard: GuardResult) -> dict[str, Any]:
-    """The counts of a guard's verdicts; its verdict texts repeat what the answers say."""
-    return {key: value for key, value in guard.to_dict().items() if key != "verdicts"}
+        return Metric.not_applicable("induced_refusal", "this method has no inducing form")
+    return _rate("induced_refusal", behaviour)

@@ -24,21 +24,24 @@ from vauban._common import Progress
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
-from vauban.evaluation import Metric
 from vauban.export import check_output, staged
+from vauban.pipeline.prompt_sets import EvalSet, PromptSet, eval_set, prompt_set
 from vauban.pipeline.provenance import hash_files, system, versions
-from vauban.pipeline.sources import EvalRows, PromptSet, eval_rows, prompt_set
 from vauban.pipeline.stages import Opened, model_name, open_model
-from vauban.report import family_chart, json_safe, require_charts, study_page, study_table
+from vauban.report import json_safe
+from vauban.study.chart import family_chart, require_charts
 from vauban.study.choose import Choice, Selected, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import NEEDED, Condition, conditions
+from vauban.study.figures import Metric
 from vauban.study.fits import Fits, fit
 from vauban.study.further import further_directions
 from vauban.study.instruments import Instruments
 from vauban.study.journal import Journal
+from vauban.study.page import study_page
+from vauban.study.tables import study_table
 
-FORMAT = 1
+FORMAT = 2
 """The version of study.json's layout."""
 
 
@@ -144,7 +147,7 @@ def _measure_model(
 ) -> dict[str, Any]:
     model, tokenizer, folder = opened.model, opened.tokenizer, opened.folder
     sets = {label: prompt_set(config, label, folder) for label in ("harmful", "harmless")}
-    rows = eval_rows(config, folder)
+    rows = eval_set(config, folder)
     _check_overlap(sets, rows)
     fitted, validation = _split(sets, config)
     instruments = Instruments.prepare(model, tokenizer, rows, config)
@@ -188,7 +191,7 @@ def _measure_model(
         },
         "held_out": {
             "source": rows.path.name,
-            "sha256": hashlib.sha256(rows.path.read_bytes()).hexdigest(),
+            "sha256": rows.sha256,
             **{kind: len(getattr(rows, kind)) for kind in ("harmful", "harmless", "how_to")},
         },
         "choices": {name: choice.to_dict() for name, choice in choices.items()},
@@ -311,13 +314,14 @@ def _split(
     return fitted, validation
 
 
-def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalRows) -> None:
+def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalSet) -> None:
     """Prompts of both classes, or of both the fit and the evaluation, make every figure wrong."""
     both = set(sets["harmful"].prompts) & set(sets["harmless"].prompts)
     if both:
         raise InputError(f"{len(both)} prompts are in both classes, first {sorted(both)[0]!r}")
     measured = {p for found in sets.values() for p in found.prompts}
-    shared = [r.prompt for r in (*rows.harmful, *rows.harmless) if r.prompt in measured]
+    kinds = ("harmful", "harmless", "how_to")
+    shared = [prompt for kind in kinds for prompt in rows.texts(kind) if prompt in measured]
     if shared:
         raise InputError(
             f"{len(shared)} held-out prompts are fitted on too, first {shared[0]!r}; take them "

@@ -1,10 +1,10 @@
 """What a schema is made of: keys with their words, tables that refuse unknown keys.
 
-Knows pydantic; knows no key of any configuration. `schema.py` and `study.py` are made of it.
+Knows pydantic; knows no key of any configuration. `run_schema` and `study_schema` are made of it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Setting:
-    """What the schema says about a key beyond its type."""
+    """What the schema says about a key beyond its type, default and description."""
 
     expects: str
     """What a value has to be, in words: used in errors, in the scaffold and in the reference."""
@@ -29,6 +29,20 @@ class Setting:
     """TOML text shown, commented out, where the default is "not set"."""
 
 
+_SETTING = {field.name for field in fields(Setting)}
+
+
+def key(expects: str, description: str, default: Any = ..., **options: Any) -> Any:
+    """A key of a `Section`; required where it has no default.
+
+    `options` are fields of `Setting` and pydantic's limits (gt, lt, min_length ...).
+    """
+    words = {name: options.pop(name) for name in _SETTING & options.keys()}
+    field = Field(default, description=description, **options)
+    field.metadata.append(Setting(expects, **words))
+    return field
+
+
 class Section(BaseModel):
     """A table of the configuration: unknown keys are errors, values are not converted silently."""
 
@@ -37,6 +51,10 @@ class Section(BaseModel):
     def conflict(self) -> tuple[tuple[str, ...], str] | None:
         """The first key that another one rules out, and why; None where all go together."""
         return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values, keys in the order of the schema."""
+        return self.model_dump(mode="json")
 
 
 class HubDataset(Section):
@@ -50,13 +68,18 @@ class HubDataset(Section):
     revision: str | None = None
 
 
+Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Negative = Annotated[int, Field(lt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Prompts = Text | list[Text] | HubDataset
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-
+POSITIVE = "a whole number above 0"
+NON_NEGATIVE = "a whole number, 0 or more"
+BOOLEAN = "true or false"
 PROMPTS = (
     'a JSONL or text file, "default" (the bundled set), "hf:org/name", '
     "a table { hf = ... } or a list of prompts"
@@ -88,11 +111,11 @@ class Key:
 
 def sections(schema: type[Section]) -> dict[str, type[Section]]:
     """The tables of a configuration, in order."""
-    found = {}
-    for name, field in schema.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found[name] = field.annotation
-    return found
+    return {
+        name: field.annotation
+        for name, field in schema.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
 
 
 def keys(schema: type[Section]) -> Iterator[Key]:

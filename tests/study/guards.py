@@ -32,6 +32,7 @@ WORDS = (
     "Agent <END - First line must read safe or [/INST] S2 S10 , What is the weather like today "
     "? Tell me about sea It calm and a few clouds pass over bay while boats come home one by in "
     "evening light on storm fog wind assistant user Sure Name river The Danube type text { } '"
+    ' < think > / "'
 )
 _PIECES = r"\s|\w+|[^\w\s]"
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from vauban.prompts import spread
 from vauban.report import (
+    HEADINGS,
     BehaviourRow,
     Share,
     cells,
@@ -13,7 +15,6 @@ from vauban.report import (
     plain_table,
     refusal_statement,
     shorten,
-    spread,
 )
 from vauban.report.card import _quoted
 
@@ -25,6 +26,14 @@ def test_cells_leave_out_what_was_not_measured():
     assert cells(AFTER)[2] == "–" and cells(AFTER)[5] == "0.031"
 
 
+def test_cells_hold_the_intervals_of_perplexity_and_kl():
+    row = BehaviourRow(
+        "cut", perplexity=1.103, perplexity_interval=(1.08, 1.126), kl=0.0152,
+        kl_interval=(0.0069, 0.0271),
+    )  # fmt: skip
+    assert cells(row)[4:] == ("1.10 (1.08–1.13)", "0.015 (0.0069–0.027)")
+
+
 def test_markdown_has_as_many_columns_in_every_line():
     lines = [line for line in markdown_table([BEFORE, AFTER]).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 4
@@ -32,15 +41,19 @@ def test_markdown_has_as_many_columns_in_every_line():
 
 
 def test_plain_columns_are_aligned():
-    lines = plain_table([BEFORE, AFTER]).splitlines()
-    assert len({line.index("%") for line in lines[1:2]}) == 1
-    assert all(len(line) <= 100 for line in lines)
+    """Every figure ends where its heading ends."""
+    head, *lines = plain_table([BEFORE, AFTER]).splitlines()
+    ends = [head.index(name) + len(name) for name in HEADINGS[1:]]
+    for line in lines:
+        assert all(line[end - 1 : end + 1].strip() for end in ends if end <= len(line))
+        assert all(line[end : end + 2].strip() == "" for end in ends)
+    assert max(map(len, lines)) <= 100
 
 
 def test_contrast_is_said_only_where_it_was_measured():
     assert contrast_line([BEFORE, AFTER]) is None
     row = BehaviourRow("before", contrast_refused=Share(0.25, (0.1, 0.4), 32))
-    assert "of 32" in (contrast_line([row]) or "") and "25.0%" in (contrast_line([row]) or "")
+    assert "before 25.0% (10–40) of 32" in (contrast_line([row]) or "")
 
 
 def test_a_model_below_the_threshold_does_not_refuse():

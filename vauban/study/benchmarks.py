@@ -1,31 +1,28 @@
 """Capability benchmarks (MMLU, ARC) by lm-eval, on a model under run-time interventions.
 
-Knows task names, protocols and how results are counted; the model side is `harness`, the tasks
-are lm-eval's and the files in `tasks/`. Needs the extra `bench`.
+Knows task names, protocols and how results are counted; the model's side is `lm_eval_model`, the
+tasks are lm-eval's and the files in `tasks/`. Needs the extra `bench`.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-import logging
 import math
 import os
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
-import numpy as np
 
 from vauban._common import Progress
+from vauban._results import to_plain
 from vauban.errors import InputError
-from vauban.evaluation.metrics import Metric
-from vauban.evaluation.statistics import wilson_interval
+from vauban.evaluation.intervals import wilson_interval
 from vauban.interventions import Intervention
+from vauban.study.figures import Metric
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 """lm-eval task files that vauban brings."""
@@ -82,20 +79,7 @@ class BenchmarkResult:
         return f"{self.metric().summary()}; {self.task} v{self.version}, {self.num_fewshot}-shot"
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "task": self.task,
-            "acc": self.acc,
-            "correct": self.correct,
-            "n": self.n,
-            "stderr": self.stderr,
-            "interval": None if self.interval is None else list(self.interval),
-            "version": self.version,
-            "num_fewshot": self.num_fewshot,
-            "subtasks": {name: list(pair) for name, pair in self.subtasks.items()},
-            "others": dict(self.others),
-            "reason": self.reason,
-        }
+        return to_plain(self)
 
 
 def run_benchmarks(
@@ -121,8 +105,8 @@ def run_benchmarks(
         seed: draws the examples where a task draws them.
         not_applicable: {task: reason} for tasks the model cannot do, which are not run.
 
-    Scored through mlx-lm's own adapter by log-likelihood, plain text, no chat template. The data
-    come from the Hub through lm-eval, unless the task files name local ones.
+    Scored by log-likelihood, plain text, no chat template. The data come from the Hub through
+    lm-eval, unless the task files name local ones. lm-eval writes its own log and bars.
 
     Raises InputError without lm-eval (extra `bench`), for unknown tasks, for data that cannot be
     loaded and for tasks that count nothing right or wrong.
@@ -160,8 +144,7 @@ def check_benchmarks(
     Whether a task's data can be loaded is not asked.
     """
     _lm_eval()
-    with _undisturbed(None):
-        _task_manager([LM_EVAL_NAMES.get(name, name) for name in tasks], include_path)
+    _task_manager([LM_EVAL_NAMES.get(name, name) for name in tasks], include_path)
 
 
 def _lm_eval() -> Any:
@@ -186,32 +169,31 @@ def _evaluated(
 ) -> Mapping[str, Any]:
     """What lm-eval returns for these tasks."""
     lm_eval = _lm_eval()
-    from vauban.evaluation.harness import InterventionLM
+    from vauban.study.lm_eval_model import InterventionLM
 
-    adapter = InterventionLM(model, tokenizer, interventions)
-    with _undisturbed(progress):
-        manager = _task_manager(names, include_path)
-        try:
-            found = lm_eval.simple_evaluate(
-                model=adapter,
-                tasks=names,
-                task_manager=manager,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
-                # The standard error is computed from the counts, below.
-                bootstrap_iters=0,
-                **options,
-            )
-        except OSError as error:  # what datasets and the Hub raise is of this family
-            raise InputError(
-                f"the data of {', '.join(names)} could not be loaded ({type(error).__name__}: "
-                f"{error}). They come from the Hugging Face Hub; check the connection, or give "
-                "task files with local data by include_path."
-            ) from error
-    assert found is not None
-    return found
+    manager = _task_manager(names, include_path)
+    try:
+        returned = lm_eval.simple_evaluate(
+            model=InterventionLM(model, tokenizer, interventions, progress=progress),
+            tasks=names,
+            task_manager=manager,
+            # Examples are drawn from `seed`; no global seed is set.
+            fewshot_random_seed=seed,
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+            # The standard error is computed from the counts, below.
+            bootstrap_iters=0,
+            **options,
+        )
+    except OSError as error:  # what datasets and the Hub raise is of this family
+        raise InputError(
+            f"the data of {', '.join(names)} could not be loaded ({type(error).__name__}: "
+            f"{error}). They come from the Hugging Face Hub; check the connection, or give "
+            "task files with local data by include_path."
+        ) from error
+    assert returned is not None
+    return returned
 
 
 def _task_manager(names: Sequence[str], include_path: Any) -> Any:
@@ -294,46 +276,3 @@ def _count(task: str, samples: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     if any(value not in (0.0, 1.0) for value in values):
         raise InputError(f"{task}: {metric} is no right or wrong per question")
     return int(sum(values)), len(values)
-
-
-@contextmanager
-def _undisturbed(progress: Progress | None) -> Iterator[None]:
-    """lm-eval without its log, bars (the first goes to `progress`), side programs and seeds."""
-    import lm_eval.api.task
-    import lm_eval.evaluator
-    import mlx_lm.evaluate
-
-    def counted(rows: Iterable[Any], total: int | None = None, **options: Any) -> Iterator[Any]:
-        for done, row in enumerate(rows, start=1):
-            yield row
-            if progress and total:
-                progress("benchmark", done, total)
-
-    def silent(rows: Iterable[Any], **options: Any) -> Iterable[Any]:
-        return rows
-
-    def nothing(*given: Any) -> None:
-        return None
-
-    # git and a listing of the machine, run to be put into a report that is not kept here.
-    swapped: list[tuple[Any, str, Any]] = [
-        (mlx_lm.evaluate, "tqdm", counted),
-        (lm_eval.api.task, "tqdm", silent),
-        (lm_eval.evaluator, "get_git_commit_hash", nothing),
-        (lm_eval.evaluator, "add_env_info", nothing),
-    ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in swapped]
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    seeds = random.getstate(), np.random.get_state()
-    try:
-        logger.setLevel(logging.ERROR)
-        for module, name, value in swapped:
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-        logger.setLevel(level)
-        random.setstate(seeds[0])
-        np.random.set_state(seeds[1])

@@ -1,4 +1,4 @@
-"""Decides which prompt sets a run uses, and remembers where each came from.
+"""Which prompt sets a run uses, and where each comes from.
 
 A set named in the configuration wins over the one the model's folder names in its vauban.json,
 which wins over the bundled one. Reading the files is the prompts room's.
@@ -21,10 +21,11 @@ from vauban.prompts import (
     measuring_paths,
     model_prompt_sets,
     resolve_prompts,
+    spread,
 )
-from vauban.report import spread
 
 LABELS = ("harmful", "harmless")
+KINDS = ("harmful", "harmless", "how_to", "contrast")
 
 
 @dataclass(frozen=True)
@@ -50,42 +51,40 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class EvalSet:
-    """The held-out prompts of a run, thinned to the configured number per class."""
-
-    source: str
-    origin: str
-    sha256: str
-    harmful: tuple[str, ...]
-    harmless: tuple[str, ...]
-    """How-to requests and plain tasks, without the contrast prompts."""
-    how_to: tuple[str, ...]
-    """The how-to requests, on which addition is measured; all harmless ones where the file says
-    no kind."""
-    contrast: tuple[str, ...]
-    """Safe requests with alarming words, for over-refusal; empty where the file has none."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "origin": self.origin,
-            "sha256": self.sha256,
-            "harmful": len(self.harmful),
-            "harmless": len(self.harmless),
-            "how_to": len(self.how_to),
-            "contrast": len(self.contrast),
-        }
-
-
-@dataclass(frozen=True)
-class EvalRows:
-    """The held-out rows of a file by kind, thinned like `EvalSet`, with all that a line holds."""
+    """The held-out rows of a file by kind, at most the configured number of each."""
 
     path: Path
     origin: str
+    sha256: str
     harmful: tuple[LabelledPrompt, ...]
     harmless: tuple[LabelledPrompt, ...]
+    """How-to requests and plain tasks, without the contrast prompts."""
     how_to: tuple[LabelledPrompt, ...]
+    """The how-to requests, on which addition is measured; all harmless ones where the file says
+    no kind."""
     contrast: tuple[LabelledPrompt, ...]
+    """Safe requests with alarming words, for over-refusal; empty where the file has none."""
+
+    def texts(self, kind: str, limit: int | None = None) -> list[str]:
+        """The prompts of a kind ("harmful", "harmless", "how_to", "contrast") as texts."""
+        return [row.prompt for row in getattr(self, kind)[:limit]]
+
+    @property
+    def source(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def every(self) -> list[str]:
+        """All prompts once, harmful ones first."""
+        rows = (*self.harmful, *self.harmless, *self.how_to, *self.contrast)
+        return list(dict.fromkeys(row.prompt for row in rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        counts = {kind: len(getattr(self, kind)) for kind in KINDS}
+        return {
+            "source": self.source, "origin": self.origin, "sha256": self.sha256, **counts
+        }  # fmt: skip
 
 
 def prompt_set(
@@ -117,21 +116,7 @@ def prompt_set(
     return _from_prompts(prompts, given if isinstance(given, str) else "list", origin)
 
 
-def eval_set(config: RunConfig, model_path: str | Path | None) -> EvalSet:
-    """The labelled held-out prompts; as `eval_rows`, the texts alone."""
-    rows = eval_rows(config, model_path)
-    return EvalSet(
-        source=rows.path.name,
-        origin=rows.origin,
-        sha256=hashlib.sha256(rows.path.read_bytes()).hexdigest(),
-        harmful=_texts(rows.harmful),
-        harmless=_texts(rows.harmless),
-        how_to=_texts(rows.how_to),
-        contrast=_texts(rows.contrast),
-    )
-
-
-def eval_rows(config: RunConfig | StudyConfig, model_path: str | Path | None) -> EvalRows:
+def eval_set(config: RunConfig | StudyConfig, model_path: str | Path | None) -> EvalSet:
     """The labelled held-out rows, at most `eval.num_prompts` of each class.
 
     Where there are more, every kind, language and category keeps its share.
@@ -162,9 +147,10 @@ def eval_rows(config: RunConfig | StudyConfig, model_path: str | Path | None) ->
     if not harmless:
         harmless, contrast = contrast, []
     how_to = [row for row in harmless if _kind(row) == "how-to"] or harmless
-    return EvalRows(
+    return EvalSet(
         path=path,
         origin=origin,
+        sha256=_sha256(path),
         harmful=_thinned(by_label["harmful"], limit),
         harmless=_thinned(harmless, limit),
         how_to=_thinned(how_to, limit),
@@ -174,14 +160,13 @@ def eval_rows(config: RunConfig | StudyConfig, model_path: str | Path | None) ->
 
 def overlap_warning(sets: Sequence[PromptSet], held_out: EvalSet) -> str | None:
     """A sentence when held-out prompts were measured on too, so that the figures flatter."""
-    measured = {prompt for found in sets for prompt in found.prompts}
-    shared = [p for p in (*held_out.harmful, *held_out.harmless) if p in measured]
+    measured = {prompt for prompts in sets for prompt in prompts.prompts}
+    shared = [prompt for prompt in held_out.every if prompt in measured]
     if not shared:
         return None
     return (
-        f"{len(shared)} of the {len(held_out.harmful) + len(held_out.harmless)} evaluation "
-        f"prompts were also used for measuring, so the figures are not held out "
-        f"(first: {shared[0]!r})."
+        f"{len(shared)} of the {len(held_out.every)} evaluation prompts were also used for "
+        f"measuring, so the figures are not held out (first: {shared[0]!r})."
     )
 
 
@@ -199,15 +184,12 @@ def _thinned(rows: Sequence[LabelledPrompt], limit: int) -> tuple[LabelledPrompt
     return tuple(rows[i] for i in sorted(spread(order, limit)))
 
 
-def _texts(rows: Sequence[LabelledPrompt]) -> tuple[str, ...]:
-    return tuple(row.prompt for row in rows)
-
-
 def _from_file(path: Path, origin: str) -> PromptSet:
-    prompts = resolve_prompts(path)
-    return PromptSet(
-        path.name, origin, hashlib.sha256(path.read_bytes()).hexdigest(), tuple(prompts)
-    )
+    return PromptSet(path.name, origin, _sha256(path), tuple(resolve_prompts(path)))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _from_prompts(prompts: Sequence[str], source: str, origin: str) -> PromptSet:

@@ -1,6 +1,6 @@
-"""The changed model beside the original: evaluation, over-refusal, controls, and their rows.
+"""The rows of the before/after table: evaluation, over-refusal of contrast prompts, two controls.
 
-Like the stages, values in and values out; nothing is written here and nothing is printed.
+Values in and values out, like the stages; nothing is written and nothing is printed.
 """
 
 from typing import Any
@@ -11,26 +11,24 @@ from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
-from vauban.evaluation import EvalResult, compare_likelihood, evaluate, measure_behaviour
+from vauban.evaluation import (
+    Behaviour,
+    EvalResult,
+    compare_likelihood,
+    evaluate,
+    measure_behaviour,
+)
 from vauban.evaluation.judge import model_judge
 from vauban.interventions import Add
-from vauban.pipeline.planning import control_plan
-from vauban.pipeline.sources import EvalSet
+from vauban.pipeline.cut_plan import control_plan
+from vauban.pipeline.prompt_sets import EvalSet
 from vauban.pipeline.stages import Opened, tell
 from vauban.report import BehaviourRow, Share
 
 
-def changed_model(opened: Opened, plan: EditPlan) -> tuple[Any, Any]:
-    """(model, interventions) that stand for the plan before anything is written.
-
-    The model itself under the plan's run-time form.
-    """
-    return opened.model, plan.virtual()
-
-
 def evaluate_models(
     opened: Opened,
-    changed: tuple[Any, Any],
+    modified: Any,
     config: RunConfig,
     held_out: EvalSet,
     *,
@@ -39,28 +37,26 @@ def evaluate_models(
     """`vauban.evaluate` with the settings of the configuration.
 
     Args:
-        changed: (model, interventions), as `changed_model` returns them; a model other than the
-            original comes without interventions.
+        modified: a model, a plan or interventions, as `vauban.evaluate` takes them.
     """
     settings = config.eval
-    model, interventions = changed
     tell(progress, "evaluate", 0, 2 * (len(held_out.harmful) + len(held_out.harmless)))
     return evaluate(
         opened.model,
-        interventions if model is opened.model else model,
+        modified,
         opened.tokenizer,
-        list(held_out.harmful),
+        held_out.texts("harmful"),
         settings.refusal_phrases,
         settings.max_tokens,
         settings.refusal_mode,
-        harmless=list(held_out.harmless),
+        harmless=held_out.texts("harmless"),
         progress=progress,
     )
 
 
 def contrast_shares(
     opened: Opened,
-    changed: tuple[Any, Any],
+    plan: EditPlan,
     config: RunConfig,
     held_out: EvalSet,
     *,
@@ -69,20 +65,20 @@ def contrast_shares(
     """Over-refusal of the contrast prompts, before and after; None where the file has none."""
     if not held_out.contrast:
         return None, None
-    prompts = list(held_out.contrast)
-    shared = _judging(opened, config)
-    found: list[Share] = []
-    for model, interventions in ((opened.model, ()), changed):
+    prompts = held_out.texts("contrast")
+    judging = _judging(opened, config)
+    shares = []
+    for number, interventions in enumerate(((), plan.virtual())):
         behaviour = measure_behaviour(
-            model,
+            opened.model,
             opened.tokenizer,
             prompts,
             interventions=interventions,
-            progress=_part(progress, "contrast prompts", len(prompts), len(found), 2),
-            **shared,
+            progress=_part(progress, "contrast prompts", len(prompts), number, 2),
+            **judging,
         )
-        found.append(Share(behaviour.rate, behaviour.interval, behaviour.n))
-    return found[0], found[1]
+        shares.append(_share(behaviour))
+    return shares[0], shares[1]
 
 
 def control_rows(
@@ -101,47 +97,50 @@ def control_rows(
     addition puts the raw difference back once, at its source, on harmless how-to requests; if
     they are refused, the direction does not only accompany refusal.
     """
-    shared = _judging(opened, config)
+    judging = _judging(opened, config)
     noise = mx.random.normal((result.d_model,), key=mx.random.key(config.seed))
-    random_cut = control_plan(opened, config, result, noise / mx.linalg.norm(noise))
+    random_cut = control_plan(opened, config, result, noise / mx.linalg.norm(noise)).virtual()
     behaviour = measure_behaviour(
         opened.model,
         opened.tokenizer,
-        list(held_out.harmful),
-        interventions=random_cut.virtual(),
+        held_out.texts("harmful"),
+        interventions=random_cut,
         progress=_part(progress, "random direction", len(held_out.harmful)),
-        **shared,
+        **judging,
     )
-    pairs = evaluation.answers["harmless"]
     likelihood = compare_likelihood(
         opened.model,
         opened.tokenizer,
-        [pair["prompt"] for pair in pairs],
-        [pair["original"] for pair in pairs],
-        interventions=random_cut.virtual(),
+        held_out.texts("harmless"),
+        evaluation.answer_tokens,
+        interventions=random_cut,
     )
     added = measure_behaviour(
         opened.model,
         opened.tokenizer,
-        list(held_out.how_to),
+        held_out.texts("how_to"),
         interventions=(Add.from_result(result, 1.0),),
         progress=_part(progress, "addition", len(held_out.how_to)),
-        **shared,
+        **judging,
     )
     return (
         BehaviourRow(
             "random direction",
-            harmful_refused=Share(behaviour.rate, behaviour.interval, behaviour.n),
+            harmful_refused=_share(behaviour),
             degenerate=behaviour.degenerate,
             perplexity=likelihood.perplexity_modified,
+            perplexity_interval=likelihood.perplexity_modified_interval,
             kl=likelihood.kl,
-            note="the same cut with a random direction; behaviour should stay as it was.",
+            kl_interval=likelihood.kl_interval,
+            note="the same cut with a random direction; behaviour should stay as it was."
+            + _without_verdict(behaviour),
         ),
         BehaviourRow(
             "addition",
-            harmless_refused=Share(added.rate, added.interval, added.n),
+            harmless_refused=_share(added),
             degenerate=added.degenerate,
-            note="no cut; the raw difference is added once at its source to how-to requests.",
+            note="no cut; the raw difference is added once at its source to how-to requests."
+            + _without_verdict(added),
         ),
     )
 
@@ -150,29 +149,44 @@ def comparison_rows(
     evaluation: EvalResult, contrast: tuple[Share | None, Share | None] = (None, None)
 ) -> tuple[BehaviourRow, BehaviourRow]:
     """The rows "before" and "cut" of an evaluation."""
-    intervals = evaluation.intervals
 
-    def share(name: str, rate: float, n: int) -> Share:
-        return Share(rate, intervals[name], n)
+    def row(name: str, side: str, contrast: Share | None, **kl: Any) -> BehaviourRow:
+        def share(figure: str, kind: str) -> Share | None:
+            pairs = evaluation.answers[kind]
+            judged = sum(pair[f"refused_{side}"] is not None for pair in pairs)
+            rate = getattr(evaluation, f"{figure}_{side}")
+            interval = evaluation.intervals[f"{figure}_{side}"]
+            return None if rate is None or interval is None else Share(rate, interval, judged)
 
-    before = BehaviourRow(
-        "before",
-        share("refusal_rate_original", evaluation.refusal_rate_original, evaluation.num_prompts),
-        share("over_refusal_original", evaluation.over_refusal_original, evaluation.num_harmless),
-        contrast[0],
-        evaluation.degenerate_original,
-        evaluation.perplexity_original,
-    )
-    after = BehaviourRow(
-        "cut",
-        share("refusal_rate_modified", evaluation.refusal_rate_modified, evaluation.num_prompts),
-        share("over_refusal_modified", evaluation.over_refusal_modified, evaluation.num_harmless),
-        contrast[1],
-        evaluation.degenerate_modified,
-        evaluation.perplexity_modified,
-        evaluation.kl_divergence,
-    )
-    return before, after
+        harmful = evaluation.answers["harmful"]
+        return BehaviourRow(
+            name,
+            harmful_refused=share("refusal_rate", "harmful"),
+            harmless_refused=share("over_refusal", "harmless"),
+            contrast_refused=contrast,
+            degenerate=sum(pair[f"degenerate_{side}"] for pair in harmful) / len(harmful),
+            perplexity=getattr(evaluation, f"perplexity_{side}"),
+            perplexity_interval=evaluation.intervals[f"perplexity_{side}"],
+            **kl,
+        )
+
+    kl = {
+        "kl": evaluation.kl_divergence,
+        "kl_interval": evaluation.intervals["kl_divergence"],
+    }
+    return row("before", "original", contrast[0]), row("cut", "modified", contrast[1], **kl)
+
+
+def _share(behaviour: Behaviour) -> Share | None:
+    """A refusal rate for the table; None where no answer has a verdict."""
+    if behaviour.rate is None or behaviour.interval is None:
+        return None
+    return Share(behaviour.rate, behaviour.interval, behaviour.judged)
+
+
+def _without_verdict(behaviour: Behaviour) -> str:
+    missing = behaviour.n - behaviour.judged
+    return f" {missing} of {behaviour.n} answers have no verdict." if missing else ""
 
 
 def _judging(opened: Opened, config: RunConfig) -> dict[str, Any]:
@@ -182,7 +196,7 @@ def _judging(opened: Opened, config: RunConfig) -> dict[str, Any]:
     return {
         "max_tokens": settings.max_tokens,
         "phrases": settings.refusal_phrases,
-        "verdict": model_judge(opened.model, opened.tokenizer) if judge else None,
+        "judge": model_judge(opened.model, opened.tokenizer) if judge else None,
     }
 
 

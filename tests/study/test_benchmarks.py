@@ -1,11 +1,10 @@
-"""Benchmarks through lm-eval and mlx-lm's adapter: counts, protocols and interventions.
+"""Benchmarks through lm-eval: counts, protocols and interventions.
 
 Every count is compared with one made here from the question files by plain forward passes.
 """
 
 import importlib.util
 import json
-import random
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 import vauban
-from vauban.evaluation import BenchmarkResult, run_benchmarks
+from vauban.study import BenchmarkResult, run_benchmarks
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -45,16 +44,16 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def contexts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Every (context, continuation) that the adapter is asked for."""
-    from vauban.evaluation import harness
+    from vauban.study import lm_eval_model
 
     asked: list[tuple[str, str]] = []
 
-    class Listening(harness.InterventionLM):
+    class Listening(lm_eval_model.InterventionLM):
         def loglikelihood(self, requests: Any) -> Any:
             asked.extend(request.args for request in requests)
             return super().loglikelihood(requests)
 
-    monkeypatch.setattr(harness, "InterventionLM", Listening)
+    monkeypatch.setattr(lm_eval_model, "InterventionLM", Listening)
     return asked
 
 
@@ -169,11 +168,13 @@ def test_counts_equal_an_independent_reading_under_interventions(
 
 
 @needs_lm_eval
-def test_the_adapter_tells_prompts_from_what_follows(organism: Any) -> None:
+def test_the_adapter_tells_prompts_from_what_follows(
+    organism: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Log-probabilities of single and many-token choices, with every kind of intervention."""
     from lm_eval.api.instance import Instance
 
-    from vauban.evaluation.harness import InterventionLM
+    from vauban.study.lm_eval_model import InterventionLM
 
     model, tokenizer = organism
     pairs = [
@@ -236,12 +237,10 @@ def test_the_adapter_tells_prompts_from_what_follows(organism: Any) -> None:
     found = scores(conditional)
     assert found[:2] == pytest.approx(plain[:2], abs=1e-3)
     assert found[2] == pytest.approx(steered[2], abs=1e-3)
-    # The pieces in which the adapter reads a long prompt do not split the condition.
-    pieces = InterventionLM(model, tokenizer, [conditional])
-    prompt = tokenizer.encode(pairs[2][0])
-    whole, _ = pieces._process_prompt(prompt)
-    split, _ = pieces._process_prompt(prompt, step_size=3)
-    assert mx.allclose(whole, split, atol=1e-4)
+    # Neither the pieces in which a long context is read nor the condition change a score.
+    monkeypatch.setattr("vauban.study.lm_eval_model._PIECE", 3)
+    assert scores() == pytest.approx(plain, abs=1e-3)
+    assert scores(conditional) == pytest.approx(found, abs=1e-3)
     # Nothing stays behind in the model.
     assert by_hand() == plain
 
@@ -256,7 +255,7 @@ def mlx_cache(model: Any) -> list[Any]:
 def test_rolling_likelihoods_and_answers_run_under_interventions(organism: Any) -> None:
     from lm_eval.api.instance import Instance
 
-    from vauban.evaluation.harness import InterventionLM
+    from vauban.study.lm_eval_model import InterventionLM
 
     model, tokenizer = organism
     noise = vauban.Add(mx.random.normal((128,), key=mx.random.key(0)), 3.0, 2)
@@ -407,21 +406,22 @@ def test_what_cannot_be_run_is_said(bench: Path, organism: Any) -> None:
 
 
 @needs_lm_eval
-def test_nothing_around_it_is_disturbed(
-    bench: Path, organism: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
-    import datasets
-    import mlx_lm.evaluate
+def test_a_broken_model_is_no_guess(bench: Path, organism: Any) -> None:
+    """The largest of NaN scores is the first: "A" would be right in a quarter of all questions."""
+    broken = [vauban.Ablate(mx.ones(128)), NanAt(2)]
+    with pytest.raises(vauban.CheckError, match="NaN"):
+        run_benchmarks(
+            *organism, ["mini_arc_cloze"], include_path=bench, limit=2, interventions=broken
+        )
 
-    random.seed(5)
-    np.random.seed(5)
-    before = random.getstate(), np.random.get_state()[1].tolist(), mlx_lm.evaluate.tqdm
-    datasets.disable_progress_bars()
-    try:
-        run_benchmarks(*organism, ["mini_arc_cloze"], include_path=bench, limit=2)
-    finally:
-        datasets.enable_progress_bars()
-    after = random.getstate(), np.random.get_state()[1].tolist(), mlx_lm.evaluate.tqdm
-    assert before == after
-    said = capfd.readouterr()
-    assert said.out == "" and said.err == ""
+
+class NanAt:
+    """Makes the input of one block NaN, as an overflow does."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Any:
+        if (site, layer) != ("block_input", self.layer):
+            return None
+        return lambda h: h * mx.nan

@@ -1,18 +1,20 @@
-"""One measured figure: its value, how sure it is, and which direction is better.
+"""One figure of the study: its value, its interval, and which direction is better.
 
-Knows numbers and names; measures nothing. What an instrument cannot measure is "not applicable"
-with a reason, never 0.
+Knows numbers and names; measures nothing. What cannot be measured is "not applicable" with a
+reason, never 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from vauban._results import to_plain
 from vauban.errors import InputError
-from vauban.evaluation.statistics import wilson_interval
+from vauban.evaluation.intervals import wilson_interval
 
 Better = Literal["higher", "lower"]
 
@@ -21,6 +23,9 @@ BETTER: Mapping[str, Better] = MappingProxyType(
         "non_refusal_harmful": "higher",
         "unsafe_harmful": "lower",
         "refusal_harmless": "lower",
+        "induced_refusal": "higher",
+        "degenerate": "lower",
+        "kl": "lower",
         "perplexity": "lower",
         "cross_entropy": "lower",
         "task_accuracy": "higher",
@@ -67,13 +72,7 @@ class Delta:
         return None if self.gain is None else max(-1.0, min(1.0, self.gain))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "better": self.better,
-            "change": self.change,
-            "gain": self.gain,
-            "clipped": self.clipped,
-        }
+        return {**asdict(self), "clipped": self.clipped}
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,10 @@ class Metric:
             raise InputError(f"{self.name}: better is {self.better!r}; expected 'higher', 'lower'")
         if (self.value is None) != bool(self.reason):
             raise InputError(f"{self.name}: a figure has a value or a reason why it has none")
+        if self.value is not None and math.isnan(self.value):
+            raise InputError(
+                f"{self.name}: NaN is no value; say with `not_applicable` why it has none"
+            )
         if self.value is None and self.interval is not None:
             raise InputError(f"{self.name}: an interval without a value")
 
@@ -151,16 +154,7 @@ class Metric:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "value": self.value,
-            "n": self.n,
-            "interval": None if self.interval is None else list(self.interval),
-            "better": self.better,
-            "unit": self.unit,
-            "method": self.method,
-            "reason": self.reason,
-        }
+        return to_plain(self)
 
 
 def _known(name: str) -> Better:

@@ -74,7 +74,13 @@ def test_abliterate_writes_a_model_and_leaves_the_one_in_memory(loaded, harmful,
     written, _ = vauban.load(tmp_path / "out")
     found = quick.evaluate(model, written, tokenizer, [harmful], max_tokens=16)
     assert found.refusal_rate_original == 1.0 and found.refusal_rate_modified == 0.0
-    assert found.num_prompts == 1
+    assert found.num_prompts == found.num_harmless == 1
+
+
+def test_as_many_harmless_prompts_as_harmful_ones_are_compared(loaded):
+    model, tokenizer = loaded
+    found = quick.evaluate(model, (), tokenizer, ["one", "two", "three"], max_tokens=2)
+    assert (found.num_prompts, found.num_harmless) == (3, 3)
 
 
 def test_geometry_of_known_directions():

@@ -14,7 +14,7 @@ from vauban.config import RunConfig
 from vauban.directions import DirectionResult, select_target_layers
 from vauban.edits import EditPlan, plan_cut
 from vauban.export import check_adaptable
-from vauban.pipeline.sources import PromptSet
+from vauban.pipeline.prompt_sets import PromptSet
 from vauban.pipeline.stages import ADAPTER_HEAD, Opened
 
 _BY_SCORE = ("above_median", "top_k")
@@ -65,10 +65,14 @@ def control_plan(
 
 
 def _chosen_layers(config: RunConfig, result: DirectionResult) -> str | Sequence[int]:
-    """The blocks to cut; those that are chosen by their scores as a list."""
+    """The blocks to cut; those that are chosen by their scores as a list.
+
+    Blocks are ranked by Cohen's d on held-out prompts. The gap of the class means
+    (`cosine_scores`) grows with the residual's norm, so it would always choose the last blocks.
+    """
     layers = config.cut.layers
     if layers in _BY_SCORE:
-        return select_target_layers(result.cosine_scores, str(layers))
+        return select_target_layers(result.scores["cohens_d"], str(layers))
     return layers
 
 

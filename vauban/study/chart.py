@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vauban.errors import InputError
-from vauban.report.study_table import title
+from vauban.study.tables import title
 
 COLOURS = {
     ("difference in means", "ablation"): "#b2182b",

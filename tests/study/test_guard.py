@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 import vauban
-from tests.evaluation.guards import (
+from tests.study.guards import (
     CHATML,
     PARTS,
     TEMPLATE,
@@ -16,8 +16,8 @@ from tests.evaluation.guards import (
     random_guard,
     rule_guard,
 )
-from vauban.evaluation import GuardResult, GuardVerdict, parse_guard
-from vauban.evaluation.guard import conversation, guard_text, verdict_tokens
+from vauban.study import GuardJudge, GuardResult, GuardVerdict, StandInJudge, parse_guard
+from vauban.study.guard import conversation, guard_text, verdict_tokens
 
 LONG = "It is calm and a few clouds pass over the bay while boats come home one by one"
 STORM = f"{LONG} in a storm"
@@ -51,12 +51,12 @@ def test_the_parser(text: str, verdict: str, categories: tuple[str, ...]) -> Non
 
 
 @pytest.fixture(scope="module")
-def judge() -> vauban.GuardJudge:
+def judge() -> GuardJudge:
     tokenizer = guard_tokenizer()
-    return vauban.GuardJudge(rule_guard(tokenizer), tokenizer, name="rule")
+    return GuardJudge(rule_guard(tokenizer), tokenizer, name="rule")
 
 
-def test_a_guard_judges_from_conversation_to_rate(judge: vauban.GuardJudge) -> None:
+def test_a_guard_judges_from_conversation_to_rate(judge: GuardJudge) -> None:
     answers = [LONG, STORM, FOG, STORM, "Sure storm", "Sure fog", "Sure"]
     result = judge([PROMPT] * 7, answers)
     assert [v.judged for v in result.verdicts] == [
@@ -68,7 +68,7 @@ def test_a_guard_judges_from_conversation_to_rate(judge: vauban.GuardJudge) -> N
     ]  # fmt: skip
     assert result.verdicts[1].categories == ("S2", "S10")
     assert (result.n, result.unsafe, result.unparsed, result.safe) == (7, 2, 1, 4)
-    assert (result.by_word_rule, result.word_rule_unsafe, result.word_rule_unparsed) == (3, 1, 1)
+    assert result.by_word_rule == {"unsafe": 1, "unparsed": 1, "safe": 1}
     assert result.rate == 2 / 7 and result.interval == vauban.wilson_interval(2, 7)
     assert result.bounds == (2 / 7, 3 / 7)
     assert result.interval_unparsed_unsafe == vauban.wilson_interval(3, 7)
@@ -80,7 +80,7 @@ def test_a_guard_judges_from_conversation_to_rate(judge: vauban.GuardJudge) -> N
     assert json.loads(json.dumps(result.to_dict()))["verdicts"][1]["categories"] == ["S2", "S10"]
 
 
-def test_the_probability_of_unsafe_is_the_first_verdict_tokens(judge: vauban.GuardJudge) -> None:
+def test_the_probability_of_unsafe_is_the_first_verdict_tokens(judge: GuardJudge) -> None:
     ids = judge.tokenizer.get_vocab()
     answers = [LONG, STORM, "Sure", f"{STORM} {LONG}"]
     result = judge([PROMPT] * 4, answers)
@@ -94,7 +94,7 @@ def test_the_probability_of_unsafe_is_the_first_verdict_tokens(judge: vauban.Gua
 
 
 def test_the_guard_reads_prompt_and_answer_with_special_tokens_once(
-    judge: vauban.GuardJudge,
+    judge: GuardJudge,
 ) -> None:
     ids = judge.encode(PROMPT, LONG)
     text = judge.tokenizer.decode(ids)
@@ -107,27 +107,26 @@ def test_the_guard_reads_prompt_and_answer_with_special_tokens_once(
     assert verdict.judged == "safe" and verdict.words == len(LONG.split(" "))
 
 
-def test_the_word_rule_counts_by_single_spaces(judge: vauban.GuardJudge) -> None:
+def test_the_word_rule_counts_by_single_spaces(judge: GuardJudge) -> None:
     fourteen = " ".join(["storm"] + ["boats"] * 13)
-    assert judge([PROMPT], [fourteen]).by_word_rule == 1
-    assert judge([PROMPT], [f"{fourteen} boats"]).by_word_rule == 0
-    assert judge([PROMPT], [f"{fourteen}\nboats\nhome"]).by_word_rule == 1
-    without = vauban.GuardJudge(judge.model, judge.tokenizer, min_words=0)
+    assert judge([PROMPT], [fourteen]).by_word_rule == {"unsafe": 1}
+    assert judge([PROMPT], [f"{fourteen} boats"]).by_word_rule == {}
+    assert judge([PROMPT], [f"{fourteen}\nboats\nhome"]).by_word_rule == {"unsafe": 1}
+    without = GuardJudge(judge.model, judge.tokenizer, min_words=0)
     assert without([PROMPT], ["Sure storm"]).unsafe == 1
 
 
 def test_a_model_that_is_no_guard_is_counted_not_believed() -> None:
     tokenizer = guard_tokenizer()
-    judge = vauban.GuardJudge(random_guard(tokenizer), tokenizer)
+    judge = GuardJudge(random_guard(tokenizer), tokenizer)
     result = judge([PROMPT] * 5, [LONG, STORM, FOG, LONG, "Sure"])
-    assert (result.unsafe, result.unparsed, result.by_word_rule) == (0, 4, 1)
-    assert result.word_rule_unparsed == 1
-    assert result.bounds == (0.0, 0.8) and result.all_unparsed
+    assert (result.unsafe, result.unparsed) == (0, 4)
+    assert result.by_word_rule == {"unparsed": 1} and result.bounds == (0.0, 0.8)
     metric = result.metric()
     assert metric.value is None and "could be read" in metric.reason
 
 
-def test_metrics_name_the_judge_and_state_the_view(judge: vauban.GuardJudge) -> None:
+def test_metrics_name_the_judge_and_state_the_view(judge: GuardJudge) -> None:
     before, after = judge([PROMPT] * 2, [LONG, LONG]), judge([PROMPT] * 2, [STORM, LONG])
     safety = after.metric("safety").delta(before.metric("safety"))
     compliance = after.metric("compliance").delta(before.metric("compliance"))
@@ -145,8 +144,8 @@ def test_a_guard_without_a_template_of_its_own(template: str | None) -> None:
     tokenizer = guard_tokenizer(template)
     model = rule_guard(tokenizer)
     with pytest.raises(vauban.InputError, match="template='llama-guard-2'"):
-        vauban.GuardJudge(model, tokenizer)
-    judge = vauban.GuardJudge(model, tokenizer, template="llama-guard-2")
+        GuardJudge(model, tokenizer)
+    judge = GuardJudge(model, tokenizer, template="llama-guard-2")
     ids = judge.encode(PROMPT, LONG)
     assert ids.count(tokenizer.bos_token_id) == (1 if template is None else 0)
     if template is None:
@@ -156,9 +155,9 @@ def test_a_guard_without_a_template_of_its_own(template: str | None) -> None:
         assert tokenizer.decode(ids).endswith("assistant\n")
 
 
-def test_a_guard_that_reads_contents_in_parts(judge: vauban.GuardJudge) -> None:
+def test_a_guard_that_reads_contents_in_parts(judge: GuardJudge) -> None:
     tokenizer = guard_tokenizer(PARTS)
-    other = vauban.GuardJudge(judge.model, tokenizer)
+    other = GuardJudge(judge.model, tokenizer)
     assert other.encode(PROMPT, STORM) == judge.encode(PROMPT, STORM)
     assert other([PROMPT], [STORM]).unsafe == 1
 
@@ -168,7 +167,7 @@ def test_a_template_that_leaves_out_the_answer_is_refused(read: str) -> None:
     """Judging an empty conversation would call everything safe."""
     tokenizer = guard_tokenizer(TEMPLATE.replace("m.content", read))
     with pytest.raises(vauban.InputError, match="leaves out the answer"):
-        vauban.GuardJudge(random_guard(tokenizer), tokenizer)
+        GuardJudge(random_guard(tokenizer), tokenizer)
 
 
 def test_the_documented_text_holds_the_conversation_and_every_category() -> None:
@@ -180,13 +179,13 @@ def test_the_documented_text_holds_the_conversation_and_every_category() -> None
     assert "ONLY THE LAST Agent message" in text
 
 
-def test_bad_input_to_a_guard(judge: vauban.GuardJudge) -> None:
+def test_bad_input_to_a_guard(judge: GuardJudge) -> None:
     for prompts, answers in (([PROMPT], []), ([], []), ([PROMPT], ["a", "b"])):
         with pytest.raises(vauban.InputError, match="answer each"):
             judge(prompts, answers)
     for options in ({"template": "mine"}, {"min_words": -1}, {"max_tokens": 0}):
         with pytest.raises(vauban.InputError):
-            vauban.GuardJudge(judge.model, judge.tokenizer, **options)  # type: ignore[arg-type]
+            GuardJudge(judge.model, judge.tokenizer, **options)  # type: ignore[arg-type]
 
 
 def test_the_stand_in_reads_the_organisms_compliance(organism: Any, measured: Any) -> None:
@@ -197,11 +196,11 @@ def test_the_stand_in_reads_the_organisms_compliance(organism: Any, measured: An
     cut = vauban.plan_cut(model, measured).virtual()
     before = vauban.generate(model, tokenizer, prompts, max_tokens=24)
     after = vauban.generate(model, tokenizer, prompts, max_tokens=24, interventions=cut)
-    judge = vauban.StandInJudge()
+    judge = StandInJudge()
     results = judge(harmful, before), judge(harmful, after)
     assert results[0].rate <= 0.15 and results[1].rate >= 0.7
     opened = sum(text.startswith(row["template"]) for row, text in zip(harmful, after, strict=True))
-    assert results[1].unsafe == opened and results[1].by_word_rule == 0
+    assert results[1].unsafe == opened and not results[1].by_word_rule
     assert results[1].stand_in and "STAND-IN" in results[1].summary()
     for shown in (results[1].judge, results[1].metric().name, results[1].to_dict()["judge"]):
         assert "stand-in" in shown
@@ -216,7 +215,17 @@ def test_a_result_counts_what_it_is_given() -> None:
         return GuardVerdict(kind, kind, ("S3",) if kind == "unsafe" else (), None, 20, False, "")
 
     kinds = ["safe"] * 5 + ["unsafe"] * 3 + ["unparsed"] * 2
-    result = GuardResult.of("j", [verdict(k) for k in kinds], min_words=15)
+    result = GuardResult("j", [verdict(k) for k in kinds], 15)
     assert (result.safe, result.unsafe, result.unparsed) == (5, 3, 2)
     assert result.bounds == (0.3, 0.5) and result.mean_p_unsafe is None
     assert result.metric().value == 0.3 and result.metric().n == 10
+
+
+def test_reasoning_that_was_cut_off_is_no_safe_answer(judge: GuardJudge) -> None:
+    """There is no answer to judge: counted apart, and unsafe in the upper bound."""
+    result = judge([PROMPT] * 3, ["<think>a storm of it", f"<think>fog</think>{STORM}", LONG])
+    assert [v.verdict for v in result.verdicts] == ["unparsed", "unsafe", "safe"]
+    assert result.bounds == (1 / 3, 2 / 3)
+    row = vauban.prompts.LabelledPrompt("p", "harmful", {"template": "Here is"})
+    stand_in = StandInJudge()([row] * 2, ["<think>hm", "<think>hm</think> Here is it."])
+    assert [v.verdict for v in stand_in.verdicts] == ["unparsed", "unsafe"]

@@ -10,8 +10,8 @@ from html import escape
 from typing import Any
 
 from vauban.report.figures import decimal
-from vauban.report.study_chart import family_chart
-from vauban.report.study_table import cell, shown_metrics, title
+from vauban.study.chart import family_chart
+from vauban.study.tables import cell, shown_metrics, title
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;

@@ -1,6 +1,6 @@
 """Task accuracy: exact answers to labelled rows, with a Wilson interval, under interventions.
 
-Knows rows that hold an `answer`; generates through `behaviour`, judges by equality alone.
+Knows rows that hold an `answer`; judges by equality alone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 import mlx.nn as nn
 
 from vauban._common import Progress
+from vauban._results import to_plain
 from vauban.errors import InputError
-from vauban.evaluation.behaviour import answer_tokens
-from vauban.evaluation.metrics import Metric
-from vauban.evaluation.refusal import is_refusal
+from vauban.evaluation import wilson_interval
+from vauban.evaluation.behaviour import answer_texts, answer_tokens
+from vauban.evaluation.verdicts import is_refusal
 from vauban.interventions import Intervention
-from vauban.models import decode
 from vauban.prompts import LabelledPrompt, strip_thinking
+from vauban.study.figures import Metric
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,7 @@ class TaskAccuracy:
         return f"{self.metric().summary()}; {self.refused} refused"
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "n": self.n,
-            "correct": self.correct,
-            "refused": self.refused,
-            "rate": self.rate,
-            "interval": list(self.interval),
-        }
+        return to_plain(self)
 
 
 def task_accuracy(
@@ -75,21 +70,20 @@ def task_accuracy(
     >>> model, tokenizer = vauban.load(folder)
     >>> rows = vauban.load_labelled_prompts(folder / "prompts" / "eval.jsonl")
     >>> tasks = [row for row in rows if row.get("answer")][:4]
-    >>> vauban.task_accuracy(model, tokenizer, tasks).n
+    >>> task_accuracy(model, tokenizer, tasks).n
     4
     """
-    asked = [row for row in rows if row.get("answer")]
-    if not asked:
+    tasks = [row for row in rows if row.get("answer")]
+    if not tasks:
         raise InputError(f"none of the {len(rows)} rows has an 'answer' to compare with")
+    prompts = [row.prompt for row in tasks]
     ids = answer_tokens(
-        model, tokenizer, [row.prompt for row in asked],
+        model, tokenizer, prompts,
         max_tokens=max_tokens, interventions=interventions, progress=progress,
     )  # fmt: skip
-    answers = [strip_thinking(decode(tokenizer, answer)).strip() for answer in ids]
-    right = [a == str(row["answer"]).strip() for a, row in zip(answers, asked, strict=True)]
-    rate = Metric.rate("task_accuracy", sum(right), len(right), unit="tasks")
-    assert rate.value is not None and rate.interval is not None
+    answers = [strip_thinking(text).strip() for text in answer_texts(tokenizer, prompts, ids)]
+    right = [a == str(row["answer"]).strip() for a, row in zip(answers, tasks, strict=True)]
     return TaskAccuracy(
-        len(right), sum(right), sum(map(is_refusal, answers)), rate.value, rate.interval,
-        answers, right,
+        len(right), sum(right), sum(map(is_refusal, answers)), sum(right) / len(right),
+        wilson_interval(sum(right), len(right)), answers, right,
     )  # fmt: skip

@@ -9,8 +9,7 @@ import pytest
 
 from vauban.config import make_config
 from vauban.errors import InputError
-from vauban.pipeline.sources import eval_set, overlap_warning, prompt_set
-from vauban.prompts import default_eval_path, load_labelled_prompts
+from vauban.pipeline.prompt_sets import eval_set, overlap_warning, prompt_set
 
 
 def _config(**sections):
@@ -57,12 +56,11 @@ def test_a_list_in_the_configuration_is_a_set():
 
 def test_thinning_keeps_every_kind_and_sets_contrast_apart():
     found = eval_set(_config(eval={"num_prompts": 16}), None)
-    rows = {row.prompt: row for row in load_labelled_prompts(default_eval_path())}
     assert len(found.harmful) == len(found.harmless) == len(found.contrast) == 16
-    assert {rows[p].label for p in found.harmful} == {"harmful"}
-    assert Counter(rows[p].kind for p in found.harmless) == {"how-to": 8, "task": 8}
-    assert {rows[p].kind for p in found.contrast} == {"contrast"}
-    assert {rows[p].kind for p in found.how_to} == {"how-to"}
+    assert {row.label for row in found.harmful} == {"harmful"}
+    assert Counter(row.kind for row in found.harmless) == {"how-to": 8, "task": 8}
+    assert {row.kind for row in found.contrast} == {"contrast"}
+    assert {row.kind for row in found.how_to} == {"how-to"}
 
 
 def test_a_file_that_says_no_kind_has_no_contrast(tmp_path):
@@ -85,5 +83,10 @@ def test_held_out_prompts_that_were_measured_on_are_counted():
     held_out = eval_set(_config(), None)
     clean = prompt_set(_config(), "harmful", None)
     assert overlap_warning((clean,), held_out) is None
-    leaked = prompt_set(_config(data={"harmful": [held_out.harmful[0], "x"]}), "harmful", None)
+    leaked = prompt_set(
+        _config(data={"harmful": [held_out.texts("harmful")[0], "x"]}), "harmful", None
+    )
     assert "1 of the" in (overlap_warning((leaked,), held_out) or "")
+    for prompt in (held_out.texts("contrast")[0], held_out.texts("how_to")[-1]):
+        leaked = prompt_set(_config(data={"harmless": [prompt, "x"]}), "harmless", None)
+        assert "1 of the" in (overlap_warning((leaked,), held_out) or "")

@@ -1,6 +1,6 @@
-"""Load, measure, abliterate, evaluate: each a call of its room with the sets a model brings."""
+"""Load, measure, abliterate, evaluate: each calls its room with the prompt sets a model brings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from vauban.evaluation import EvalResult
 from vauban.export import ExportReport
 from vauban.export.calibrate import PROMPTS_PER_CLASS
 from vauban.models import describe, model_folder
-from vauban.pipeline.sources import eval_set, prompt_set
+from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.prompts import resolve_prompts
 
 
@@ -114,16 +114,20 @@ def evaluate(
     Args:
         modified: a model, an EditPlan or interventions.
         prompts: harmful prompts; None: at most 64 of the evaluation set that the model's folder
-            names, else of the bundled one. As many harmless ones come from the same set.
+            names, else of the bundled one. As many harmless ones come from that set, if it has
+            them, every kind in proportion.
     """
-    held_out = eval_set(_defaults(tokenizer), _folder(tokenizer))
+    limit: dict[tuple[str, ...], Any] = {}
+    if prompts:
+        limit[("eval", "num_prompts")] = len(prompts)
+    held_out = eval_set(_defaults(tokenizer, limit), _folder(tokenizer))
     return vauban.evaluate(
         original,
         modified,
         tokenizer,
-        held_out.harmful if prompts is None else prompts,
+        held_out.texts("harmful") if prompts is None else prompts,
         max_tokens=max_tokens,
-        harmless=held_out.harmless,
+        harmless=held_out.texts("harmless"),
     )
 
 
@@ -133,8 +137,8 @@ def _prompts(tokenizer: Any, given: Any, label: str) -> list[str]:
     return list(prompt_set(_defaults(tokenizer), label, _folder(tokenizer)).prompts)
 
 
-def _defaults(tokenizer: Any) -> RunConfig:
-    return make_config({("model", "path"): _folder(tokenizer) or "model"})
+def _defaults(tokenizer: Any, settings: Mapping[tuple[str, ...], Any] | None = None) -> RunConfig:
+    return make_config({("model", "path"): _folder(tokenizer) or "model", **(settings or {})})
 
 
 def _folder(tokenizer: Any) -> str:

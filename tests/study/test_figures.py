@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vauban
-from vauban.evaluation import BETTER, Metric, judge_answers
+from vauban.evaluation import judge_answers
 from vauban.prompts import LabelledPrompt
+from vauban.study import BETTER, Metric, task_accuracy
+from vauban.study.instruments import _rate
 
 
 @given(st.sampled_from(sorted(BETTER)), st.floats(0, 1), st.floats(0, 1))
@@ -61,6 +63,8 @@ def test_rates_have_wilson_intervals_and_known_directions() -> None:
         {"value": None},
         {"reason": "none"},
         {"value": None, "reason": "none", "interval": (0.0, 1.0)},
+        # NaN would be written as null, which reads as "not applicable" without a reason.
+        {"value": float("nan")},
     ],
 )
 def test_contradictions_are_refused(wrong: dict[str, Any]) -> None:
@@ -74,17 +78,13 @@ def test_contradictions_are_refused(wrong: dict[str, Any]) -> None:
 def test_refusals_as_figures_of_the_study() -> None:
     answers = ["I cannot.", "Sure.", "Sure.", "I'm sorry."]
     found = judge_answers(["a"] * 4, answers)
-    assert found.metric("non_refusal_harmful").value == 0.5
-    assert found.metric("refusal_harmless").better == "lower"
-    judged = judge_answers(["a"] * 4, answers, verdict=lambda p, a: None if "Sure" in a else True)
-    assert (judged.metric("refusal_harmless").value, judged.metric("refusal_harmless").n) == (
-        1.0,
-        2,
-    )
-    nothing = judge_answers(["a"], ["x"], verdict=lambda p, a: None)
-    assert not nothing.metric("non_refusal_harmful").applies
-    with pytest.raises(vauban.InputError, match="expected 'non_refusal_harmful'"):
-        found.metric("refusal")  # type: ignore[arg-type]
+    assert _rate("non_refusal_harmful", found, answered=True).value == 0.5
+    assert _rate("refusal_harmless", found).better == "lower"
+    judged = judge_answers(["a"] * 4, answers, judge=lambda p, a: None if "Sure" in a else True)
+    metric = _rate("refusal_harmless", judged)
+    assert (metric.value, metric.n) == (1.0, 2)
+    nothing = judge_answers(["a"], ["x"], judge=lambda p, a: None)
+    assert not _rate("non_refusal_harmful", nothing, answered=True).applies
 
 
 def test_task_accuracy_under_interventions(organism: Any, measured: Any) -> None:
@@ -92,21 +92,21 @@ def test_task_accuracy_under_interventions(organism: Any, measured: Any) -> None
     rows = vauban.load_labelled_prompts(vauban.organism_path("dense") / "prompts" / "eval.jsonl")
     tasks = [row for row in rows if row.kind == "task"][:40]
     mixed = [*tasks, *[row for row in rows if row.kind == "harmful"][:5]]
-    found = vauban.task_accuracy(model, tokenizer, mixed)
+    found = task_accuracy(model, tokenizer, mixed)
     assert found.n == 40 and found.rate >= 0.85 and found.refused == 0
     assert found.interval == vauban.wilson_interval(found.correct, 40)
     texts = vauban.generate(model, tokenizer, [row.prompt for row in tasks], max_tokens=40)
     assert found.answers == texts
     assert found.right == [t == r["answer"] for t, r in zip(texts, tasks, strict=True)]
     cut = vauban.plan_cut(model, measured).virtual()
-    after = vauban.task_accuracy(model, tokenizer, tasks, interventions=cut)
+    after = task_accuracy(model, tokenizer, tasks, interventions=cut)
     assert found.rate - after.rate <= 0.1
     induced = vauban.Add.from_result(measured, 1.0, positions="all")
-    refusing = vauban.task_accuracy(model, tokenizer, tasks, interventions=[induced])
+    refusing = task_accuracy(model, tokenizer, tasks, interventions=[induced])
     assert refusing.refused >= 5 and refusing.correct + refusing.refused <= 40
     assert refusing.rate < found.rate - 0.1
     noise = vauban.Add(mx.random.normal((128,), key=mx.random.key(0)), 30.0, 2)
-    broken = vauban.task_accuracy(model, tokenizer, tasks, interventions=[noise])
+    broken = task_accuracy(model, tokenizer, tasks, interventions=[noise])
     assert broken.rate < 0.2
     assert broken.metric().delta(found.metric()).gain == broken.rate - found.rate
     assert json.loads(json.dumps(found.to_dict()))["n"] == 40
@@ -120,6 +120,6 @@ def test_exact_means_to_the_letter(organism: Any) -> None:
         LabelledPrompt(prompt, "harmless", {"answer": answer})
         for answer in (" clean.", "clean", "Clean.")
     ]
-    assert vauban.task_accuracy(model, tokenizer, rows).right == [True, False, False]
+    assert task_accuracy(model, tokenizer, rows).right == [True, False, False]
     with pytest.raises(vauban.InputError, match="none of the 1 rows"):
-        vauban.task_accuracy(model, tokenizer, [LabelledPrompt("x", "harmless")])
+        task_accuracy(model, tokenizer, [LabelledPrompt("x", "harmless")])

@@ -1,7 +1,7 @@
-"""Perplexity of a set of texts with its interval, under run-time interventions.
+"""Perplexity of texts and answered requests, with its interval, under run-time interventions.
 
-Knows what is scored (Arditi et al. 2024, section 4 and their code) and how sure the mean is; texts
-are read by `vauban.prompts`, losses computed by `likelihood`.
+Knows what is scored of a text (Arditi et al. 2024, section 4 and their code); `likelihood` computes
+the losses, `vauban.prompts.load_texts` reads the texts.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import mlx.nn as nn
 
 from vauban._common import Progress
+from vauban._results import to_plain
 from vauban.errors import InputError
+from vauban.evaluation.intervals import bootstrap_interval
 from vauban.evaluation.likelihood import exponential, scored_entry, sequence_losses
-from vauban.evaluation.metrics import Metric
-from vauban.evaluation.statistics import bootstrap_interval
 from vauban.interventions import Intervention
 
 MAX_LENGTH = 256
@@ -49,48 +49,29 @@ class TextPerplexity:
         low, high = self.interval
         return exponential(low), exponential(high)
 
-    def metric(self) -> Metric:
-        """Perplexity as a `Metric`, lower is better."""
-        return Metric(
-            f"perplexity: {self.name}", self.perplexity, self.tokens, self.perplexity_interval,
-            "lower", "tokens", self.method,
-        )  # fmt: skip
-
-    def loss_metric(self) -> Metric:
-        """Cross-entropy (nats per token) as a `Metric`, lower is better."""
-        return Metric(
-            f"cross_entropy: {self.name}", self.cross_entropy, self.tokens, self.interval,
-            "lower", "tokens", self.method,
-        )  # fmt: skip
-
     def summary(self) -> str:
+        pair = self.perplexity_interval
+        span = "" if pair is None else " [{:.4g}, {:.4g}]".format(*pair)
         skipped = f", {self.skipped} too short" if self.skipped else ""
-        return f"{self.metric().summary()}; {self.texts} texts{skipped}"
+        return (
+            f"perplexity of {self.name}: {self.perplexity:.4g}{span} ({self.tokens} tokens, "
+            f"{self.texts} texts{skipped})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        pair = self.perplexity_interval
-        return {
-            "name": self.name,
-            "cross_entropy": self.cross_entropy,
-            "perplexity": self.perplexity,
-            "tokens": self.tokens,
-            "texts": self.texts,
-            "skipped": self.skipped,
-            "interval": None if self.interval is None else list(self.interval),
-            "perplexity_interval": None if pair is None else list(pair),
-            "method": self.method,
-        }
+        return {**to_plain(self), "perplexity_interval": to_plain(self.perplexity_interval)}
 
 
 def measure_perplexity(
     model: nn.Module,
     tokenizer: Any,
-    entries: Sequence[Any],
+    texts_or_chats: Sequence[Any],
     *,
     interventions: Iterable[Intervention] = (),
     name: str = "texts",
     max_length: int | None = MAX_LENGTH,
     seed: int = 0,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> TextPerplexity:
     """Token-weighted perplexity of texts and chats from float32 log-softmax, with an interval.
@@ -104,34 +85,65 @@ def measure_perplexity(
     A text is read in one pass as a prompt is: `Add` at "prompt" positions and `Conditional` see
     all of its tokens as the prompt.
 
-    Raises InputError when there is no token to score.
+    Raises InputError when there is no token to score, CheckError when the model's logits are NaN.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
-    >>> found = vauban.measure_perplexity(model, tokenizer, ["The sky is blue.", "A red hat."])
-    >>> low, high = found.perplexity_interval
-    >>> 1 < low <= found.perplexity <= high
+    >>> measured = vauban.measure_perplexity(model, tokenizer, ["The sky is blue.", "A red hat."])
+    >>> low, high = measured.perplexity_interval
+    >>> 1 < low <= measured.perplexity <= high
     True
     """
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length is {max_length}; expected at least 2, or None")
     sequences = [
         scored_entry(tokenizer, entry, f"entry {number}", max_length)
-        for number, entry in enumerate(entries)
+        for number, entry in enumerate(texts_or_chats)
     ]
-    found = sequence_losses(model, sequences, interventions, progress=progress)
-    losses = [(total, count) for total, count in found if count]
+    every = sequence_losses(
+        model, sequences, interventions, batch_size=batch_size, progress=progress
+    )
+    losses = [(total, count) for total, count in every if count]
     if not losses:
         raise InputError(f"{name}: no tokens to score; give texts of at least two tokens")
-    tokens = sum(count for _, count in losses)
-    mean = sum(total for total, _ in losses) / tokens
+    totals, counts = zip(*losses, strict=True)
+    mean = sum(totals) / sum(counts)
     interval = None
     method = "no interval: one text"
     if len(losses) > 1:
-        totals, counts = zip(*losses, strict=True)
         interval = bootstrap_interval(totals, counts, resamples=RESAMPLES, seed=seed)
         method = f"bootstrap over texts, {RESAMPLES} resamples, seed {seed}"
     return TextPerplexity(
-        name, mean, exponential(mean), tokens, len(losses), len(found) - len(losses),
+        name, mean, exponential(mean), sum(counts), len(losses), len(every) - len(losses),
         interval, method, losses,
     )  # fmt: skip
+
+
+def perplexity(
+    model: nn.Module,
+    tokenizer: Any,
+    texts_or_chats: Sequence[Any],
+    *,
+    interventions: Iterable[Intervention] = (),
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """exp of the mean negative log-likelihood per token: `measure_perplexity`'s figure alone.
+
+    Texts are scored whole unless `max_length` cuts them.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> vauban.perplexity(model, tokenizer, ["The sky is blue."]) > 1
+    True
+    """
+    return measure_perplexity(
+        model,
+        tokenizer,
+        texts_or_chats,
+        interventions=interventions,
+        max_length=max_length,
+        batch_size=batch_size,
+        progress=progress,
+    ).perplexity

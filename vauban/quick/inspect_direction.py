@@ -1,5 +1,6 @@
-"""One prompt and one direction: where the prompt lies along it, and what steering does to it."""
+"""Prompts and a direction: projections, steering; two directions: cosine and angle."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from vauban.directions.geometry import unit
 from vauban.errors import InputError
 from vauban.interventions import Project
 from vauban.linalg import as_direction
@@ -48,6 +50,20 @@ class Scan:
             for token, value in zip(self.tokens, self.projections, strict=True)
         ]
         return f"residual {self.residual_index}: " + ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two directions: their cosine and the angle between them in degrees."""
+
+    cosine: float
+    degrees: float
+
+    def summary(self) -> str:
+        return f"cosine {self.cosine:.4f}, angle {self.degrees:.1f}°"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -114,6 +130,24 @@ def steer_prompt(
     """
     steering = (Project(as_direction(direction, "steer_prompt"), alpha),)
     return generate(model, tokenizer, [prompt], max_tokens=max_tokens, interventions=steering)[0]
+
+
+def compare(dir_a: Any, dir_b: Any) -> Comparison:
+    """Cosine and angle of two directions, each a result object or an array (d,).
+
+    Raises:
+        InputError: a zero or non-finite direction, or two different lengths.
+
+    >>> compare(mx.array([1.0, 0.0]), mx.array([1.0, 1.0])).summary()
+    'cosine 0.7071, angle 45.0°'
+    """
+    a, b = unit(dir_a, "the first direction"), unit(dir_b, "the second direction")
+    if a.shape != b.shape:
+        raise InputError(
+            f"the directions have {a.size} and {b.size} components; expected the same model width"
+        )
+    cosine = float(np.clip(a @ b, -1.0, 1.0))
+    return Comparison(cosine, math.degrees(math.acos(cosine)))
 
 
 def _residual(model: Any, tokens: Sequence[int], positions: Any) -> mx.array:

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from vauban.errors import InputError
-from vauban.evaluation import Metric
-from vauban.report import family_chart, require_charts, study_table
-from vauban.report.study_chart import _whisker, best_families
-from vauban.report.study_table import cell, title
+from vauban.study.chart import _whisker, best_families, family_chart, require_charts
+from vauban.study.figures import Metric
+from vauban.study.tables import cell, study_table, title
 
 
 def figure(name: str, value: float, low: float, high: float, better: str, base: float) -> Any:

@@ -37,7 +37,7 @@ def bootstrap_interval(
 
     `totals` (n,) and `counts` (n,) belong to texts, for example a text's summed negative
     log-likelihood and its tokens: tokens of one text depend on each other, texts do not, so texts
-    are drawn. Raises InputError for fewer than two texts, which have no spread.
+    are drawn. Raises InputError for fewer than two texts, which have no spread, and for NaN.
 
     >>> bootstrap_interval([2.0, 4.0, 6.0], [1, 2, 3])
     (2.0, 2.0)
@@ -49,6 +49,8 @@ def bootstrap_interval(
             f"totals {sums.shape} and counts {sizes.shape}; expected one of each per text, at "
             "least two texts, counts at least 1"
         )
+    if not np.isfinite(sums).all():
+        raise InputError("totals hold NaN or inf; a mean of them has no interval")
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     for i in range(resamples):

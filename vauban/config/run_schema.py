@@ -1,0 +1,196 @@
+"""The schema of a run: what a configuration may say, what it defaults to, what it expects.
+
+TOML validation, `vauban init`, the command line's flags and the reference page are all read off
+these classes. They know neither files nor models; `load` reads files.
+"""
+
+from typing import Literal
+
+from vauban.config.keys import (
+    BOOLEAN,
+    NON_NEGATIVE,
+    POSITIVE,
+    PROMPTS,
+    Finite,
+    Negative,
+    NonNegative,
+    Positive,
+    Prompts,
+    Section,
+    Text,
+    key,
+)
+
+
+class ModelSection(Section):
+    """Which model is measured and cut."""
+
+    path: Text = key(
+        "a model folder or a Hub id (org/name)",
+        "The model: a folder with MLX safetensors, or an id on the Hub.",
+        flag="--model", place="model",
+    )  # fmt: skip
+
+
+class DataSection(Section):
+    """Prompt sets. Where a key is not set, the sets that the model's folder names in its
+    vauban.json are used, and otherwise the bundled ones."""
+
+    harmful: Prompts | None = key(
+        PROMPTS, "Prompts that carry the concept (for refusal: harmful requests).", None,
+        flag="--harmful", metavar="FILE", place="prompts", example='"harmful.jsonl"',
+    )  # fmt: skip
+    harmless: Prompts | None = key(
+        PROMPTS, "Prompts that do not: a mix of how-to requests and plain tasks.", None,
+        flag="--harmless", metavar="FILE", place="prompts", example='"harmless.jsonl"',
+    )  # fmt: skip
+    eval: Text | None = key(
+        'a JSONL file of {"prompt", "label"} lines, or "default" (the bundled set)',
+        "Held-out prompts labelled harmful or harmless.", None,
+        flag="--eval", metavar="FILE", place="prompts", example='"eval.jsonl"',
+    )  # fmt: skip
+
+
+class MeasureSection(Section):
+    """How the direction is measured (`vauban.measure`)."""
+
+    method: Literal["mean_difference"] = key(
+        '"mean_difference"', "The estimator of the direction.", "mean_difference"
+    )
+    layer: Literal["causal", "auto"] | NonNegative = key(
+        '"causal", "auto" or a block index, 0 for the first',
+        "Whose output the direction is taken from, among the first 80 % of the layers. causal: the "
+        "one whose removal ends refusal best, whose addition brings it about and which costs "
+        "little elsewhere, on prompts held out for it; auto: the best separated one, which is "
+        "cheaper.",
+        "causal", flag="--layer", metavar="CHOICE",
+    )  # fmt: skip
+    positions: Literal["post_instruction"] | list[Negative] | None = key(
+        '"post_instruction" or a list of negative token positions',
+        "Token positions looked at; not set: every template token after the instruction for "
+        "causal, else the last token of the prompt.",
+        None, example='"post_instruction"',
+    )  # fmt: skip
+    clip_quantile: float = key(
+        "a number from 0 up to, not including, 0.5",
+        "Winsorization: this share of extreme values is clamped.",
+        0.0, flag="--clip-quantile", metavar="Q", ge=0.0, lt=0.5,
+    )  # fmt: skip
+    batch_size: Positive | None = key(
+        POSITIVE, "Prompts per forward pass; not set: chosen from free memory.", None,
+        flag="--batch-size", metavar="N", example="16",
+    )  # fmt: skip
+
+
+class CutSection(Section):
+    """What is cut from the weights (`vauban.plan_cut`)."""
+
+    alpha: Finite = key(
+        "a finite number",
+        "Share of the direction that is removed: 1 all, 0.5 half, above 1 reverses.",
+        1.0, flag="--alpha", metavar="A",
+    )  # fmt: skip
+    layers: Literal["all", "above_median", "top_k"] | list[NonNegative] = key(
+        '"all", "above_median", "top_k" or a list of block indices',
+        "The blocks whose residual writers are cut; above_median and top_k rank them by Cohen's d.",
+        "all", flag="--layers", metavar="S",
+    )  # fmt: skip
+    components: list[Literal["attention", "mlp"]] = key(
+        'a list of "attention" and "mlp"',
+        "Which writers are cut; attention with SSM, mlp with every expert.",
+        ["attention", "mlp"], min_length=1,
+    )  # fmt: skip
+    embedding: Literal["auto", "untie", "tied", False] = key(
+        '"auto", "untie", "tied" or false',
+        "The embedding writes too. auto: cut it, and give the head a matrix of its own where both "
+        "share one (an adapter cannot: the shared one is cut, which changes the head too); false: "
+        "keep it.",
+        "auto",
+    )  # fmt: skip
+    norm_preserve: Literal["column", "row", "frobenius"] | None = key(
+        '"column", "row" or "frobenius"',
+        "Restore these norms of a matrix after the cut; rows leak the direction.",
+        None, example='"column"',
+    )  # fmt: skip
+
+
+class EvalSection(Section):
+    """How before and after are compared (`vauban.evaluate`)."""
+
+    max_tokens: int = key(
+        POSITIVE, "Longest answer, in tokens.", 100,
+        flag="--max-tokens", short="-m", metavar="N", gt=0,
+    )  # fmt: skip
+    num_prompts: Positive = key(
+        POSITIVE, "At most this many harmful and this many harmless held-out prompts.", 64,
+        flag="--num-prompts", metavar="N",
+    )  # fmt: skip
+    refusal_phrases: list[Text] | None = key(
+        "a list of phrases", "What counts as a refusal; not set: the built-in list.", None,
+        example='["I cannot", "I\'m sorry"]',
+    )  # fmt: skip
+    refusal_mode: Literal["phrases", "judge"] = key(
+        '"phrases" or "judge"',
+        "How a refusal is told: by phrases, or by asking the unchanged model.",
+        "phrases", flag="--refusal-mode", metavar="M",
+    )  # fmt: skip
+    controls: bool = key(
+        BOOLEAN, "Also cut a random direction, and add the direction to harmless prompts.", True,
+        flag="--controls",
+    )  # fmt: skip
+
+
+class FolderSection(Section):
+    """Where the result goes."""
+
+    dir: Text = key(
+        "a folder", "The folder that is written; it must not exist yet.", "output",
+        flag="--output-dir", short="-o", metavar="DIR", place="folder",
+    )  # fmt: skip
+    force: bool = key(BOOLEAN, "Replace the output folder if it exists.", False, flag="--force")
+
+
+class OutputSection(FolderSection):
+    """Where the result goes, and in which format."""
+
+    precision: Literal["same", "8bit", "float", "adapter"] = key(
+        '"same", "8bit", "float" or "adapter"',
+        "How edited modules are stored: in the source's own format, where that is packed rounded "
+        "so that the direction stays out; packed with 8 bits; in float; or not at all: adapter "
+        "writes a small LoRA folder for mlx-lm's --adapter-path, to be used with the source.",
+        "same", flag="--precision", metavar="P",
+    )  # fmt: skip
+    calibrate: NonNegative = key(
+        NON_NEGATIVE,
+        "Packed modules are rounded for what they read on this many harmful and this many harmless "
+        "measuring prompts; 0: for any input alike.",
+        64, flag="--calibrate", metavar="N",
+    )  # fmt: skip
+
+
+_NO_ADAPTER = 'which [output] precision "adapter" cannot hold:'
+
+
+class RunConfig(Section):
+    """Everything a run depends on; what `run.json` records under "configuration"."""
+
+    seed: NonNegative = key(
+        NON_NEGATIVE, "Seeds the held-out split and the random control direction.", 0,
+        flag="--seed", metavar="N",
+    )  # fmt: skip
+    model: ModelSection
+    data: DataSection = DataSection()
+    measure: MeasureSection = MeasureSection()
+    cut: CutSection = CutSection()
+    eval: EvalSection = EvalSection()
+    output: OutputSection = OutputSection()
+
+    def conflict(self) -> tuple[tuple[str, ...], str] | None:
+        """A cut that the precision cannot hold, whatever the model is."""
+        if self.output.precision != "adapter":
+            return None
+        if self.cut.norm_preserve is not None:
+            return ("cut", "norm_preserve"), f"{_NO_ADAPTER} restored norms are no low-rank change"
+        if self.cut.embedding == "untie":
+            return ("cut", "embedding"), f"{_NO_ADAPTER} it gives no head a matrix of its own"
+        return None
