@@ -14,7 +14,7 @@ import vauban
 from tests.export.checkpoints import load_plain
 from vauban._arrays import flat_parameters
 from vauban.export.source import Source, open_source
-from vauban.export.tensor_files import Stored, stored_tensors
+from vauban.export.tensor_files import TensorOnDisk, stored_tensors
 
 _CONFIG = {
     "model_type": "qwen3_moe", "hidden_size": 512, "intermediate_size": 512,
@@ -80,7 +80,7 @@ def test_a_checkpoint_that_is_converted_is_never_in_memory_as_a_whole(tmp_path: 
     assert int(done.stdout) < max(sizes) + _ROOM * 1e6
 
 
-def overwrite_end(tensor: Stored, last: bytes) -> bytes:
+def overwrite_end(tensor: TensorOnDisk, last: bytes) -> bytes:
     """Put other bytes at the end of a tensor in its file; returns what was there."""
     with tensor.file.open("r+b") as file:
         file.seek(tensor.end - len(last))

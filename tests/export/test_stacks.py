@@ -16,7 +16,7 @@ from vauban.export import tensor_files
 from vauban.export.checkpoint import draft_plan, write_folder
 from vauban.export.expert_stacks import stack_origins
 from vauban.export.source import open_source
-from vauban.export.tensor_files import Stored, stored_tensors, to_bytes
+from vauban.export.tensor_files import TensorOnDisk, stored_tensors, to_bytes
 
 _MANY = {
     **_CONFIG, "hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 160,
@@ -65,7 +65,7 @@ def test_experts_are_what_mlx_lm_loads(tmp_path: Path, kind: str) -> None:
 def test_bytes_are_cut_where_stored_tensors_are(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_files, "_CHUNK", 64)
     whole = bytes(range(256)) * 3 + b"end"
-    pieces = list(tensor_files.recut(whole[i : i + size] for i in range(0, len(whole), size)))
+    pieces = list(tensor_files.rechunked(whole[i : i + size] for i in range(0, len(whole), size)))
     assert b"".join(pieces) == whole
     assert [len(p) for p in pieces] == [64] * (len(whole) // 64) + [len(whole) % 64]
 
@@ -133,7 +133,7 @@ def test_only_stored_tensors_and_plain_stacks_of_them_are_stacks(change: str) ->
             }
 
     stored = {
-        name: Stored(Path("model.safetensors"), "F32", shape, 0, 4)
+        name: TensorOnDisk(Path("model.safetensors"), "F32", shape, 0, 4)
         for name, shape in [
             *((f"x.{e}.y.0.{k}", (8, 8)) for e in (0, 1) for k in ("a", "b")),
             ("x.whole", (2, 8, 8)),
@@ -149,5 +149,5 @@ def test_a_conversion_that_needs_true_shapes_has_no_stacks() -> None:
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             return {"w": weights["x.w"].reshape(2, 8, 8)}
 
-    stored = {"x.w": Stored(Path("model.safetensors"), "F32", (2, 8, 8), 0, 512)}
+    stored = {"x.w": TensorOnDisk(Path("model.safetensors"), "F32", (2, 8, 8), 0, 512)}
     assert stack_origins(Shaped(), ["w"], stored) == {}

@@ -5,6 +5,7 @@ Knows mlx-lm's folder conventions and edit plans; judges nothing (`verify` does)
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -31,11 +32,11 @@ from vauban.export.read_back import norm, rows_along
 from vauban.export.source import Source
 from vauban.export.tensor_files import (
     Entry,
-    Late,
-    computed,
-    copied,
-    given,
-    stacked,
+    LateTensors,
+    array_entry,
+    computed_entry,
+    copied_entry,
+    stacked_entry,
     stored_dtype,
     stored_tensors,
     to_bytes,
@@ -44,24 +45,25 @@ from vauban.export.tensor_files import (
 from vauban.models.writers import unpacked_shape
 
 _SHARD = 5 << 30
+_FORMAT = ("group_size", "bits", "mode")
 _KEPT = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".jsonl", ".py")
 _DROPPED = ("model.safetensors.index.json", "README.md", "run.json", "answers.jsonl")
 
 
-def untouched_entry(source: Source, name: str, copy: str | None = None) -> Entry:
+def untouched_entry(source: Source, name: str, renamed: str | None = None) -> Entry:
     """A parameter as it is: raw bytes where the layouts agree, else mlx-lm's converted value.
 
-    Converted values are released when they are written, except where what is written is only a
-    `copy`, a second parameter of that name.
+    `renamed` writes it a second time, under another name. A converted value is released when it is
+    written, but for that second time.
     """
     if source.same_layout:
-        return copied(copy or name, source.stored[name])
+        return copied_entry(renamed or name, source.stored[name])
     value = source.parameters[name]
     if name in source.stacks:
         shape, dtype = tuple(value.shape), stored_dtype(value.dtype)
-        return Entry(copy or name, dtype, shape, source.stacks[name].chunks)
-    read = source.parameters.__getitem__ if copy else source.take
-    return computed(copy or name, tuple(value.shape), value.dtype, partial(read, name))
+        return Entry(renamed or name, dtype, shape, source.stacks[name].chunks)
+    read = source.parameters.__getitem__ if renamed else source.take
+    return computed_entry(renamed or name, tuple(value.shape), value.dtype, partial(read, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,7 @@ class Draft:
     """
 
     entries: dict[str, Entry]
-    late: dict[str, Late]
+    edited: dict[str, LateTensors]
     outcomes: dict[str, dict[str, Any]]
     untied_from: str | None = None
 
@@ -108,19 +110,21 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None) -> Draft:
             if draft.entries.pop(name, None) and update.path == draft.untied_from:
                 # The head keeps the matrix, in its own packing.
                 head = f"lm_head.{part}"
-                draft.entries[head] = untouched_entry(source, name, copy=head)
+                draft.entries[head] = untouched_entry(source, name, renamed=head)
         energies = inputs.get(update.path, ())
         make = partial(_edited, source, module, update, energies, precision, draft.outcomes)
-        draft.late[update.path] = Late(update.path, make, _likely(module, precision))
+        draft.edited[update.path] = LateTensors(
+            update.path, make, _expected_arrays(module, precision)
+        )
         if update.bias and "bias" in module:
             name, bias = f"{update.path}.bias", module.bias
-            draft.entries[name] = computed(
+            draft.entries[name] = computed_entry(
                 name, tuple(bias.shape), bias.dtype, partial(update.new_bias, bias)
             )
     return draft
 
 
-def _likely(
+def _expected_arrays(
     module: nn.Module, precision: str | None
 ) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """The arrays an edited module will most likely have: its own, or one float matrix."""
@@ -145,7 +149,7 @@ def _edited(
         outcomes[update.path] = stored.to_dict()
         for part, values in stored.parts.items():
             name = f"{update.path}.{part}"
-            yield stacked(name, values) if stored.stacked else given(name, values[0])
+            yield stacked_entry(name, values) if stored.stacked else array_entry(name, values[0])
         source.release(update.path)
         return
     had = norm(rows_along(module, update.basis, update.writes_rows))
@@ -165,30 +169,36 @@ def _row_bytes(module: nn.Module, update: Update) -> Iterator[bytes]:
 
 def edited_config(source: Source, draft: Draft) -> dict[str, Any]:
     """The source's config.json with the formats of the edited modules, and the tie undone."""
-    config = json.loads(json.dumps(source.config))
-    packing = config.get("quantization") or source.loaded_config.get("quantization")
-    own = packing.get(draft.untied_from) if packing else None
-    for path, outcome in draft.outcomes.items():
-        if outcome["mode"] != "float":
-            facts = {k: outcome[k] for k in ("group_size", "bits", "mode")}
-            if packing is None:
-                # No module was packed: only those with an entry of their own will be.
-                packing = {**facts}
-            default = {k: packing.get(k, "affine") for k in ("group_size", "bits", "mode")}
-            if facts != default or path in packing:
-                packing[path] = facts
-        elif outcome["was_packed"] and packing is not None:
-            packing[path] = False
-    if packing is not None and draft.untied_from and isinstance(own, dict):
-        # The new head is packed as the embedding was, also where that had an entry of its own.
-        packing["lm_head"] = own
-    if packing is not None:
+    config = copy.deepcopy(source.config)
+    packing = _packing(source, draft)
+    if packing:
         config["quantization"] = config["quantization_config"] = packing
     if draft.untied_from:
         config["tie_word_embeddings"] = False
         if isinstance(config.get("text_config"), dict):
             config["text_config"]["tie_word_embeddings"] = False
     return config
+
+
+def _packing(source: Source, draft: Draft) -> dict[str, Any]:
+    """mlx-lm's `quantization`: a default format, and by path another one or False (floats)."""
+    before = source.config.get("quantization") or source.loaded_config.get("quantization") or {}
+    packing = copy.deepcopy(before)
+    for path, outcome in draft.outcomes.items():
+        if outcome["mode"] == "float":
+            if outcome["was_packed"] and packing:
+                packing[path] = False
+            continue
+        form = {key: outcome[key] for key in _FORMAT}
+        # Where no module was packed the first one gives the default, which mlx-lm asks for.
+        default = {"mode": "affine", **(packing or form)}
+        packing = packing or dict(form)
+        if path in packing or form != {key: default[key] for key in _FORMAT}:
+            packing[path] = form
+    if draft.untied_from and isinstance(before.get(draft.untied_from), dict):
+        # The head holds the embedding's old matrix, in the format of its own that this had.
+        packing["lm_head"] = before[draft.untied_from]
+    return packing
 
 
 def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
@@ -212,7 +222,7 @@ def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
             expected[-1] = expected[-1] * 32 // source.modules[path].bits
         if list(value.shape) != expected:
             raise InputError(f"{name} has shape {value.shape}; expected {tuple(expected)}")
-        entries[name] = given(name, value)
+        entries[name] = array_entry(name, value)
     outcomes = {path: {"mode": "float", "was_packed": True} for path in turned_float}
     return Draft(entries, {}, outcomes)
 
@@ -231,7 +241,7 @@ def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = N
         noted = finished.outcomes(folder / file)
         if noted is None:
             write_safetensors(folder / file, members, metadata)
-            paths = [m.path for m in members if isinstance(m, Late)]
+            paths = [m.path for m in members if isinstance(m, LateTensors)]
             noted = {path: draft.outcomes[path] for path in paths}
             finished.note(folder / file, noted)
         draft.outcomes.update(noted)
@@ -246,27 +256,27 @@ def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = N
     _copy_side_files(source.folder, folder)
 
 
-def _shards(source: Source, draft: Draft) -> dict[str, list[Entry | Late]]:
+def _shards(source: Source, draft: Draft) -> dict[str, list[Entry | LateTensors]]:
     """Which tensor goes to which file: as in the source, or by size where the layout differs.
 
     There edited modules come last, when everything that is a copy of their arrays is written.
     """
-    left: dict[str, Entry | Late] = {**draft.entries, **draft.late}
+    unplaced: dict[str, Entry | LateTensors] = {**draft.entries, **draft.edited}
     if source.same_layout:
-        shards: dict[str, list[Entry | Late]] = {}
+        shards: dict[str, list[Entry | LateTensors]] = {}
         for name, stored in source.stored.items():
             members = shards.setdefault(stored.file.name, [])
-            item = left.pop(name, None) or left.pop(name.rpartition(".")[0], None)
+            item = unplaced.pop(name, None) or unplaced.pop(name.rpartition(".")[0], None)
             if item is not None:
                 members.append(item)
             elif name not in source.parameters:
                 # Tensors that mlx-lm drops on loading stay in the file as they are.
-                members.append(copied(name, stored))
-        shards[max(shards)].extend(left.values())
+                members.append(copied_entry(name, stored))
+        shards[max(shards)].extend(unplaced.values())
         return shards
-    groups: list[list[Entry | Late]] = [[]]
+    groups: list[list[Entry | LateTensors]] = [[]]
     size = 0
-    for item in left.values():
+    for item in unplaced.values():
         grows = item.nbytes if isinstance(item, Entry) else _nbytes(source, item)
         if groups[-1] and size + grows > _SHARD:
             groups.append([])
@@ -279,8 +289,8 @@ def _shards(source: Source, draft: Draft) -> dict[str, list[Entry | Late]]:
     return {f"model-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 
-def _nbytes(source: Source, late: Late) -> int:
-    return int(source.parameters[f"{late.path}.weight"].nbytes)
+def _nbytes(source: Source, item: LateTensors) -> int:
+    return int(source.parameters[f"{item.path}.weight"].nbytes)
 
 
 def _copy_side_files(source: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from vauban.export.tensor_files import Stored, recut, stored_dtype
+from vauban.export.tensor_files import TensorOnDisk, rechunked, stored_dtype
 
 # Both sizes are even, as fused projections are split in halves, and differ, so that a transpose
 # shows.
@@ -27,7 +27,7 @@ _SMALL = (4, 6)
 class Stack:
     """A parameter (E, ...) by the stored tensor, or the part of one, that each expert has."""
 
-    parts: tuple[Stored, ...]
+    parts: tuple[TensorOnDisk, ...]
     dtype: mx.Dtype
 
     @property
@@ -50,11 +50,11 @@ class Stack:
 
     def chunks(self) -> Iterator[bytes]:
         """Its bytes, in pieces of at most 16 MB, cut where those of a stored tensor are."""
-        return recut(piece for part in self.parts for piece in part.chunks())
+        return rechunked(piece for part in self.parts for piece in part.chunks())
 
 
 def use_stacks(
-    model: nn.Module, parameters: Mapping[str, mx.array], stored: Mapping[str, Stored]
+    model: nn.Module, parameters: Mapping[str, mx.array], stored: Mapping[str, TensorOnDisk]
 ) -> dict[str, Stack]:
     """Replace expert parameters that lie unchanged in the file by stacks; return these by name."""
     names = [
@@ -77,7 +77,7 @@ def use_stacks(
 
 
 def stack_origins(
-    model: nn.Module, names: list[str], stored: Mapping[str, Stored]
+    model: nn.Module, names: list[str], stored: Mapping[str, TensorOnDisk]
 ) -> dict[str, list[str]]:
     """{parameter: its stored tensor, or that of each expert}, where at most stacking is done.
 
@@ -113,12 +113,12 @@ def stack_origins(
     return origins
 
 
-def _of_experts(name: str, tensor: Stored) -> bool:
+def _of_experts(name: str, tensor: TensorOnDisk) -> bool:
     """Whether a stored tensor may belong to experts: several in one, or a second number in it."""
     return len(tensor.shape) == 3 or len(re.findall(r"\.\d+\.", f".{name}.")) > 1
 
 
-def _small_shape(tensor: Stored) -> tuple[int, ...]:
+def _small_shape(tensor: TensorOnDisk) -> tuple[int, ...]:
     """The tensor's number of axes; the first of three, the experts, keeps its size."""
     return *tensor.shape[:-2], *_SMALL[-len(tensor.shape) :]
 
@@ -128,7 +128,9 @@ def _digest(value: mx.array) -> bytes:
     return str(array.shape).encode() + array.tobytes()
 
 
-def _parts(stored: Mapping[str, Stored], names: list[str], experts: int) -> list[Stored]:
+def _parts(
+    stored: Mapping[str, TensorOnDisk], names: list[str], experts: int
+) -> list[TensorOnDisk]:
     """Where each expert's part lies; empty where the stored tensor has another first axis."""
     if len(names) != 1:
         return [stored[name] for name in names]

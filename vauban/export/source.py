@@ -18,7 +18,7 @@ import mlx.nn as nn
 from vauban._arrays import flat_parameters
 from vauban.errors import InputError, ModelError
 from vauban.export.expert_stacks import Stack, use_stacks
-from vauban.export.tensor_files import Stored, pieces, stored_dtype, stored_tensors
+from vauban.export.tensor_files import TensorOnDisk, array_chunks, stored_dtype, stored_tensors
 from vauban.models import model_folder
 
 
@@ -30,7 +30,7 @@ class Source:
     """
 
     folder: Path
-    stored: dict[str, Stored]
+    stored: dict[str, TensorOnDisk]
     model: nn.Module
     parameters: dict[str, mx.array]
     config: dict[str, Any]
@@ -77,7 +77,7 @@ class Source:
             return self.stored[name].chunks()
         if name in self.stacks:
             return self.stacks[name].chunks()
-        return pieces(self.take(name))
+        return array_chunks(self.take(name))
 
     def take(self, name: str) -> mx.array:
         """A parameter, released: the caller's is the last reference."""

@@ -32,7 +32,7 @@ _CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorOnDisk:
     """Where a tensor lies: byte range [start, end) of `file`."""
 
     file: Path
@@ -45,12 +45,12 @@ class Stored:
         """Its bytes, in pieces of at most 16 MB."""
         with self.file.open("rb") as stream:
             stream.seek(self.start)
-            left = self.end - self.start
-            while left:
-                piece = stream.read(min(left, _CHUNK))
+            rest = self.end - self.start
+            while rest:
+                piece = stream.read(min(rest, _CHUNK))
                 if not piece:
-                    raise InputError(f"{self.file} ended {left} bytes early")
-                left -= len(piece)
+                    raise InputError(f"{self.file} ended {rest} bytes early")
+                rest -= len(piece)
                 yield piece
 
 
@@ -73,25 +73,27 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Late:
+class LateTensors:
     """The tensors of one module, computed together when they are written, and then dropped."""
 
     path: str
     entries: Callable[[], Iterator[Entry]]
-    likely: tuple[tuple[str, str, tuple[int, ...]], ...]
+    expected_arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
 
     def expected(self) -> list[Fact]:
         """What it will most likely add to the header: (part, dtype, shape)."""
-        return [(f"{self.path}.{part}", dtype, shape) for part, dtype, shape in self.likely]
+        return [
+            (f"{self.path}.{part}", dtype, shape) for part, dtype, shape in self.expected_arrays
+        ]
 
 
 def _size(dtype: str) -> int:
     return 1 if dtype == "BOOL" or dtype.startswith("F8") else int(dtype.lstrip("BFIU")) // 8
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
+def stored_tensors(folder: Path) -> dict[str, TensorOnDisk]:
     """Every tensor of a checkpoint folder (`model*.safetensors`), by name."""
-    found: dict[str, Stored] = {}
+    tensors: dict[str, TensorOnDisk] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         header = check_safetensors(file)
         with file.open("rb") as stream:
@@ -99,21 +101,21 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         for name, facts in header.items():
             if name == "__metadata__":
                 continue
-            if name in found:
-                raise InputError(f"{name} is in both {found[name].file.name} and {file.name}")
+            if name in tensors:
+                raise InputError(f"{name} is in both {tensors[name].file.name} and {file.name}")
             start, end = facts["data_offsets"]
-            found[name] = Stored(
+            tensors[name] = TensorOnDisk(
                 file, facts["dtype"], tuple(facts["shape"]), base + start, base + end
             )
-    return found
+    return tensors
 
 
-def copied(name: str, stored: Stored) -> Entry:
+def copied_entry(name: str, stored: TensorOnDisk) -> Entry:
     """An entry whose bytes are those of a stored tensor."""
     return Entry(name, stored.dtype, stored.shape, stored.chunks)
 
 
-def computed(
+def computed_entry(
     name: str, shape: tuple[int, ...], dtype: mx.Dtype, make: Callable[[], mx.array]
 ) -> Entry:
     """An entry that is computed when it is written, and dropped afterwards."""
@@ -127,7 +129,7 @@ def computed(
     return Entry(name, stored_dtype(dtype), shape, chunks)
 
 
-def stacked(name: str, values: Sequence[mx.array]) -> Entry:
+def stacked_entry(name: str, values: Sequence[mx.array]) -> Entry:
     """An entry that holds the parts of its array along a new first axis."""
     shape, dtype = tuple(values[0].shape), stored_dtype(values[0].dtype)
 
@@ -137,9 +139,9 @@ def stacked(name: str, values: Sequence[mx.array]) -> Entry:
     return Entry(name, dtype, (len(values), *shape), chunks)
 
 
-def given(name: str, value: mx.array) -> Entry:
+def array_entry(name: str, value: mx.array) -> Entry:
     """An entry that holds its array."""
-    return computed(name, tuple(value.shape), value.dtype, lambda: value)
+    return computed_entry(name, tuple(value.shape), value.dtype, lambda: value)
 
 
 def stored_dtype(dtype: mx.Dtype) -> str:
@@ -160,43 +162,45 @@ def _finite(name: str, value: mx.array) -> Iterator[bytes]:
         yield piece.tobytes()
 
 
-def recut(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut where `Stored.chunks` cuts."""
-    held = bytearray()
+def rechunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, cut where `TensorOnDisk.chunks` cuts."""
+    buffer = bytearray()
     for chunk in chunks:
-        held += chunk
-        while len(held) >= _CHUNK:
-            yield bytes(held[:_CHUNK])
-            del held[:_CHUNK]
-    if held:
-        yield bytes(held)
+        buffer += chunk
+        while len(buffer) >= _CHUNK:
+            yield bytes(buffer[:_CHUNK])
+            del buffer[:_CHUNK]
+    if buffer:
+        yield bytes(buffer)
 
 
-def pieces(value: mx.array) -> Iterator[bytes]:
-    """Little-endian bytes of an array, cut where `Stored.chunks` cuts; no copy of the whole."""
+def array_chunks(value: mx.array) -> Iterator[bytes]:
+    """Little-endian bytes of an array, cut as `TensorOnDisk.chunks`; no copy of the whole."""
     return (piece.tobytes() for piece in _pieces(value))
 
 
 def to_bytes(value: mx.array) -> bytes:
     """Little-endian bytes of an array."""
-    return b"".join(pieces(value))
+    return b"".join(array_chunks(value))
 
 
 def _pieces(value: mx.array) -> Iterator[np.ndarray]:
     """Its elements in order; NumPy has no bfloat16, so it passes as uint16."""
-    held = np.asarray(value.view(mx.uint16) if value.dtype == mx.bfloat16 else value)
-    step = _CHUNK // held.itemsize
+    array = np.asarray(value.view(mx.uint16) if value.dtype == mx.bfloat16 else value)
+    step = _CHUNK // array.itemsize
     # Of a transposed array `reshape` would copy the whole.
-    flat = held.reshape(-1) if held.flags.c_contiguous else held.flat
-    for start in range(0, held.size, step):
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+    for start in range(0, array.size, step):
         yield flat[start : start + step]
 
 
-def write_safetensors(path: Path, items: Sequence[Entry | Late], metadata: dict[str, str]) -> None:
+def write_safetensors(
+    path: Path, items: Sequence[Entry | LateTensors], metadata: dict[str, str]
+) -> None:
     """Write tensors one after the other; the header is filled in at the end.
 
-    What a `Late` holds (shapes, even which format) is known only when it has been computed. Room
-    is kept for the header as it is expected; should it outgrow that, the data are moved once.
+    Shapes and formats of `LateTensors` are known only when these have been computed. Room is kept
+    for the expected header; should the real one outgrow it, the data are moved once.
     """
     expected = [f for item in items for f in item.expected()]
     room = len(_header(expected, metadata))
@@ -206,7 +210,7 @@ def write_safetensors(path: Path, items: Sequence[Entry | Late], metadata: dict[
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", room) + b" " * room)
         for item in items:
-            for entry in item.entries() if isinstance(item, Late) else (item,):
+            for entry in item.entries() if isinstance(item, LateTensors) else (item,):
                 written = 0
                 for piece in entry.chunks():
                     stream.write(piece)
