@@ -344,6 +344,14 @@ def test_strengths_and_components_reach_the_embedding(tiny: Any) -> None:
         vauban.plan_cut(model, unit(), layer_weights={-1: 0.3}, embedding=False)
 
 
+def test_a_strength_of_a_block_counts_behind_a_post_norm(tiny: Any) -> None:
+    """Only α 1 is exact there, whichever of the three factors makes it another."""
+    model = tiny("gemma2")
+    assert not any("post-norm" in n for n in vauban.plan_cut(model, unit()).notes)
+    for options in ({"alpha": 0.5}, {"layer_weights": {0: 0.5}}, {"components": {"mlp": 0.5}}):
+        assert any("post-norm" in n for n in vauban.plan_cut(model, unit(), **options).notes)
+
+
 def test_nan_is_no_perfect_cut(tiny: Any) -> None:
     """NaN compares as smaller than anything: it must not read as nothing left."""
     from vauban.edits import Leakage

@@ -1,4 +1,23 @@
-"""Weight edits as low-rank updates: on flat dictionaries, and planned over a whole model."""
+"""Weight edits as low-rank updates: on flat dictionaries, and planned over a whole model.
+
+In reading order:
+    lowrank            the mathematics of a cut, norm modes, what is left of a direction
+    directions         what is done to a direction before the cut: biprojection, sparsification
+    options            strengths, blocks and factors as callers give them, checked once
+    flat_weights       `cut` and its variants on a dictionary of weights
+    null_space         the inputs to be preserved, and rows that do not touch them
+    sparse             sparse direction surgery: cut only the rows that carry most
+    update             one writer's change as a value
+    preservation_keys  the inputs of each matrix, gathered from prompts
+    modules            packed and float forms of mlx modules
+    embedding          a shared embedding: cut, untied or kept
+    affine_cut         constants instead of zero along the direction
+    plan               `EditPlan`: the whole edit as a value
+    conveniences       its methods that call what lies to the right
+    planner            `plan_cut`: from options to a plan
+    run_time           the plan's run-time form, and what it leaves
+    protection         what null-space protection let through
+"""
 
 from vauban.edits.directions import biproject, sparsify_direction
 from vauban.edits.embedding import has_untie_switch

@@ -37,10 +37,12 @@ def projection_values(values: float | Mapping[int, float], n_layers: int) -> lis
             f"set_to names residuals {sorted(values)}; expected some of 0 to {n_layers}, the last "
             "one among them"
         )
-    found: list[float] = []
+    reversed_values: list[float] = []
     for residual in range(n_layers, -1, -1):
-        found.append(float(values[residual]) if residual in values else found[-1])
-    return found[::-1]
+        reversed_values.append(
+            float(values[residual]) if residual in values else reversed_values[-1]
+        )
+    return reversed_values[::-1]
 
 
 def harmless_values(result: object) -> dict[int, float]:
@@ -75,20 +77,21 @@ def add_constants(
         path, factor = _last_bias(model, writers, layer)
         placed[path] = step / factor * direction
         adds.append(Add(direction, step, layer + 1))
-    found = [replace(u, offset=placed.pop(u.path)) if u.path in placed else u for u in updates]
+    shifted = [replace(u, offset=placed.pop(u.path)) if u.path in placed else u for u in updates]
     if placed:
         raise InputError(f"{next(iter(placed))} is not among what is cut; {_ELSEWHERE}")
-    return found, tuple(adds)
+    return shifted, tuple(adds)
 
 
 def _last_bias(model: nn.Module, writers: Sequence[Writer], layer: int) -> tuple[str, float]:
     """(path, factor to the stream) of the bias that is added last in a block."""
-    own = [w for w in writers if w.layer == layer]
-    last = [w for w in own if w.kind == "mlp"]
+    block_writers = [w for w in writers if w.layer == layer]
+    last = [w for w in block_writers if w.kind == "mlp"]
     if len(last) != 1 or not last[0].bias or last[0].gain is not None:
         raise InputError(
             f"block {layer} has no bias behind its MLP to carry a constant (writers: "
-            f"{', '.join(w.path for w in own)}); give one value for all residuals, or {_ELSEWHERE}"
+            f"{', '.join(w.path for w in block_writers)}); give one value for all residuals, or "
+            f"{_ELSEWHERE}"
         )
     factors = [b.multiplier for b in branches(model) if (b.layer, b.site) == (layer, "mlp_output")]
     return last[0].path, factors[0]

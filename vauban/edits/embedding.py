@@ -101,12 +101,12 @@ def has_untie_switch(model: nn.Module) -> bool:
     if tied.logits is None or not tied.shared:
         return False
     with _untied(model):
-        own = read_head(model)
+        separate = read_head(model)
     return (
-        own.reader == "head"
-        and own.logits is not None
-        and own.logits.shape == tied.logits.shape
-        and bool(mx.allclose(own.logits, tied.logits, rtol=1e-3, atol=1e-6))
+        separate.reader == "head"
+        and separate.logits is not None
+        and separate.logits.shape == tied.logits.shape
+        and bool(mx.allclose(separate.logits, tied.logits, rtol=1e-3, atol=1e-6))
     )
 
 
@@ -131,10 +131,10 @@ def _untied(model: nn.Module) -> Iterator[None]:
 
 def _switches(model: Any) -> dict[str, bool]:
     """The values of the switch: of the arguments, and of the model where it has a copy."""
-    found = {"args": bool(model.args.tie_word_embeddings)}
+    switches = {"args": bool(model.args.tie_word_embeddings)}
     if hasattr(model, "tie_word_embeddings"):
-        found["model"] = bool(model.tie_word_embeddings)
-    return found
+        switches["model"] = bool(model.tie_word_embeddings)
+    return switches
 
 
 def _set_switches(model: Any, values: dict[str, bool]) -> None:

@@ -123,8 +123,8 @@ def cut_subspace(
     shares: list[float] = []
     for layer in layers:
         factor = alpha * factors.get(layer, 1.0)
-        found = _writers_of(weights, layer, int(rows.shape[1]))
-        for path in found:
+        paths = _writers_of(weights, layer, int(rows.shape[1]))
+        for path in paths:
             weight = _float_weight(weights, path, int(rows.shape[1]))
             done = cut_matrix(weight, rows, factor, mode)
             if mode == "row":
@@ -175,7 +175,7 @@ def _writers_of(weights: Weights, layer: int, size: int) -> list[str]:
     Raises InputError for a direction of another size, and for a block, or a part of it with
     matrices of its own (its attention, its MLP), in which no writer is recognised.
     """
-    found: list[str] = []
+    paths: list[str] = []
     other_sizes: list[str] = []
     has_writer: dict[str, bool] = {}
     for name, value in weights.items():
@@ -189,30 +189,30 @@ def _writers_of(weights: Weights, layer: int, size: int) -> list[str]:
         named = inside.split(".")[-1] in WRITER_NAMES or inside in _MORE_WRITERS
         writes = named and value.shape[-2] == size
         if writes:
-            found.append(path)
+            paths.append(path)
         elif named:
             other_sizes.append(f"{path} writes {value.shape[-2]}")
         if below:
             has_writer[part] = has_writer.get(part, False) or writes
-    if not found and other_sizes:
+    if not paths and other_sizes:
         raise InputError(f"the direction has {size} components, but {other_sizes[0]}")
     missing = [part for part, writes in has_writer.items() if not writes]
-    if missing or not found:
-        where = f"{missing[0]} of block {layer}" if found else f"block {layer}"
+    if missing or not paths:
+        where = f"{missing[0]} of block {layer}" if paths else f"block {layer}"
         raise InputError(
             f"{where} has no residual writer among its parameters; the direction would stay in. "
             "Names end in o_proj, down_proj, ... (vauban.models.WRITER_NAMES); "
             "plan_cut(model, direction) sees the modules themselves"
         )
-    return found
+    return paths
 
 
 def _float_weight(weights: Weights, path: str, size: int) -> mx.array:
     weight = weights[f"{path}.weight"]
-    own = next((n for n in _OWN_PACKING if f"{path}.{n}" in weights), None)
-    if own is not None:
+    foreign = next((n for n in _OWN_PACKING if f"{path}.{n}" in weights), None)
+    if foreign is not None:
         raise InputError(
-            f"{path}.{own} belongs to a packing that mlx does not know; use "
+            f"{path}.{foreign} belongs to a packing that mlx does not know; use "
             "plan_cut(model, direction), which sees the module"
         )
     scales = weights.get(f"{path}.scales")
@@ -246,9 +246,9 @@ def _packing(weights: Weights, path: str, size: int) -> tuple[int, int]:
             continue
         width = int(sibling.shape[-2])
         bits, group = packed * 32 / width, width / scales
-        own = weights.get(f"{parent}.{name}.scales")
+        sibling_scales = weights.get(f"{parent}.{name}.scales")
         # A float sibling says how many rows it has, not that they are the writer's inputs.
-        certain = own is not None and size / own.shape[-1] == group
+        certain = sibling_scales is not None and size / sibling_scales.shape[-1] == group
         if certain and bits in (2, 3, 4, 5, 6, 8) and group in (16, 32, 64, 128):
             return int(bits), int(group)
     raise _unreadable(path)

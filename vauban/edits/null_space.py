@@ -142,12 +142,12 @@ def null_space(keys: Any, *, energy: float | None = None, rank: int | None = Non
         if not 0.0 < share <= 1.0:
             raise InputError(f"energy is {share}; expected 0 < e <= 1")
         counted = np.array(keys.counted, dtype=np.float64)
-        held = ((counted @ basis.T) ** 2).sum(0) if len(counted) else values**2
-        total = held[:real].sum()
+        energies = ((counted @ basis.T) ** 2).sum(0) if len(counted) else values**2
+        total = energies[:real].sum()
         # 1.0 is every direction, whatever rounding makes of the last sum.
         chosen = real
         if share < 1.0 and total > 0:
-            chosen = int(np.searchsorted(np.cumsum(held[:real]) / total, share) + 1)
+            chosen = int(np.searchsorted(np.cumsum(energies[:real]) / total, share) + 1)
         chosen = min(chosen, real)
     if chosen >= size:
         raise InputError(
@@ -194,8 +194,8 @@ def least_squares_rows(
     taken = np.zeros_like(r)
     open_rows = np.arange(len(r))
     while open_rows.size:
-        found = np.linalg.solve(gram + strength * np.eye(len(gram)), right[:, open_rows])
-        q = (x.T @ found if few else found).T
+        solution = np.linalg.solve(gram + strength * np.eye(len(gram)), right[:, open_rows])
+        q = (x.T @ solution if few else solution).T
         short = np.linalg.norm(q, axis=1) <= limit * np.linalg.norm(r[open_rows], axis=1)
         taken[open_rows[short]] = q[short]
         open_rows = open_rows[~short]

@@ -5,7 +5,8 @@ Planning reads shapes and gains, no weights. Knows models through `vauban.models
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -83,107 +84,130 @@ def plan_cut(
     parts = anatomy(model)
     basis = as_basis(direction_or_basis, "plan_cut", parts.d_model)
     chosen = block_set(layers, range(parts.n_layers), "layers")
-    alpha, factors = finite(alpha, "alpha"), layer_factors(layer_weights, {-1, *chosen})
     named = _component_settings(components)
-    kinds = _kinds(named)
+    strengths = _Strengths(
+        finite(alpha, "alpha"),
+        _kinds(named),
+        layer_factors(layer_weights, {-1, *chosen}),
+        chosen,
+        range(parts.n_layers),
+    )
+    _check_modes(norm_preserve, biases)
+    cut_biases = (biases is None or bool(biases)) and preserve is None
+    if preserve is not None:
+        preserve = _as_preserve(preserve, embedding, norm_preserve, biases)
+        embedding = False
+    share = None if sparse is None else _row_share(sparse, norm_preserve)
+    writers = residual_writers(model)
+
+    def update(writer: Writer) -> Update:
+        writer_basis = through_gain(basis, writer.gain)
+        rows = None if share is None else max(1, int(share * writer_basis.shape[1]))
+        return Update(
+            writer.path, writer.layer, writer.kind, writer_basis, strengths.of(writer),
+            norm_preserve, writer.bias and cut_biases,
+            None if rows is None else keep_rows(writer_basis, rows),
+            None if preserve is None else preserve.protection(writer.path),
+            bias_left=writer.bias and not cut_biases,
+        )  # fmt: skip
+
+    cut_writers = [w for w in writers if w.layer in chosen and w.kind in strengths.kinds]
+    if not cut_writers:
+        raise InputError(
+            f"no writer is left to cut: layers {sorted(chosen)}, kinds {sorted(strengths.kinds)}"
+        )
+    updates = [update(w) for w in cut_writers]
+    kept_biases = [u.path for u in updates if u.bias_left]
+    how = embedding_mode(model, embedding, wanted=bool(strengths.of_embedding))
+    if how == "kept" and strengths.name_embedding:
+        raise InputError(
+            "components or layer_weights name the embedding, which is kept (embedding=False, or a "
+            "strength of 0); drop one of them"
+        )
+    if how != "kept":
+        strength = strengths.of_embedding
+        strength = strengths.alpha if strength is None else strength
+        tables = [w for w in writers if w.layer < 0]
+        updates = [
+            Update(w.path, -1, w.kind, basis, strength, norm_preserve, False) for w in tables
+        ] + updates
+    constants: tuple[Add, ...] = ()
+    targets: list[float] | None = None
+    if set_to is not None:
+        _check_whole(updates, [w for w in writers if w.layer >= 0])
+        _check_affine(basis, norm_preserve, preserve, sparse, how, bool(kept_biases))
+        _check_whole(updates, writers)
+        targets = projection_values(_values(set_to, direction_or_basis), parts.n_layers)
+        updates, constants = add_constants(model, updates, writers, basis[0], targets)
+    notes = {
+        f"{len(kept_biases)} biases are left and write the direction "
+        f"({kept_biases[0] if kept_biases else ''}, ...)": kept_biases,
+        "behind a post-norm only alpha 1 is exact; other values are approximate": any(
+            w.gain is not None and strengths.of(w) != 1.0 for w in cut_writers
+        ),
+        "the head shares the embedding for good: cutting it changes the head as well": how
+        == "tied",
+    }
+    settings = {
+        "layers": sorted(chosen),
+        "alpha": strengths.alpha,
+        "layer_weights": dict(strengths.factors),
+        "norm_preserve": norm_preserve,
+        "components": named,
+        "biases": cut_biases,
+        "preserve": preserve and {**preserve.keys.to_dict(), "mode": preserve.mode},
+        "sparse": share,
+        "set_to": targets,
+    }
+    return EditPlan(
+        tuple(updates), basis, how, parts.head_path, settings,
+        tuple(note for note, holds in notes.items() if holds), model, constants,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Strengths:
+    """α times the factors of a writer's component (by kind) and block."""
+
+    alpha: float
+    kinds: Mapping[str, float]
+    factors: Mapping[int, float]
+    chosen: set[int]
+    blocks: range
+
+    def of(self, writer: Writer) -> float:
+        return self.alpha * self.kinds[writer.kind] * self.factors.get(writer.layer, 1.0)
+
+    @property
+    def name_embedding(self) -> bool:
+        """Whether the caller gave the embedding a factor of its own."""
+        return "embedding" in self.kinds or -1 in self.factors
+
+    @property
+    def of_embedding(self) -> float | None:
+        """The embedding's own strength, or the one that every writer of every block has.
+
+        None where it is not named and the blocks are cut in part, or at several strengths.
+        """
+        if self.name_embedding:
+            return self.alpha * self.kinds.get("embedding", 1.0) * self.factors.get(-1, 1.0)
+        every = {*_COMPONENTS["attention"], *_COMPONENTS["mlp"]} <= self.kinds.keys()
+        factors = {
+            self.kinds[kind] * self.factors.get(block, 1.0)
+            for block in self.chosen
+            for kind in self.kinds
+        }
+        whole = every and self.chosen == {*self.blocks} and len(factors) == 1
+        return self.alpha * factors.pop() if whole else None
+
+
+def _check_modes(norm_preserve: Any, biases: Any) -> None:
     if norm_preserve is not None and norm_preserve not in NORM_MODES:
         raise InputError(
             f"norm_preserve is {norm_preserve!r}; expected None or one of {NORM_MODES}"
         )
     if biases not in (True, False, None):
         raise InputError(f"biases is {biases!r}; expected True or False")
-    cut_biases = (biases is None or bool(biases)) and preserve is None
-    if preserve is not None:
-        if biases:
-            raise InputError("preserve leaves the biases alone; drop biases=True")
-        preserve = _as_preserve(preserve, embedding, norm_preserve)
-        embedding = False
-    share = None if sparse is None else _row_share(sparse, norm_preserve)
-    updates, notes = [], []
-    writers = residual_writers(model)
-    for writer in writers:
-        if writer.layer not in chosen or writer.kind not in kinds:
-            continue
-        own = through_gain(basis, writer.gain)
-        updates.append(
-            Update(
-                writer.path,
-                writer.layer,
-                writer.kind,
-                own,
-                alpha * kinds[writer.kind] * factors.get(writer.layer, 1.0),
-                norm_preserve,
-                writer.bias and cut_biases,
-                None if share is None else keep_rows(own, max(1, int(share * own.shape[1]))),
-                None if preserve is None else preserve.protection(writer.path),
-                bias_left=writer.bias and not cut_biases,
-            )
-        )
-    if not updates:
-        raise InputError(
-            f"no writer is left to cut: layers {sorted(chosen)}, kinds {sorted(kinds)}"
-        )
-    kept = [u.path for u in updates if u.bias_left]
-    if kept:
-        notes.append(f"{len(kept)} biases are left and write the direction ({kept[0]}, ...)")
-    if alpha != 1.0 and any(w.gain is not None for w in writers):
-        notes.append("behind a post-norm only alpha 1 is exact; other values are approximate")
-    strength = _embedding_factor(kinds, factors, chosen, range(parts.n_layers))
-    how = embedding_mode(model, embedding, wanted=bool(alpha * (strength or 0.0)))
-    if how == "kept" and ("embedding" in kinds or -1 in factors):
-        raise InputError(
-            "components or layer_weights name the embedding, which is kept (embedding=False, or a "
-            "strength of 0); drop one of them"
-        )
-    if how != "kept":
-        tables = [w for w in writers if w.layer < 0]
-        own_alpha = alpha * (1.0 if strength is None else strength)
-        updates = [
-            Update(w.path, -1, w.kind, basis, own_alpha, norm_preserve, False) for w in tables
-        ] + updates
-    if how == "tied":
-        notes.append("the head shares the embedding for good: cutting it changes the head as well")
-    constants: tuple[Add, ...] = ()
-    targets: list[float] | None = None
-    if set_to is not None:
-        _check_whole(updates, [w for w in writers if w.layer >= 0])
-        _check_affine(basis, norm_preserve, preserve, sparse, how, bool(kept))
-        _check_whole(updates, writers)
-        targets = projection_values(_values(set_to, direction_or_basis), parts.n_layers)
-        updates, constants = add_constants(model, updates, writers, basis[0], targets)
-    settings = {
-        "layers": sorted(chosen),
-        "alpha": alpha,
-        "layer_weights": factors,
-        "norm_preserve": norm_preserve,
-        "components": named,
-        "biases": cut_biases,
-        "preserve": None
-        if preserve is None
-        else {**preserve.keys.to_dict(), "mode": preserve.mode},
-        "sparse": share,
-        "set_to": targets,
-    }
-    return EditPlan(
-        tuple(updates), basis, how, parts.head_path, settings, tuple(notes), model, constants
-    )
-
-
-def _embedding_factor(
-    kinds: Mapping[str, float],
-    factors: Mapping[int, float],
-    chosen: set[int],
-    blocks: Collection[int],
-) -> float | None:
-    """The embedding's factor on α: its own, or the one that every writer of every block has.
-
-    None where it is not named and the blocks are cut in part, or at several strengths.
-    """
-    if "embedding" in kinds or -1 in factors:
-        return kinds.get("embedding", 1.0) * factors.get(-1, 1.0)
-    strengths = {kinds[kind] * factors.get(block, 1.0) for block in chosen for kind in kinds}
-    every = {*_COMPONENTS["attention"], *_COMPONENTS["mlp"]} <= kinds.keys()
-    return strengths.pop() if every and chosen == {*blocks} and len(strengths) == 1 else None
 
 
 def _check_affine(
@@ -251,8 +275,12 @@ def _component_settings(components: Any) -> dict[str, float] | list[str]:
     return [components] if isinstance(components, str) else [str(c) for c in components]
 
 
-def _as_preserve(preserve: Any, embedding: EmbeddingMode, norm_preserve: NormMode) -> Preserve:
-    """A table has no inputs to protect and a bias none either: both are left as they are."""
+def _as_preserve(
+    preserve: Any, embedding: EmbeddingMode, norm_preserve: NormMode, biases: bool | None
+) -> Preserve:
+    """A table has no inputs to protect and a bias none either: both stay as they are."""
+    if biases:
+        raise InputError("preserve leaves the biases alone; drop biases=True")
     if isinstance(preserve, PreservationKeys):
         preserve = Preserve(preserve)
     if not isinstance(preserve, Preserve):

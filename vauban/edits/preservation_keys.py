@@ -98,8 +98,8 @@ class Preserve:
         spaces = self.keys.spaces(path, energy=self.energy, rank=self.rank)
         targets: tuple[mx.array | None, ...] = ()
         if self.targets is not None:
-            found = self.targets.keys.get(path, (None,) * len(spaces))
-            targets = tuple(None if k is None else k.factor for k in found)
+            target_keys = self.targets.keys.get(path, (None,) * len(spaces))
+            targets = tuple(None if k is None else k.factor for k in target_keys)
         return Protection(spaces, self.mode, targets, float(self.limit))
 
 
@@ -186,8 +186,8 @@ class _Rows:
             counted = (size <= _SINK * mx.median(size)) & mx.logical_not(mx.array(first))
             of: dict[tuple[str, int], list[int]] = {}
             index = 0
-            for path, own, experts in readings:
-                for expert in [0] * len(own) if experts is None else integers(experts):
+            for path, matrix_rows, experts in readings:
+                for expert in [0] * len(matrix_rows) if experts is None else integers(experts):
                     of.setdefault((path, expert), []).append(index)
                     index += 1
             for matrix, indices in of.items():
@@ -205,5 +205,5 @@ class _Rows:
     def keys(self, writer: Writer) -> tuple[Keys | None, ...]:
         """The keys of a writer's matrix, or of each of its experts (None: never routed to)."""
         count = writer.shape[0] if len(writer.shape) == 3 else 1
-        found = (self._found.get((writer.path, expert)) for expert in range(count))
-        return tuple(None if held is None else held.keys() for held in found)
+        accumulators = (self._found.get((writer.path, expert)) for expert in range(count))
+        return tuple(None if a is None else a.keys() for a in accumulators)

@@ -89,19 +89,19 @@ def protection_report(plan: EditPlan, keys: PreservationKeys) -> ProtectionRepor
     if missing:
         raise InputError(f"no keys were collected for {missing[0]}; collect them for this writer")
     modules = dict(plan.model.named_modules())
-    found = {}
+    protections = {}
     for update in protected:
         assert update.protection is not None
         weight = module_weight(modules[update.path])
         removed, taken = update.removed(weight), update.taken(weight)
         spaces = update.protection.spaces
-        found[update.path] = WriterProtection(
+        protections[update.path] = WriterProtection(
             sum(0 if s is None else s.rank for s in spaces) / len(spaces),
             int(removed.shape[-1]),
             mean_leak(_each(removed), _each(taken), keys.keys[update.path]),
             removable_share(removed, taken),
         )
-    return ProtectionReport(found, keys.n_prompts, keys.n_tokens)
+    return ProtectionReport(protections, keys.n_prompts, keys.n_tokens)
 
 
 def _each(rows: mx.array) -> list[mx.array]:

@@ -165,20 +165,20 @@ class SparseDirectionSurgeon:
                 f"weights has layers {list(weights)}, refusal_directions "
                 f"{list(refusal_directions)}; expected some in common"
             )
-        found = {
+        results = {
             i: self.analyze_weight_matrix(weights[i], refusal_directions[i], i, side)
             for i in sorted(set(weights) & set(refusal_directions))
         }
-        if not found:
+        if not results:
             return SparseSurgeryPlan({}, self.sparsity, 0.0, 0.0, 0.0, 0, 0)
-        index = {i: r.refusal_sparsity_index for i, r in found.items()}
+        index = {i: r.refusal_sparsity_index for i, r in results.items()}
         mean = sum(index.values()) / len(index)
         return SparseSurgeryPlan(
-            per_layer=found,
+            per_layer=results,
             recommended_sparsity=max(0.01, min(0.5, 1.0 - mean)),
             mean_refusal_sparsity_index=mean,
-            mean_energy_removed=sum(r.energy_removed for r in found.values()) / len(found),
-            mean_frobenius_change=sum(r.frobenius_change for r in found.values()) / len(found),
+            mean_energy_removed=sum(r.energy_removed for r in results.values()) / len(results),
+            mean_frobenius_change=sum(r.frobenius_change for r in results.values()) / len(results),
             most_sparse_layer=max(index, key=lambda i: index[i]),
             most_dense_layer=min(index, key=lambda i: index[i]),
         )

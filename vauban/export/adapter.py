@@ -76,10 +76,10 @@ def write_adapter(plan: EditPlan, source: Source, folder: Path) -> None:
     plan.check_modules(source.model, str(source.folder))
     arrays: dict[str, mx.array] = {}
     for update in plan.updates:
-        found = _factors(update, module_weight(source.modules[update.path]))
-        mx.eval(found)
+        factors = _factors(update, module_weight(source.modules[update.path]))
+        mx.eval(factors)
         source.release(update.path)
-        for name, value in found.items():
+        for name, value in factors.items():
             arrays[f"{update.path}.{name}"] = value
     config: dict[str, Any] = {
         "fine_tune_type": "lora",

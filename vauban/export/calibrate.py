@@ -181,16 +181,16 @@ def _inputs(
     """Per matrix the second moment of its inputs under the cut; per expert where it has some."""
     modules = dict(model.named_modules())
     sizes = {path: unpacked_shape(modules[path]) for path in paths}
-    found: dict[str, list[InputMoments | None]] = {
+    sketches: dict[str, list[InputMoments | None]] = {
         path: [None] * (shape[0] if len(shape) == 3 else 1) for path, shape in sizes.items()
     }
 
     def take(path: str, expert: int, rows: np.ndarray) -> None:
-        held = found[path][expert]
-        if held is None:
+        sketch = sketches[path][expert]
+        if sketch is None:
             rank = _EXPERT_RANK if len(sizes[path]) == 3 else RANK
-            held = found[path][expert] = InputMoments(sizes[path][-1], rank)
-        held.update(rows)
+            sketch = sketches[path][expert] = InputMoments(sizes[path][-1], rank)
+        sketch.update(rows)
 
     def read(path: str, x: mx.array, experts: mx.array | None) -> None:
         rows = np.array(x.astype(mx.float32))
@@ -206,8 +206,8 @@ def _inputs(
             out = forward(model, batch, positions="last", interventions=cut, logits=False)
             mx.eval(out.residual)
     return {
-        path: tuple(None if held is None else held.energy() for held in parts)
-        for path, parts in found.items()
+        path: tuple(None if sketch is None else sketch.energy() for sketch in parts)
+        for path, parts in sketches.items()
     }
 
 
@@ -217,17 +217,17 @@ def _sensitivities(
 ) -> dict[str, tuple[Energy | None, ...]]:  # fmt: skip
     """Per table the Fisher information of what it writes."""
     modules = dict(model.named_modules())
-    held = {path: InputMoments(unpacked_shape(modules[path])[-1], RANK) for path in paths}
+    sketches = {path: InputMoments(unpacked_shape(modules[path])[-1], RANK) for path in paths}
     key = mx.random.key(seed)
     chosen = texts[:: -(-len(texts) // _TEXTS)]
     # A forward pass keeps one vector per residual; its gradient all that every block computed.
     budget = max(1, token_budget(model) // 16)
     for batch in _batches(chosen, progress, "read gradients", budget):
-        key, own = mx.random.split(key)
-        rows = output_gradients(model, paths, batch, interventions=cut, key=own)
+        key, batch_key = mx.random.split(key)
+        rows = output_gradients(model, paths, batch, interventions=cut, key=batch_key)
         for path, gradients in rows.items():
-            held[path].update(np.array(gradients))
-    return {path: (moments.energy(),) for path, moments in held.items()}
+            sketches[path].update(np.array(gradients))
+    return {path: (moments.energy(),) for path, moments in sketches.items()}
 
 
 def _batches(

@@ -60,10 +60,10 @@ def compare_logits(folder: Path, plan: EditPlan, source: str | Path) -> LogitsCo
     tokens = mx.array([probe_tokens(24, anatomy(original).vocabulary)])
 
     def logits(model: nn.Module, interventions: Any = ()) -> mx.array:
-        found = forward(model, tokens, positions=None, interventions=interventions).logits
-        assert found is not None
+        values = forward(model, tokens, positions=None, interventions=interventions).logits
+        assert values is not None
         # Entries that a family rules out are the same in all three.
-        return mx.where(found == -mx.inf, 0, found).astype(mx.float32)
+        return mx.where(values == -mx.inf, 0, values).astype(mx.float32)
 
     virtual = logits(original, plan.virtual())
     moved = mx.abs(logits(original) - virtual).max()

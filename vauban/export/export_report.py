@@ -79,13 +79,13 @@ class ExportReport:
             )
         return ""
 
-    def with_logits(self, found: LogitsCompared, *, packed: bool, exact: bool) -> ExportReport:
+    def with_logits(self, compared: LogitsCompared, *, packed: bool, exact: bool) -> ExportReport:
         """The same report with the logits compared, and judged unless edited modules are `packed`.
 
         `exact`: every edited matrix is stored in float32.
         """
-        limit = None if packed else found.limit(exact=exact)
-        return replace(self, logits_difference=found.share, logits_limit=limit)
+        limit = None if packed else compared.limit(exact=exact)
+        return replace(self, logits_difference=compared.share, logits_limit=limit)
 
     def summary(self) -> str:
         same = {True: "untouched tensors identical", False: "UNTOUCHED TENSORS DIFFER", None: ""}

@@ -127,7 +127,7 @@ def forget_record(folder: Path) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a staging folder; {} where there is none or it is damaged."""
     try:
-        found = json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-    return found if isinstance(found, dict) and "files" in found else {}
+    return record if isinstance(record, dict) and "files" in record else {}

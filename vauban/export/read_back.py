@@ -20,7 +20,7 @@ def rows_along(
 
     A table's rows count without `offset` (out,), where they were given one.
     """
-    found = []
+    matrices_rows = []
     for stored in matrices(module):
         tables: list[mx.array] = []
         total: mx.array | None = None
@@ -34,8 +34,8 @@ def rows_along(
                 part = basis[:, rows] @ block
                 total = part if total is None else total + part
                 mx.eval(total)
-        found.append(mx.concatenate(tables, axis=1) if total is None else total)
-    return mx.stack(found) if module.weight.ndim == 3 else found[0]
+        matrices_rows.append(mx.concatenate(tables, axis=1) if total is None else total)
+    return mx.stack(matrices_rows) if module.weight.ndim == 3 else matrices_rows[0]
 
 
 def planned_rows(module: nn.Module, update: Update) -> mx.array | None:
@@ -44,11 +44,13 @@ def planned_rows(module: nn.Module, update: Update) -> mx.array | None:
         return None
     if update.mode is not None:
         # Norms are those of whole rows and columns.
-        found = []
+        matrices_rows = []
         for stored in matrices(module):
-            found.append(update.removed(update.of_expert(stored.expert).weight(stored.whole)))
-            mx.eval(found[-1])
-        return mx.stack(found) if module.weight.ndim == 3 else found[0]
+            matrices_rows.append(
+                update.removed(update.of_expert(stored.expert).weight(stored.whole))
+            )
+            mx.eval(matrices_rows[-1])
+        return mx.stack(matrices_rows) if module.weight.ndim == 3 else matrices_rows[0]
     rows = rows_along(module, update.basis, update.writes_rows)
     taken = rows if update.protection is None else update.protection.taken(rows)
     if update.rows is not None:

@@ -111,18 +111,18 @@ def _publish(staging: Path, target: Path) -> None:
 
 def _take_up(target: Path, staging: Path, key: str | None) -> bool:
     """Rename one abandoned folder of the same key to `staging`; remove the others."""
-    found = False
+    taken_up = False
     others = target.parent.glob(f".{target.name}.partial-*")
     for path in sorted(others, key=lambda p: (p != staging, p)):
         pid = path.name.rsplit("-", 1)[-1]
         if not pid.isdigit() or (path != staging and _alive(int(pid))):
             continue
-        if key is not None and not found and read_record(path).get("key") == key:
+        if key is not None and not taken_up and read_record(path).get("key") == key:
             path.rename(staging)
-            found = True
+            taken_up = True
         else:
             shutil.rmtree(path, ignore_errors=True)
-    return found
+    return taken_up
 
 
 def _alive(pid: int) -> bool:

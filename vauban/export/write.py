@@ -90,10 +90,10 @@ def _without_model(folder: Path, key: str) -> Path:
     if read_record(folder).get("key") != key:
         names = sorted(f.name for f in folder.iterdir())
         of_models = ("config.json", "adapter_config.json", "adapters.safetensors", EDIT_FILE)
-        found = [n for n in names if n in of_models or fnmatch(n, "model*.safetensors*")]
-        if found:
+        in_the_way = [n for n in names if n in of_models or fnmatch(n, "model*.safetensors*")]
+        if in_the_way:
             raise InputError(
-                f"{folder} holds a model already ({found[0]}); write into an empty folder, or "
+                f"{folder} holds a model already ({in_the_way[0]}); write into an empty folder, or "
                 "use export(..., force=True), which replaces a folder as a whole"
             )
     return folder
