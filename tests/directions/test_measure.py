@@ -230,5 +230,7 @@ def test_fit_mean_difference() -> None:
     ):
         with pytest.raises(vauban.InputError, match=message):
             vauban.fit_mean_difference(X, bad_y)
+    with pytest.raises(vauban.InputError, match="NaN"):
+        vauban.fit_mean_difference(mx.where(X > 1, mx.nan, X), y)
     with pytest.raises(vauban.InputError, match="equal"):
         vauban.fit_mean_difference(mx.ones((4, 3)), mx.array([0, 1, 0, 1]))

@@ -226,3 +226,20 @@ def test_killed_at_any_moment_there_is_no_folder_or_a_complete_one(tmp_path: Pat
     # The next export clears what the killed ones left beside it.
     vauban.plan_cut(load_plain(source), mx.ones(64)).export(source, work / "out")
     assert [p.name for p in work.iterdir()] == ["out"]
+
+
+def test_licence_and_policy_go_with_the_weights_and_progress_is_told(tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "source", "llama")
+    terms = ("LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md", "COPYING.txt")
+    for name in terms:
+        (source / name).write_text(f"terms of {name}")
+    (source / "notes.md").write_text("a stranger's")
+    plan = vauban.plan_cut(load_plain(source), unit())
+    steps: list[tuple[str, int, int]] = []
+    plan.export(source, tmp_path / "out", progress=lambda *step: steps.append(step))
+    for name in terms:
+        assert (tmp_path / "out" / name).read_text() == f"terms of {name}"
+    assert not (tmp_path / "out" / "notes.md").exists()
+    n = len(plan.updates)
+    expected = [(stage, i, n) for stage in ("write", "read back") for i in range(1, n + 1)]
+    assert steps == expected

@@ -42,7 +42,7 @@ def test_progress_never_goes_back_and_every_stage_ends(plain):
     assert order == [
         *("load model", "verify forward pass", "measure", "select", "evaluate"),
         "contrast prompts",
-        *("random direction", "addition", "hash the source", "write and read back"),
+        *("random direction", "addition", "hash the source", "write", "read back"),
     ]
     for name in order:
         done = [(at, total) for stage, at, total in stages if stage == name]

@@ -65,15 +65,14 @@ def cut(options: argparse.Namespace) -> int:
             prompt_set(config, "harmless", opened.folder),
             progress=progress,
         )
-        progress("write and read back", 0, 1)
         report = plan.export(
             opened.folder,
             output,
             precision=config.output.precision,
             force=config.output.force,
             calibrate=False,  # `calibrate_stage` did, or was not to.
+            progress=progress,
         )
-        progress("write and read back", 1, 1)
     console.line(plan.summary())
     console.line(report.summary())
     console.line(f"written to {output}", "green")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from vauban._common import Progress
 from vauban.activations import ActivationMoments, stream_activations
 from vauban.errors import InputError
 from vauban.prompts import post_instruction_positions
@@ -55,6 +56,7 @@ def collect_candidates(
     *,
     positions: Sequence[int] | Literal["post_instruction"] = "post_instruction",
     batch_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Candidates:
     """Mean differences at the input of every block, for all post-instruction positions.
 
@@ -72,11 +74,15 @@ def collect_candidates(
         positions = post_instruction_positions(tokenizer)
     wanted = tuple(int(p) for p in positions)
     moments, norms = [ActivationMoments(), ActivationMoments()], ActivationMoments()
+    done = 0
     for part, prompts in zip(moments, (harmless, harmful), strict=True):
-        for _, values in stream_activations(
+        for rows, values in stream_activations(
             model, tokenizer, prompts, positions=wanted, batch_size=batch_size
         ):
             part.update(values)
+            done += len(rows)
+            if progress:
+                progress("candidates", done, len(harmful) + len(harmless))
             norms.update(mx.linalg.norm(values, axis=-1))
     difference = moments[1].mean - moments[0].mean
     return Candidates(difference[:-1], wanted, norms.mean[:-1])

@@ -39,7 +39,7 @@ class Direction:
 
 
 def check_labelled(X: mx.array, y: mx.array) -> tuple[mx.array, np.ndarray]:
-    """X in float32 and y as bool array; InputError for wrong shapes, labels or a missing class."""
+    """X in float32, y as a bool array; InputError for wrong shapes or labels, NaN, one class."""
     labels = np.array(y).astype(np.int64).reshape(-1)
     if X.ndim != 2 or X.shape[0] != labels.size:
         raise InputError(f"X has shape {X.shape}, y {labels.shape}; expected (n, d) and (n,)")
@@ -50,7 +50,10 @@ def check_labelled(X: mx.array, y: mx.array) -> tuple[mx.array, np.ndarray]:
     ones = int(labels.sum())
     if ones in (0, labels.size):
         raise InputError(f"{ones} of {labels.size} samples are harmful; both classes are needed")
-    return X.astype(mx.float32), labels.astype(bool)
+    x = X.astype(mx.float32)
+    if not bool(mx.isfinite(x).all()):
+        raise InputError("X holds NaN or inf; expected finite activations")
+    return x, labels.astype(bool)
 
 
 def fit_mean_difference(X: mx.array, y: mx.array) -> Direction:

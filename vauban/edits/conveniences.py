@@ -109,6 +109,7 @@ class Conveniences:
         precision: str | None = None,
         *,
         calibrate: bool | None = None,
+        progress: Progress | None = None,
     ) -> nn.Module:
         """Edit `model` in place and return it.
 
@@ -121,15 +122,20 @@ class Conveniences:
         """
         from vauban.export.apply import apply_plan
 
-        return apply_plan(self, model, precision, calibrate=calibrate)
+        return apply_plan(self, model, precision, calibrate=calibrate, progress=progress)
 
     def write(
-        self: Any, model_path: str | Path, folder: Path, precision: str | None = None
+        self: Any,
+        model_path: str | Path,
+        folder: Path,
+        precision: str | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> ExportReport:
         """Write the edited checkpoint of `model_path` into an existing `folder`; no calibration."""
         from vauban.export.write import write_plan
 
-        return write_plan(self, model_path, folder, precision)
+        return write_plan(self, model_path, folder, precision, progress=progress)
 
     def export(
         self: Any,
@@ -139,6 +145,7 @@ class Conveniences:
         force: bool = False,
         *,
         calibrate: bool | None = None,
+        progress: Progress | None = None,
     ) -> ExportReport:
         """Write a complete folder that `mlx_lm.load` opens, and read back what it holds.
 
@@ -151,4 +158,6 @@ class Conveniences:
         """
         from vauban.export.write import export_plan
 
-        return export_plan(self, model_path, output_dir, precision, force, calibrate=calibrate)
+        return export_plan(
+            self, model_path, output_dir, precision, force, calibrate=calibrate, progress=progress
+        )

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from vauban._common import Progress
 from vauban.edits.embedding import untie
 from vauban.edits.modules import float_module, refuse_unknown_packing, repacked_module
 from vauban.edits.plan import EditPlan
@@ -20,7 +21,12 @@ from vauban.models.writers import unpacked_shape
 
 
 def apply_plan(
-    plan: EditPlan, model: nn.Module, precision: str | None = None, *, calibrate: bool | None = None
+    plan: EditPlan,
+    model: nn.Module,
+    precision: str | None = None,
+    *,
+    calibrate: bool | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Edit `model` in place and return it: see `EditPlan.apply`."""
     check_precision(precision)
@@ -36,14 +42,14 @@ def apply_plan(
     packed = any("scales" in modules[u.path] for u in plan.updates)
     if packed and precision in (None, "same"):
         before = set(plan.notes)
-        plan = calibrate_from_folder(plan, folder_of(plan.model), calibrate)
+        plan = calibrate_from_folder(plan, folder_of(plan.model), calibrate, progress)
         for note in plan.notes:
             if note not in before:
                 warnings.warn(note, VaubanWarning, stacklevel=3)
     inputs = inputs_of(plan)
     if plan.embedding == "untie":
         untie(model, modules)
-    for update in plan.updates:
+    for number, update in enumerate(plan.updates, 1):
         module = modules[update.path]
         stored = store_packed(module, update, precision, inputs.get(update.path, ()))
         if stored is not None:
@@ -60,5 +66,7 @@ def apply_plan(
         mx.eval(edited.parameters())
         if edited is not module:
             model.update_modules(tree_unflatten([(update.path, edited)]))
+        if progress:
+            progress("apply", number, len(plan.updates))
     forget(model)
     return model

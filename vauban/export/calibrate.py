@@ -66,7 +66,12 @@ def inputs_of(plan: EditPlan) -> Inputs:
     return plan.inputs if isinstance(plan, CalibratedPlan) else {}
 
 
-def calibrate_from_folder(plan: EditPlan, folder: Path | None, calibrate: bool | None) -> EditPlan:
+def calibrate_from_folder(
+    plan: EditPlan,
+    folder: Path | None,
+    calibrate: bool | None,
+    progress: Progress | None = None,
+) -> EditPlan:
     """The plan calibrated on the measuring prompts of a model folder, with its tokenizer.
 
     A calibrated plan, and any plan for `calibrate` False, comes back as it is. Where the folder
@@ -77,7 +82,8 @@ def calibrate_from_folder(plan: EditPlan, folder: Path | None, calibrate: bool |
     obstacle = _obstacle(plan, folder)
     if not obstacle:
         assert folder is not None
-        return _calibrate(plan, load_tokenizer(folder), _folder_prompts(folder))
+        tokenizer = load_tokenizer(folder)
+        return _calibrate(plan, tokenizer, _folder_prompts(folder), progress=progress)
     if calibrate:
         raise InputError(f"{obstacle}, so nothing can be read to calibrate the rounding")
     note = f"packed modules are rounded alike for any input: {obstacle}"

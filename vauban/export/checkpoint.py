@@ -6,10 +6,11 @@ Knows mlx-lm's folder conventions and edit plans; judges nothing (`verify` does)
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban import __version__
+from vauban._common import Progress
 from vauban.edits.embedding import is_tied
 from vauban.edits.moments import Energy
 from vauban.edits.plan import EditPlan
@@ -47,6 +49,8 @@ from vauban.models.writers import unpacked_shape
 _SHARD = 5 << 30
 _FORMAT = ("group_size", "bits", "mode")
 _KEPT = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".jsonl", ".py")
+# Files that say how the weights may be used, whatever their suffix; they go with the weights.
+_TERMS = ("license", "licence", "notice", "use_policy", "copying")
 _DROPPED = ("model.safetensors.index.json", "README.md", "run.json", "answers.jsonl")
 
 
@@ -80,8 +84,12 @@ class Draft:
     untied_from: str | None = None
 
 
-def draft_plan(source: Source, plan: EditPlan, precision: str | None) -> Draft:
+def draft_plan(
+    source: Source, plan: EditPlan, precision: str | None, progress: Progress | None = None
+) -> Draft:
     """The edited checkpoint of `source`, nothing computed yet.
+
+    `progress` is told of each edited module when it is computed, while the folder is written.
 
     InputError for a plan of another model.
     """
@@ -98,6 +106,7 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None) -> Draft:
         plan.updates[0].path if plan.embedding == "untie" else None,
     )
     inputs = inputs_of(plan)
+    written = itertools.count(1)
     for update in plan.updates:
         module = source.modules[update.path]
         packed = "scales" in module
@@ -113,6 +122,8 @@ def draft_plan(source: Source, plan: EditPlan, precision: str | None) -> Draft:
                 draft.entries[head] = untouched_entry(source, name, renamed=head)
         energies = inputs.get(update.path, ())
         make = partial(_edited, source, module, update, energies, precision, draft.outcomes)
+        if progress is not None:
+            make = partial(_told, make, lambda: progress("write", next(written), len(plan.updates)))
         draft.edited[update.path] = LateTensors(
             update.path, make, _expected_arrays(module, precision)
         )
@@ -158,6 +169,12 @@ def _edited(
     shape = unpacked_shape(module)
     yield Entry(f"{update.path}.weight", dtype, shape, partial(_row_bytes, module, update))
     source.release(update.path)
+
+
+def _told(make: Callable[[], Iterator[Entry]], tell: Callable[[], None]) -> Iterator[Entry]:
+    """The entries of a module, and a word when all of them are written."""
+    yield from make()
+    tell()
 
 
 def _row_bytes(module: nn.Module, update: Update) -> Iterator[bytes]:
@@ -294,11 +311,13 @@ def _nbytes(source: Source, item: LateTensors) -> int:
 
 
 def _copy_side_files(source: Path, folder: Path) -> None:
-    """Tokenizer, template and prompt files; weights of other formats are left behind."""
+    """Tokenizer, template, prompts, licence and policy; weights of other formats stay behind."""
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or not path.is_file() or path.suffix not in _KEPT or relative.name in _DROPPED:
+        terms = path.name.lower().startswith(_TERMS)
+        kept = terms or (path.suffix in _KEPT and relative.name not in _DROPPED)
+        if hidden or not path.is_file() or not kept:
             continue
         target = folder / relative
         if target.exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from vauban._common import largest
+from vauban._common import Progress, largest
 from vauban.edits.lowrank import share
 from vauban.edits.plan import EditPlan
 from vauban.edits.update import is_table
@@ -27,6 +27,7 @@ def verify_export(
     *,
     source: str | Path | None = None,
     plan: EditPlan | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Reopen an exported folder and report what is left of the direction, per writer.
 
@@ -48,7 +49,7 @@ def verify_export(
     left: dict[str, float] = {}
     missed: dict[str, float] = {}
     exact = True
-    for entry in facts["writers"]:
+    for number, entry in enumerate(facts["writers"], 1):
         path = entry["path"]
         if path not in written.modules:
             raise CheckError(f"{folder}: the edited module {path} is not in the written model")
@@ -67,6 +68,8 @@ def verify_export(
             name = f"{path}.bias"
             missed[name] = share(_apart(written, name, bias), facts["before"][name])
         written.release(path)
+        if progress:
+            progress("read back", number, len(facts["writers"]))
     untied = facts["writers"][0]["path"] if facts["embedding"] == "untie" else None
     differs = None if source is None else _difference(open_source(source), written, {*left}, untied)
     report = ExportReport(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from vauban._common import largest
+from vauban._common import Progress, largest
 from vauban.edits.plan import EditPlan
 from vauban.edits.storing import check_precision
 from vauban.errors import InputError
@@ -54,6 +54,8 @@ def write_plan(
     model_path: str | Path,
     folder: Path,
     precision: str | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write the edited checkpoint into an existing folder, read it back, report.
 
@@ -75,10 +77,10 @@ def write_plan(
     folder = _without_model(Path(folder).expanduser(), key)
     if chosen == "adapter":
         return _write_adapter(plan, source, folder)
-    draft = draft_plan(source, plan, chosen)
+    draft = draft_plan(source, plan, chosen, progress)
     write_folder(source, draft, folder, key)
     write_edit_record(plan, source, draft, chosen, folder)
-    report = verify_export(folder, source=source.folder).check()
+    report = verify_export(folder, source=source.folder, progress=progress).check()
     forget_record(folder)
     return report
 
@@ -136,6 +138,7 @@ def export_plan(
     force: bool = False,
     *,
     calibrate: bool | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """`write_plan` into a new folder that appears complete or not at all.
 
@@ -144,8 +147,8 @@ def export_plan(
     source = source_folder(model_path)
     check_output(output_dir, force=force, source=source)
     if precision in (None, "same") and _packs(plan, source):
-        plan = calibrate_from_folder(plan, source, calibrate)
+        plan = calibrate_from_folder(plan, source, calibrate, progress)
     key = resume_key(plan, source, precision or "same")
     with staged(output_dir, force=force, source=source, resume_key=key) as folder:
-        report = write_plan(plan, model_path, folder, precision)
+        report = write_plan(plan, model_path, folder, precision, progress=progress)
     return dataclasses.replace(report, folder=str(Path(output_dir).expanduser()))

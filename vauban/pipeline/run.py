@@ -170,9 +170,7 @@ def run(
 
     key = resume_key(plan, source, config.output.precision)
     with staged(output, force=config.output.force, source=source, resume_key=key) as folder:
-        if progress:
-            progress("write and read back", 0, 1)
-        report = plan.write(source, folder, precision=config.output.precision)
+        report = plan.write(source, folder, precision=config.output.precision, progress=progress)
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
         document["leak"] = leak
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
@@ -182,8 +180,6 @@ def run(
         _write_answers(folder / "answers.jsonl", evaluation)
         _write_json(folder / "run.json", document)
         (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")
-        if progress:
-            progress("write and read back", 1, 1)
     return RunResult(output, document, rows, samples, warnings, time.monotonic() - started)
 
 
