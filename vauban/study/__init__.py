@@ -25,7 +25,7 @@ from vauban.study.exact_answers import TaskAccuracy, task_accuracy
 from vauban.study.figures import BETTER, Delta, Metric
 from vauban.study.guard import GuardJudge, parse_guard
 from vauban.study.guard_result import GuardResult, GuardVerdict, StandInJudge
-from vauban.study.run import StudyResult, run_study
+from vauban.study.run_study import StudyResult, run_study
 
 __all__ = [
     "BETTER",

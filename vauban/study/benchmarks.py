@@ -199,32 +199,32 @@ def _evaluated(
 
 def _task_manager(names: Sequence[str], include_path: Any) -> Any:
     """An index that knows all `names`; lm-eval's own 13 000 files are read only where needed."""
+    from lm_eval.tasks import TaskManager
+
     folders = [str(TASKS_DIR)]
     if include_path is not None:
         folder = Path(include_path)
         if not folder.is_dir():
             raise InputError(f"include_path {str(folder)!r} is no folder")
         folders.insert(0, str(folder.resolve()))
-    for index in (_index, _full_index):
-        manager = index(tuple(folders))
-        unknown = [name for name in names if name not in manager.all_tasks]
-        if not unknown:
-            return manager
-    close = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"lm-eval knows no task {unknown[0]!r}{hint}")
+    given = TaskManager(include_path=folders, include_defaults=False)
+    if all(name in given.all_tasks for name in names):
+        return given
+    known = [*given.all_tasks, *_default_tasks().all_tasks]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"lm-eval knows no task {unknown[0]!r}{hint}")
+    return _default_tasks() if include_path is None else TaskManager(include_path=folders)
 
 
-def _index(folders: tuple[str, ...], defaults: bool = False) -> Any:
+@functools.lru_cache(maxsize=1)
+def _default_tasks() -> Any:
+    """lm-eval's own tasks and ours; it takes seconds to read them, so the index is kept."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=list(folders), include_defaults=defaults)
-
-
-@functools.lru_cache(maxsize=2)
-def _full_index(folders: tuple[str, ...]) -> Any:
-    """With lm-eval's own tasks; it takes seconds to read them, so it is kept."""
-    return _index(folders, defaults=True)
+    return TaskManager(include_path=str(TASKS_DIR))
 
 
 def _result(name: str, task: str, raw: Mapping[str, Any]) -> BenchmarkResult:

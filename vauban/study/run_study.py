@@ -1,4 +1,4 @@
-"""The study: fit, choose, measure every condition, ask what remains open. The order stands here.
+"""The study's order: fit, choose, measure every condition, ask what further directions encode.
 
 One model after another; every finished piece is recorded, so that a killed study goes on where it
 was. The folder appears when everything is written. Prints nothing.
@@ -157,10 +157,9 @@ def _measure_model(
     todo = conditions(fits, choices, config)
     facts: dict[str, Any] = {}
     if config.study.composition and "ablation" in choices:
-        held_out = tuple([row.prompt for row in part] for part in (rows.harmful, rows.harmless))
         facts, more = compose(
             model, tokenizer, fits, choices["ablation"], fitted["harmful"], fitted["harmless"],
-            (held_out[0], held_out[1]),
+            (rows.texts("harmful"), rows.texts("harmless")),
         )  # fmt: skip
         todo += more
     measured = []
@@ -236,42 +235,37 @@ def _add_deltas(measured: Sequence[dict[str, Any]]) -> None:
 
 def _metric(figure: Mapping[str, Any]) -> Metric:
     given = {name: value for name, value in figure.items() if name != "delta"}
-    low_high = given.pop("interval")
-    return Metric(**given, interval=None if low_high is None else (low_high[0], low_high[1]))
+    return Metric(**{**given, "interval": given["interval"] and tuple(given["interval"])})
 
 
 def _choices(
     path: str, opened: Opened, fits: Fits, validation: Mapping[str, list[str]],
     config: StudyConfig, journal: Journal, progress: Progress | None,
 ) -> dict[Selected, Choice]:  # fmt: skip
-    """The matched selection of every method that the configuration needs.
+    """The matched choice of every method that the configuration needs.
 
     A method without any candidate is left out, with a warning: other models may have one.
     """
-    wanted = dict.fromkeys(NEEDED[m] for m in config.study.methods if m in NEEDED)
-    found: dict[Selected, Choice] = {}
-    for method in wanted:
-        made: list[Choice] = []
 
-        def work(method: Selected = method, made: list[Choice] = made) -> dict[str, Any]:
-            try:
-                choice = choose(
-                    opened.model, opened.tokenizer, method, fits,
-                    validation["harmful"], validation["harmless"], config,
-                    _within(progress, method),
-                )  # fmt: skip
-            except NoCandidate as error:
-                return {"left_out": str(error)}
-            made.append(choice)
-            return json_safe(choice.to_dict())
+    def choose_or_say(method: Selected) -> dict[str, Any]:
+        try:
+            choice = choose(
+                opened.model, opened.tokenizer, method, fits, validation["harmful"],
+                validation["harmless"], config, _within(progress, method),
+            )  # fmt: skip
+        except NoCandidate as error:
+            return {"omitted": str(error)}
+        return json_safe(choice.to_dict())
 
-        record = journal.once(f"{path}: choice of {method}", work)
-        if "left_out" in record:
-            text = f"what stands on the choice of {method} is left out: {record['left_out']}"
+    choices: dict[Selected, Choice] = {}
+    for method in dict.fromkeys(NEEDED[m] for m in config.study.methods if m in NEEDED):
+        record = journal.once(f"{path}: choice of {method}", partial(choose_or_say, method))
+        if "omitted" in record:
+            text = f"what stands on the choice of {method} is left out: {record['omitted']}"
             warnings.warn(text, VaubanWarning, stacklevel=2)
         else:
-            found[method] = made[0] if made else Choice.from_dict(record, method, fits)
-    return found
+            choices[method] = Choice.from_dict(record, method, fits)
+    return choices
 
 
 def _inlp_facts(fits: Fits, choices: Mapping[Selected, Choice]) -> dict[str, Any]:
