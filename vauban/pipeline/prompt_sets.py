@@ -185,7 +185,8 @@ def _thinned(rows: Sequence[LabelledPrompt], limit: int) -> tuple[LabelledPrompt
 
 
 def _from_file(path: Path, origin: str) -> PromptSet:
-    return PromptSet(path.name, origin, _sha256(path), tuple(resolve_prompts(path)))
+    prompts = tuple(resolve_prompts(path))
+    return PromptSet(path.name, origin, _sha256(path), prompts)
 
 
 def _sha256(path: Path) -> str:
