@@ -91,13 +91,11 @@ class Console:
         from rich import box
         from rich.table import Table
 
-        # Margins go first where the terminal is too narrow; rich then breaks cells at spaces.
-        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-        roomy = sum(widths) + 3 * len(widths) <= self.rich.width
+        # A terminal of 80 columns has room for the before/after table, but not for its margins.
         table = Table(
             box=box.SIMPLE_HEAD,
             header_style="bold",
-            padding=(0, 1) if roomy else 0,
+            padding=(0, 1) if self.has_room(headings, rows, margin=3) else 0,
             show_edge=False,
         )
         for i, heading in enumerate(headings):
@@ -105,6 +103,13 @@ class Console:
         for row in rows:
             table.add_row(*row)
         self.rich.print(table)
+
+    def has_room(
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], margin: int = 1
+    ) -> bool:
+        """Whether a terminal is wide enough for a table; always where there is no terminal."""
+        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+        return not self.rich or sum(widths) + margin * len(widths) <= self.rich.width
 
     def document(self, value: Any) -> None:
         """The one JSON document of --json, on stdout."""

@@ -24,6 +24,7 @@ from vauban.report import (
     cells,
     contrast_line,
     decimal,
+    interval_lines,
     quantity,
     seconds,
     shorten,
@@ -155,8 +156,15 @@ def outcome(console: Console, result: RunResult) -> None:
 def table(console: Console, rows: tuple[BehaviourRow, ...]) -> None:
     """The before/after table with its notes."""
     console.line()
-    console.grid(HEADINGS, [cells(row) for row in rows])
-    console.line()
+    whole = [cells(row) for row in rows]
+    if console.has_room(HEADINGS, whole):
+        console.grid(HEADINGS, whole)
+        console.line()
+    else:
+        console.grid(HEADINGS, [cells(row, intervals=False) for row in rows])
+        console.line()
+        for line in interval_lines(rows):
+            console.line(line)
     for line in LEGEND:
         console.line(line, "dim")
     contrast = contrast_line(rows)
