@@ -10,11 +10,11 @@ import vauban
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate, select_direction
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
-from vauban.study.choose import Choice, candidates, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import BASELINE, Condition, conditions
 from vauban.study.fits import Fits, fit
-from vauban.study.further import further_directions
+from vauban.study.further_directions import further_directions
+from vauban.study.matched_choice import Choice, candidates, choose
 
 
 def config(**study: Any) -> StudyConfig:

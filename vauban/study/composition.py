@@ -17,9 +17,9 @@ import numpy as np
 from vauban.activations import collect_activations
 from vauban.directions.scores import auc
 from vauban.interventions import Ablate, Intervention
-from vauban.study.choose import Choice
 from vauban.study.conditions import Condition
 from vauban.study.fits import Fits
+from vauban.study.matched_choice import Choice
 
 # A difference below this share of the residual's norm is rounding noise.
 _NOISE = 1e-6

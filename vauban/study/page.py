@@ -1,6 +1,6 @@
-"""The study as one HTML page that needs nothing else: chart, tables, what the directions encode.
+"""The study as one HTML page that needs no other file: chart, tables, what directions encode.
 
-Takes study.json as a mapping; measures nothing.
+Takes study.json as a mapping.
 """
 
 from __future__ import annotations

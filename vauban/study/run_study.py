@@ -29,14 +29,14 @@ from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import Opened, model_name, open_model
 from vauban.report import json_safe
 from vauban.study.chart import family_chart, require_charts
-from vauban.study.choose import Choice, Selected, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import NEEDED, Condition, conditions
 from vauban.study.figures import Metric
 from vauban.study.fits import Fits, fit
-from vauban.study.further import further_directions
+from vauban.study.further_directions import FurtherDirection, further_directions
 from vauban.study.instruments import Instruments
 from vauban.study.journal import Journal
+from vauban.study.matched_choice import Choice, Selected, choose
 from vauban.study.page import study_page
 from vauban.study.tables import study_table
 
@@ -84,7 +84,7 @@ def run_study(
     """
     started = time.monotonic()
     check_output(config.output.dir, force=config.output.force)
-    # The chart needs matplotlib: better said before the long work than after it.
+    # The chart needs matplotlib: a missing one is an error before the long work.
     require_charts()
     key = _key(config)
     with staged(
@@ -134,8 +134,8 @@ def _one_model(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", VaubanWarning)
         block = _measure_model(path, opened, config, journal, progress)
-    told = [str(w.message) for w in caught if issubclass(w.category, VaubanWarning)]
-    block["warnings"] = list(dict.fromkeys([*told, *_unread(block["conditions"])]))
+    texts = [str(w.message) for w in caught if issubclass(w.category, VaubanWarning)]
+    block["warnings"] = list(dict.fromkeys([*texts, *_unread(block["conditions"])]))
     value = journal.once(done, lambda: json_safe(block))
     del opened
     gc.collect()
@@ -166,50 +166,41 @@ def _measure_model(
     for number, condition in enumerate(todo):
         if progress:
             progress("conditions", number, len(todo))
-        found = journal.once(f"{path}: {condition.name}", partial(_one, instruments, condition))
-        measured.append({**condition.to_dict(), **found})
+        figures = journal.once(f"{path}: {condition.name}", partial(_one, instruments, condition))
+        measured.append({**condition.to_dict(), **figures})
     _add_deltas(measured)
     if progress:
         progress("conditions", len(todo), len(todo))
-    further = []
+    further: list[FurtherDirection] = []
     if config.study.further and "nullspace" in choices:
-        further = [
-            direction.to_dict()
-            for direction in further_directions(
-                model, tokenizer, fits, choices["nullspace"].key, rows
-            )
-        ]
+        further = further_directions(model, tokenizer, fits, choices["nullspace"].key, rows)
     return {
         "model": model_name(path),
         "info": opened.info.to_dict(),
         "forward": opened.check.to_dict(),
         "weights": hash_files(folder, "*.safetensors", stage="hash", progress=progress),
-        "prompts": {label: found.to_dict() for label, found in sets.items()},
+        "prompts": {label: prompts.to_dict() for label, prompts in sets.items()},
         "split": {
             name: {label: len(part) for label, part in parts.items()}
             for name, parts in (("fitted", fitted), ("validation", validation))
         },
-        "held_out": {
-            "source": rows.path.name,
-            "sha256": rows.sha256,
-            **{kind: len(getattr(rows, kind)) for kind in ("harmful", "harmless", "how_to")},
-        },
+        "held_out": rows.to_dict(),
         "choices": {name: choice.to_dict() for name, choice in choices.items()},
         "inlp": _inlp_facts(fits, choices),
         "conditions": measured,
         "composition": facts,
-        "further": further,
+        "further": [direction.to_dict() for direction in further],
     }
 
 
 def _unread(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence where a guard's verdicts could not be read: they are never counted as safe."""
-    found = [c["guard"] for c in conditions if c["guard"]]
-    unparsed = sum(g["unparsed"] for g in found)
+    guards = [c["guard"] for c in conditions if c["guard"]]
+    unparsed = sum(g["unparsed"] for g in guards)
     if not unparsed:
         return []
     return [
-        f"{found[0]['judge']}: {unparsed} of {sum(g['n'] for g in found)} verdicts could not be "
+        f"{guards[0]['judge']}: {unparsed} of {sum(g['n'] for g in guards)} verdicts could not be "
         "read; they are in the denominator and counted apart, see guard.unparsed of study.json"
     ]
 
@@ -282,7 +273,7 @@ def _split(
     sets: Mapping[str, PromptSet], config: StudyConfig
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """(fitted, validation) prompts by class: seeded, disjoint, as many of each class to fit."""
-    distinct = {label: list(dict.fromkeys(found.prompts)) for label, found in sets.items()}
+    distinct = {label: list(dict.fromkeys(given.prompts)) for label, given in sets.items()}
     for label, prompts in distinct.items():
         repeated = len(sets[label].prompts) - len(prompts)
         if repeated:
@@ -297,7 +288,7 @@ def _split(
     if smallest - wanted < 8:
         raise InputError(
             f"{smallest} distinct prompts in the smaller class: {wanted} are set aside for "
-            f"selection and {smallest - wanted} are left to fit; expected at least 8. Lower "
+            f"selection and {smallest - wanted} remain to fit; expected at least 8. Lower "
             "[study] validation or give more prompts"
         )
     fitted, validation = {}, {}
@@ -310,11 +301,11 @@ def _split(
 
 
 def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalSet) -> None:
-    """Prompts of both classes, or of both the fit and the evaluation, make every figure wrong."""
+    """Refuse prompts that are in both classes, or in both the fit and the evaluation."""
     both = set(sets["harmful"].prompts) & set(sets["harmless"].prompts)
     if both:
         raise InputError(f"{len(both)} prompts are in both classes, first {sorted(both)[0]!r}")
-    measured = {p for found in sets.values() for p in found.prompts}
+    measured = {prompt for prompts in sets.values() for prompt in prompts.prompts}
     kinds = ("harmful", "harmless", "how_to")
     shared = [prompt for kind in kinds for prompt in rows.texts(kind) if prompt in measured]
     if shared:
@@ -325,7 +316,7 @@ def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalSet) -> None:
 
 
 def _key(config: StudyConfig) -> str:
-    """A digest of what the results depend on: configuration, versions, the files that are named."""
+    """A digest of what the results depend on: configuration, versions, the files it names."""
     digest = hashlib.sha256()
     settings = config.to_dict()
     settings.pop("output")
