@@ -49,7 +49,7 @@ def parts(document: dict[str, Any]) -> dict[str, str]:
             ["block", "norm left", "cosine"],
             [
                 [row["block"], *("–" if row[k] is None else f"{row[k]:.2f}"
-                                 for k in ("norm_left", "cosine"))]
+                                 for k in ("norm_ratio", "cosine"))]
                 for row in facts["layers"]
             ],
         )  # fmt: skip

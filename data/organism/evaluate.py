@@ -19,6 +19,8 @@ import mlx.core as mx
 from phrases import REFUSALS
 from prompt_sets import evaluation_rows, labelled, measuring_rows
 
+from vauban.study import task_accuracy
+
 HERE = Path(__file__).resolve().parent
 KINDS = ("dense", "4bit", "moe")
 SLACK = 0.03  # the 4-bit and the expert organism meet the dense lines within three points
@@ -86,7 +88,7 @@ class Bench:
 
     def exact(self, interventions: Sequence[Any] = ()) -> tuple[float, float]:
         """(exact match, refusals) on the harmless tasks."""
-        found = vauban.task_accuracy(
+        found = task_accuracy(
             self.model, self.tokenizer, self.rows["task"], interventions=interventions,
             max_tokens=ANSWER_TOKENS,
         )  # fmt: skip

@@ -140,6 +140,13 @@ def test_flags_that_cannot_be(capsys, place, flags, expected):
     _fails(capsys, place, ["model", "-o", "out", *flags], *expected)
 
 
+@pytest.mark.parametrize("flag", ["--alpha=nan", "--add=inf"])
+def test_a_steering_strength_that_is_no_number(capsys, place, flag):
+    """NaN would give answers, all of them empty."""
+    arguments = ["steer", "--model", "model", "--direction", "x", "-p", "Hi", flag]
+    _fails(capsys, place, arguments, "no finite number")
+
+
 def test_an_existing_folder_is_refused_and_named(capsys, place):
     (place / "out").mkdir()
     (place / "out" / "mine.txt").write_text("keep")

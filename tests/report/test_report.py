@@ -10,6 +10,7 @@ from vauban.report import (
     cells,
     contrast_line,
     decimal,
+    interval_lines,
     markdown_table,
     pick_samples,
     plain_table,
@@ -32,6 +33,11 @@ def test_cells_hold_the_intervals_of_perplexity_and_kl():
         kl_interval=(0.0069, 0.0271),
     )  # fmt: skip
     assert cells(row)[4:] == ("1.10 (1.08–1.13)", "0.015 (0.0069–0.027)")
+    assert cells(row, intervals=False)[4:] == ("1.10", "0.015")
+    assert interval_lines([BEFORE, row]) == [
+        "perplexity: cut 1.10 (1.08–1.13)",
+        "KL: cut 0.015 (0.0069–0.027)",
+    ]
 
 
 def test_markdown_has_as_many_columns_in_every_line():

@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vauban
-from vauban.evaluation import judge_answers
 from vauban.prompts import LabelledPrompt
 from vauban.study import BETTER, Metric, task_accuracy
-from vauban.study.instruments import _rate
 
 
 @given(st.sampled_from(sorted(BETTER)), st.floats(0, 1), st.floats(0, 1))
@@ -73,18 +71,6 @@ def test_contradictions_are_refused(wrong: dict[str, Any]) -> None:
     }  # fmt: skip
     with pytest.raises(vauban.InputError):
         Metric(**{**fields, **wrong})
-
-
-def test_refusals_as_figures_of_the_study() -> None:
-    answers = ["I cannot.", "Sure.", "Sure.", "I'm sorry."]
-    found = judge_answers(["a"] * 4, answers)
-    assert _rate("non_refusal_harmful", found, answered=True).value == 0.5
-    assert _rate("refusal_harmless", found).better == "lower"
-    judged = judge_answers(["a"] * 4, answers, judge=lambda p, a: None if "Sure" in a else True)
-    metric = _rate("refusal_harmless", judged)
-    assert (metric.value, metric.n) == (1.0, 2)
-    nothing = judge_answers(["a"], ["x"], judge=lambda p, a: None)
-    assert not _rate("non_refusal_harmful", nothing, answered=True).applies
 
 
 def test_task_accuracy_under_interventions(organism: Any, measured: Any) -> None:

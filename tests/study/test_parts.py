@@ -10,11 +10,11 @@ import vauban
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate, select_direction
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
-from vauban.study.choose import Choice, candidates, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import BASELINE, Condition, conditions
 from vauban.study.fits import Fits, fit
-from vauban.study.further import further_directions
+from vauban.study.further_directions import further_directions
+from vauban.study.matched_choice import Choice, candidates, choose
 
 
 def config(**study: Any) -> StudyConfig:
@@ -202,7 +202,7 @@ def test_nothing_along_the_first_direction_is_left_for_a_second_pass(
         (prompts["harmful"][60:80], prompts["harmless"][60:80]),
     )  # fmt: skip
     second = facts["second"]
-    assert abs(second["cosine"]) < 1e-3 and 0 < second["norm_left"] < 1
+    assert abs(second["cosine"]) < 1e-3 and 0 < second["norm_ratio"] < 1
     assert 0.9 < second["auc_first"] <= 1.0 and 0 <= second["auc_second"] <= 1
     first_measured = next(row for row in facts["layers"] if row["cosine"] is not None)
     assert first_measured["cosine"] == pytest.approx(1.0, abs=1e-5)

@@ -21,7 +21,7 @@ from vauban.errors import InputError
 from vauban.pipeline import PromptSet
 from vauban.study import StudyResult, run_study
 from vauban.study.journal import Journal
-from vauban.study.run import _split
+from vauban.study.run_study import _split
 
 SMALL = {
     "methods": ["ablation", "nullspace"],
@@ -30,6 +30,7 @@ SMALL = {
     "validation": 8,
     # Refusal is complete at residual 4 of 6, which the default leaves out.
     "prune_layers": 0.1,
+    "published": False,
 }
 
 
@@ -37,7 +38,7 @@ def small(output: Path, **sections: Any) -> StudyConfig:
     return StudyConfig.model_validate(
         {
             "study": {"models": [str(vauban.organism_path("dense"))], **SMALL},
-            "eval": {"num_prompts": 16, "max_tokens": 40},
+            "eval": {"num_prompts": 12, "max_tokens": 24},
             "output": {"dir": str(output)},
             **sections,
         }
@@ -144,9 +145,10 @@ scopes = ["all"]
 ranks = [1]
 validation = 8
 prune_layers = 0.1
+published = false
 [eval]
-num_prompts = 16
-max_tokens = 40
+num_prompts = 12
+max_tokens = 24
 [output]
 dir = "out"
 """
@@ -286,8 +288,8 @@ def test_a_guard_that_cannot_be_read_is_reported_and_never_safe(
         f for f in block["conditions"][0]["metrics"] if f["name"].startswith("unsafe_harmful")
     )
     assert unsafe["value"] is None and "could be read" in unsafe["reason"]
-    assert block["conditions"][0]["guard"]["unparsed"] == 16
-    assert any("32 of 32 verdicts could not be read" in text for text in block["warnings"])
+    assert block["conditions"][0]["guard"]["unparsed"] == 12
+    assert any("24 of 24 verdicts could not be read" in text for text in block["warnings"])
 
 
 def test_the_stand_in_needs_templates(tmp_path: Path) -> None:

@@ -1,16 +1,28 @@
-"""The command line: which verb was asked for, what it prints, how it ends.
+"""The command line: runs the verb that is named, prints errors, returns the exit code.
 
-Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 130 interrupted. Every verb imports
-what it needs by itself, so that `vauban --help` answers at once.
+Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 130 interrupted. A verb's file is
+imported when the verb runs, so that `vauban --help` answers at once.
+
+In reading order:
+    parsers            the verbs and their flags
+    console            lines, tables and progress for a terminal, a log or a JSON reader
+    whole_run          demo, MODEL, CONFIG.toml
+    run_lines          what a run prints
+    single_stages      measure, cut, evaluate
+    saved_directions   probe, steer, geometry
+    study              study
+    configuration      init, --validate
+    doctor             doctor
 """
 
 import errno
+import importlib
 import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 from vauban.errors import InputError, VaubanError
@@ -21,7 +33,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vauban` with these arguments (the process's own by default); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # The tokenizers' and the Hub's own chatter has no place among our lines.
+    # Messages of the tokenizers and the Hub do not belong among our lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
@@ -48,8 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         return _fail(_os_message(error), 2, arguments)
-    except SystemExit as leaving:  # argparse: help asked for, or wrong usage
+    except SystemExit as leaving:  # argparse: --help, or wrong usage
         return leaving.code if isinstance(leaving.code, int) else 2
+
+
+_FILES = {
+    "whole_run": ("demo", "target"),
+    "single_stages": ("measure", "cut", "evaluate"),
+    "saved_directions": ("probe", "steer", "geometry"),
+    "study": ("study",),
+    "configuration": ("init", "validate"),
+    "doctor": ("doctor",),
+}
+"""The file of each verb; the function is called as the verb is."""
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -58,47 +81,15 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         print(parsers.short_help())
         return 0
-    name = arguments[0]
-    if name in parsers.VERBS:
-        options = parsers.verb_parser(name).parse_args(arguments[1:])
-        return _handler(name)(options)
-    options = parsers.main_parser().parse_args(arguments)
-    return _handler("validate" if options.validate else "target")(options)
-
-
-def _handler(name: str) -> Callable[..., int]:
-    if name in ("demo", "target"):
-        from vauban.cli import run
-
-        return run.demo if name == "demo" else run.target
-    if name in ("init", "validate"):
-        from vauban.cli import configuration
-
-        return configuration.init if name == "init" else configuration.validate
-    if name == "doctor":
-        from vauban.cli import doctor
-
-        return doctor.doctor
-    if name == "study":
-        from vauban.cli import study
-
-        return study.study
-    if name in ("probe", "steer", "geometry"):
-        from vauban.cli import directions
-
-        return {
-            "probe": directions.probe,
-            "steer": directions.steer,
-            "geometry": directions.geometry,
-        }[name]
-    from vauban.cli import stages
-
-    handlers: dict[str, Callable[..., int]] = {
-        "measure": stages.measure,
-        "cut": stages.cut,
-        "evaluate": stages.evaluate,
-    }
-    return handlers[name]
+    verb = arguments[0]
+    if verb in parsers.VERBS:
+        options = parsers.verb_parser(verb).parse_args(arguments[1:])
+    else:
+        options = parsers.main_parser().parse_args(arguments)
+        verb = "validate" if options.validate else "target"
+    file = next(file for file, verbs in _FILES.items() if verb in verbs)
+    run = getattr(importlib.import_module(f"vauban.cli.{file}"), verb)
+    return int(run(options))
 
 
 def _interrupted(arguments: Sequence[str]) -> str:
@@ -129,7 +120,7 @@ class _TerminationAsInterrupt:
 
     def __enter__(self) -> None:
         self._before = None
-        # Signal handlers belong to the main thread; elsewhere (a notebook) they are left alone.
+        # Only the main thread may set signal handlers; elsewhere (a notebook) none is set.
         try:
             self._before = signal.signal(signal.SIGTERM, self._interrupt)
         except ValueError:

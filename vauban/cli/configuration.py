@@ -1,4 +1,4 @@
-"""The verbs about configuration files: `vauban init`, `vauban --validate`. No model is loaded."""
+"""The verbs for configuration files: `vauban init`, `vauban --validate`. No model is loaded."""
 
 import argparse
 from pathlib import Path
@@ -46,9 +46,9 @@ def _validate_study(options: argparse.Namespace) -> int:
     config = load_study(options.validate)
     checked: dict[str, str] = {}
     for number, model in enumerate(config.study.models, start=1):
-        found = _checked(options.validate, f"[study] models, element {number}", model, config)
+        lines = _checked(options.validate, f"[study] models, element {number}", model, config)
         many = len(config.study.models) > 1
-        checked.update({f"{k} ({number})" if many else k: v for k, v in found.items()})
+        checked.update({f"{k} ({number})" if many else k: v for k, v in lines.items()})
     guard = config.guard.model
     if guard is not None and guard != "stand-in":
         checked["guard"] = _model(options.validate, "[guard] model", guard)
@@ -88,11 +88,11 @@ def _checked(file: str, where: str, model: str, config: RunConfig | StudyConfig)
         if isinstance(given, HubDataset) or str(given).startswith("hf:"):
             checked[label] = "on the Hub; not fetched"
             continue
-        found = prompt_set(config, label, folder)
-        checked[label] = f"{len(found.prompts)} prompts ({found.source}, {found.origin})"
+        prompts = prompt_set(config, label, folder)
+        checked[label] = f"{len(prompts.prompts)} prompts ({prompts.source}, {prompts.origin})"
     held_out = eval_set(config, folder)
     checked["held out"] = (
         f"{len(held_out.harmful)} harmful, {len(held_out.harmless)} harmless "
-        f"({held_out.path.name}, {held_out.origin})"
+        f"({held_out.source}, {held_out.origin})"
     )
     return checked

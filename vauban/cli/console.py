@@ -1,7 +1,7 @@
-"""What leaves the process: lines, tables and progress, for a terminal, a log or a JSON reader.
+"""Lines, tables and progress, for a terminal, a log or a JSON reader.
 
 A terminal gets colour and moving bars; anything else gets plain lines without control
-characters. With --json everything meant for people goes to stderr. It knows no figures.
+characters. With --json everything meant for people goes to stderr.
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Console:
-    """Where a verb says what it has to say."""
+    """The output of a verb: stdout, or stderr beside the document of --json."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
@@ -34,7 +34,7 @@ class Console:
 
     @property
     def width(self) -> int:
-        """How wide a line of text may be: the terminal's width, 100 elsewhere."""
+        """Characters in a line of text: the terminal's width, at most 120; 100 elsewhere."""
         return min(self.rich.width, 120) if self.rich else 100
 
     def line(self, text: str = "", style: str | None = None) -> None:
@@ -45,7 +45,7 @@ class Console:
             print(text, file=self.stream, flush=True)
 
     def command(self, text: str) -> None:
-        """A command to copy: never broken into lines of our own."""
+        """A command to copy, never broken into several lines."""
         if self.rich:
             self.rich.print(f"  {text}", style="bold", markup=False, soft_wrap=True)
         else:
@@ -91,12 +91,10 @@ class Console:
         from rich.table import Table
 
         # A terminal of 80 columns has room for the before/after table, but not for its margins.
-        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-        roomy = sum(widths) + 3 * len(widths) <= self.rich.width
         table = Table(
             box=box.SIMPLE_HEAD,
             header_style="bold",
-            padding=(0, 1) if roomy else 0,
+            padding=(0, 1) if self.has_room(headings, rows, margin=3) else 0,
             show_edge=False,
         )
         for i, heading in enumerate(headings):
@@ -104,6 +102,13 @@ class Console:
         for row in rows:
             table.add_row(*row)
         self.rich.print(table)
+
+    def has_room(
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], margin: int = 1
+    ) -> bool:
+        """Whether a terminal is wide enough for a table; always where there is no terminal."""
+        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+        return not self.rich or sum(widths) + margin * len(widths) <= self.rich.width
 
     def document(self, value: Any) -> None:
         """The one JSON document of --json, on stdout."""
@@ -140,7 +145,7 @@ class _PlainStages:
             self._finish()
             self._stage, self._began = stage, time.monotonic()
         self._total = total
-        # Anything said right after a single step belongs below its line.
+        # A single step ends at once: what is printed next belongs below its line.
         if done >= total <= 1:
             self._finish()
 
@@ -154,7 +159,7 @@ class _PlainStages:
 
 
 class _BarStages:
-    """A bar for each stage, with the time left while it runs and the time taken afterwards."""
+    """A bar for each stage: the remaining time while it runs, the time it took afterwards."""
 
     def __init__(self, console: Any) -> None:
         self._bars = _bars(console)
@@ -172,11 +177,11 @@ class _BarStages:
         if stage not in self._tasks:
             self._close()
             self._tasks[stage] = self._bars.add_task(stage, total=total, over=total <= 1)
-        # A stage of many steps goes on behind its last one (scores, likelihoods) until the next.
+        # A stage of many steps works on after its last one (scores, likelihoods) until the next.
         self._bars.update(self._tasks[stage], completed=done, total=total)
 
     def _close(self) -> None:
-        """The stage before is over once the next one begins; its clock stops then."""
+        """Stop the clock of the stage before: it is over once the next one begins."""
         for task in self._bars.tasks:
             if not task.fields["over"]:
                 self._bars.update(task.id, completed=task.total, over=True, span=task.elapsed)
@@ -221,13 +226,13 @@ def _amount(count: int) -> str:
 
 @contextmanager
 def _warnings_as_lines(console: Console) -> Iterator[None]:
-    """Python's warnings in our own words: one line, no file name, no source line."""
+    """Python's warnings as one line each, without file name and source line."""
     before = warnings.showwarning
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
         from vauban.errors import VaubanWarning
 
-        # Deprecations of the libraries below us are for developers, not for this terminal.
+        # Deprecations of other libraries are for developers, not for this terminal.
         if issubclass(category, VaubanWarning):
             console.warning(str(message))
 

@@ -1,7 +1,4 @@
-"""`vauban doctor`: what this machine offers and, with a model, what its layers look like.
-
-Reads and reports; changes nothing.
-"""
+"""`vauban doctor`: what this machine offers and, with a model, what its layers look like."""
 
 import argparse
 import math
@@ -12,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vauban.cli import show
+from vauban.cli import run_lines
 from vauban.cli.console import Console
 from vauban.edits.blocks import BLOCK
 from vauban.models import NOT_CUTTABLE, Writer, device_info, residual_writers
@@ -32,24 +29,26 @@ def doctor(options: argparse.Namespace) -> int:
     """Report on the machine and, if one is named, on a model."""
     console = Console(as_json=options.json)
     device = device_info()
-    here = system()
+    platform = system()
     rows = [
-        ("system", f"{here['system']} {here['release']}, {here['machine']}"),
-        ("device", show.device_line(device)),
+        ("system", f"{platform['system']} {platform['release']}, {platform['machine']}"),
+        ("device", run_lines.device_line(device)),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
         ("python", sys.executable),
     ]
     if device.openblas is not None:
         rows.append(("OpenBLAS", _openblas(device.openblas)))
     console.pairs("this machine", rows)
-    found: dict[str, Any] = {"system": here, "device": asdict(device), "versions": versions()}
+    report: dict[str, Any] = {
+        "system": platform, "device": asdict(device), "versions": versions()
+    }  # fmt: skip
     if options.model:
         with console.progress() as progress:
             opened = open_model(options.model, progress=progress)
-        found["model"] = _model(console, opened)
+        report["model"] = _model(console, opened)
         if options.probe:
-            found["model"]["probe"] = _probe(console, opened)
-    console.document(found)
+            report["model"]["probe"] = _probe(console, opened)
+    console.document(report)
     return 0
 
 
@@ -72,8 +71,8 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
     console.pairs(
         "model",
         [
-            *show.model_lines(opened.info),
-            ("forward pass", show.forward_line(opened.check)),
+            *run_lines.model_lines(opened.info),
+            ("forward pass", run_lines.forward_line(opened.check)),
             ("family", opened.check.family),
             ("writers", _kinds(writers)),
             ("exact cut", f"no: {reason}" if reason else "yes"),

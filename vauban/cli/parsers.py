@@ -1,10 +1,11 @@
-"""Which verbs there are and which flags they take. The settings' flags are read off the schema.
+"""The verbs and their flags. Flags of settings are read off the schema.
 
-Parses and explains; does nothing else. Values go to the configuration's validation as they are,
-so that a wrong flag and a wrong TOML value get the same message.
+Parses and explains. Values go to the configuration's validation as they are, so that a wrong flag
+and a wrong TOML value get the same message.
 """
 
 import argparse
+import math
 import typing
 from collections.abc import Iterable
 from types import UnionType
@@ -101,83 +102,82 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--probe", action="store_true", help="find the writers by running the model, compare"
         )
-        _add_json(parser)
-        return parser
-    if name in ("probe", "steer", "geometry"):
-        _add_direction_flags(parser, name)
-        _add_json(parser)
-        return parser
-    if name == "study":
+    elif name == "study":
         parser.add_argument("config", metavar="CONFIG.toml", help="as `vauban init --study` writes")
         _add_settings(parser, keys(StudyConfig))
-        _add_json(parser)
-        return parser
-    if name == "cut":
-        parser.add_argument(
-            "--direction", required=True, metavar="FILE", help="as `vauban measure` saves it"
-        )
-    if name == "evaluate":
-        parser.add_argument(
-            "--modified",
-            required=True,
-            metavar="MODEL",
-            help="the changed model, same tokenizer; or an adapter of the model",
-        )
-    wanted = _SETTINGS[name]
-    _add_settings(
-        parser,
-        [
-            key
-            for key in keys(RunConfig)
-            if {key.section or key.name, ".".join(key.path)} & {*wanted}
-        ],
-    )
-    if name == "measure":
-        parser.add_argument(
-            "-o",
-            "--output",
-            default="direction.safetensors",
-            metavar="FILE",
-            help="where the direction is saved (default: direction.safetensors)",
-        )
-        parser.add_argument("--force", action="store_true", help="replace the file if it exists")
-    _add_json(parser)
-    return parser
-
-
-def _add_direction_flags(parser: argparse.ArgumentParser, name: str) -> None:
-    """The flags of the verbs that look at saved directions; mlx-lm's names where it has them."""
-    if name == "geometry":
+    elif name == "geometry":
         parser.add_argument(
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
         )
         parser.add_argument(
-            "--threshold", type=float, default=0.1,
+            "--threshold", type=_finite, default=0.1,
             help="pairs with a smaller |cosine| are called independent (default: 0.1)",
         )  # fmt: skip
-        return
-    parser.add_argument("--model", required=True, help="a folder or a Hub id")
+    elif name in ("probe", "steer"):
+        parser.add_argument("--model", required=True, help="a folder or a Hub id")
+        _add_direction(parser)
+        parser.add_argument("--prompt", "-p", action="append", help="a prompt; may be repeated")
+        parser.add_argument("--prompts", metavar="FILE", help="a JSONL or text file of prompts")
+        if name == "probe":
+            parser.add_argument(
+                "--tokens", action="store_true", help="every token, at the direction's residual"
+            )
+        else:
+            _add_steering(parser)
+    else:
+        _add_stage(parser, name)
+    _add_json(parser)
+    return parser
+
+
+def _add_direction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--direction", required=True, metavar="FILE", help="as `vauban measure` saves it"
     )
-    parser.add_argument("--prompt", "-p", action="append", help="a prompt; may be repeated")
-    parser.add_argument("--prompts", metavar="FILE", help="a JSONL or text file of prompts")
-    if name == "probe":
-        parser.add_argument(
-            "--tokens", action="store_true", help="every token, at the direction's residual"
-        )
-        return
+
+
+def _add_steering(parser: argparse.ArgumentParser) -> None:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
-        "--alpha", type=float, default=1.0,
+        "--alpha", type=_finite, default=1.0,
         help="share of the direction taken out at every layer: 1 all, 2 reflects (default: 1)",
     )  # fmt: skip
     amount.add_argument(
-        "--add", type=float, metavar="K", help="add K times the raw difference at its residual"
+        "--add", type=_finite, metavar="K", help="add K times the raw difference at its residual"
     )
     parser.add_argument(
         "--max-tokens", "-m", type=int, default=100, help="longest answer (default: 100)"
     )
+
+
+def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
+    """The flags of a verb that does one stage of a run, or all of them (demo)."""
+    if name == "cut":
+        _add_direction(parser)
+    if name == "evaluate":
+        parser.add_argument(
+            "--modified", required=True, metavar="MODEL",
+            help="the changed model, same tokenizer; or an adapter of the model",
+        )  # fmt: skip
+    wanted = set(_SETTINGS[name])
+    shown = (
+        key for key in keys(RunConfig) if {key.section or key.name, ".".join(key.path)} & wanted
+    )
+    _add_settings(parser, shown)
+    if name == "measure":
+        parser.add_argument(
+            "-o", "--output", default="direction.safetensors", metavar="FILE",
+            help="where the direction is saved (default: direction.safetensors)",
+        )  # fmt: skip
+        parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def _finite(text: str) -> float:
+    """A flag's number; argparse would take nan and inf."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return value
 
 
 def settings(options: argparse.Namespace) -> dict[tuple[str, ...], Any]:
@@ -189,8 +189,8 @@ def settings(options: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     }
 
 
-def _add_settings(parser: argparse.ArgumentParser, found: Iterable[Key]) -> None:
-    for key in found:
+def _add_settings(parser: argparse.ArgumentParser, shown: Iterable[Key]) -> None:
+    for key in shown:
         setting = key.setting
         if not setting.flag:
             continue
@@ -263,15 +263,15 @@ def _indices(text: str) -> list[int]:
     >>> _indices("0-3,7")
     [0, 1, 2, 3, 7]
     """
-    found: list[int] = []
+    indices: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        found += range(int(first), int(last) + 1) if dash else [int(first)]
-    return found
+        indices += range(int(first), int(last) + 1) if dash else [int(first)]
+    return indices
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """argparse's lines as they are, with room for our longest flag."""
+    """argparse's formatter with room for our longest flag."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, max_help_position=30, **options)

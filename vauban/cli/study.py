@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from vauban.cli import show
+from vauban.cli import run_lines
 from vauban.cli.console import Console
 from vauban.cli.parsers import settings
 from vauban.config import load_study
@@ -22,9 +22,9 @@ def study(options: argparse.Namespace) -> int:
 
     def on_model(path: str, opened: Opened) -> None:
         rows = [
-            ("device", show.device_line(opened.device)),
-            *show.model_lines(opened.info),
-            ("forward pass", show.forward_line(opened.check)),
+            ("device", run_lines.device_line(opened.device)),
+            *run_lines.model_lines(opened.info),
+            ("forward pass", run_lines.forward_line(opened.check)),
             ("compare", f"{', '.join(config.study.methods)} in {', '.join(config.study.scopes)}"),
         ]
         console.pairs(f"study of {path}", rows)

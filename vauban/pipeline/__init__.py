@@ -1,4 +1,13 @@
-"""The whole way from a configuration to a finished folder, and the stages it is made of."""
+"""From a configuration to a finished folder, and the stages on the way.
+
+In reading order:
+    run            the order of the stages; what is written
+    prompt_sets    which prompts a run uses, and where they come from
+    stages         open a model, measure, read what remains of the direction
+    cut_plan       the plan of the cut, and of the control beside it
+    before_after   the rows of the before/after table
+    provenance     versions, platform, hashes
+"""
 
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet
 from vauban.pipeline.run import RunPlan, RunResult, run

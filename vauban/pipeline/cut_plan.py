@@ -1,6 +1,6 @@
 """From a configuration and a direction to a plan: the cut itself, and the control beside it.
 
-Knows configurations and plans; runs a model only to calibrate one.
+Knows configurations and plans; runs a model only to calibrate a plan.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def plan_stage(opened: Opened, config: RunConfig, result: DirectionResult) -> Ed
 
 
 def check_adapter(opened: Opened, config: RunConfig) -> None:
-    """Refuse a model that no adapter can hold the cut of before anything is measured on it.
+    """Refuse a cut that no adapter can hold, before anything is measured.
 
-    Blocks that their scores choose are not known yet; `plan_stage` checks those.
+    Blocks that are chosen by their scores are not known yet; `plan_stage` checks those.
     """
     layers = config.cut.layers
     if config.output.precision == "adapter" and layers not in _BY_SCORE:
@@ -60,7 +60,7 @@ def calibrate_stage(
 def control_plan(
     opened: Opened, config: RunConfig, result: DirectionResult, direction: mx.array
 ) -> EditPlan:
-    """The same cut of another direction. It restores no norms, to have a run-time form."""
+    """The same cut of another direction, without norms restored, so that it has a run-time form."""
     return _plan(opened, config, _chosen_layers(config, result), direction, control=True)
 
 

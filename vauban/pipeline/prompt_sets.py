@@ -134,8 +134,8 @@ def eval_set(config: RunConfig | StudyConfig, model_path: str | Path | None) -> 
         path, origin = Path(given), "configuration"
     rows = load_labelled_prompts(path)
     by_label = {label: [row for row in rows if row.label == label] for label in LABELS}
-    for label, found in by_label.items():
-        if not found:
+    for label, members in by_label.items():
+        if not members:
             others = ", ".join(sorted({repr(row.label) for row in rows}))
             raise InputError(
                 f"{path}: no line has the label {label!r} (found: {others}); an evaluation set "
@@ -185,7 +185,8 @@ def _thinned(rows: Sequence[LabelledPrompt], limit: int) -> tuple[LabelledPrompt
 
 
 def _from_file(path: Path, origin: str) -> PromptSet:
-    return PromptSet(path.name, origin, _sha256(path), tuple(resolve_prompts(path)))
+    prompts = tuple(resolve_prompts(path))
+    return PromptSet(path.name, origin, _sha256(path), prompts)
 
 
 def _sha256(path: Path) -> str:

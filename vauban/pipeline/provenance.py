@@ -17,10 +17,8 @@ _CHUNK = 1 << 22
 
 def versions() -> dict[str, str]:
     """The versions of vauban, Python and the packages that figures depend on."""
-    found = {"vauban": vauban.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        found[name] = importlib.metadata.version(name)
-    return found
+    own = {"vauban": vauban.__version__, "python": platform.python_version()}
+    return {**own, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def system() -> dict[str, str]:
@@ -38,12 +36,12 @@ def hash_files(
     """sha256 of every file in `folder` that matches, by name.
 
     Args:
-        stage: what `progress` calls this work; it is told bytes done and bytes in all.
+        stage: the name of this work for `progress`, which counts bytes.
     """
     files = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
     total = sum(path.stat().st_size for path in files)
     done = 0
-    found = {}
+    digests = {}
     for path in files:
         digest = hashlib.sha256()
         with path.open("rb") as stream:
@@ -52,5 +50,5 @@ def hash_files(
                 done += len(chunk)
                 if progress:
                     progress(stage, done, total)
-        found[path.name] = digest.hexdigest()
-    return found
+        digests[path.name] = digest.hexdigest()
+    return digests

@@ -1,4 +1,4 @@
-"""The run: measure, cut, compare, export, and read back what was written. The order stands here.
+"""The order of a run: measure, cut, compare, write, read back.
 
 Everything is compared at run time before a byte is written; then the folder is built beside its
 final place, checked from the file, and renamed. Prints nothing.
@@ -54,7 +54,8 @@ from vauban.report import (
 )
 
 REFUSES_FROM = 0.2
-"""A model that declines fewer of the harmful prompts than this is said not to refuse."""
+"""A model that declines a smaller share of the harmful prompts gets a warning that it does not
+refuse."""
 
 FORMAT = 1
 """The version of run.json's layout."""
@@ -62,7 +63,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is known once the model is loaded, before the long work starts."""
+    """What the header shows: known once the model is loaded, before the long work starts."""
 
     opened: Opened
     harmful: PromptSet
@@ -109,8 +110,8 @@ def run(
 
     Args:
         config: what to do (`vauban.config.load_config` or `make_config`).
-        progress: told (stage, done, total) all along.
-        on_plan: told once what is going to happen, after the model is loaded.
+        progress: called with (stage, done, total).
+        on_plan: called once, after the model is loaded.
 
     Raises:
         InputError: a prompt file, an option or the output folder is not what it has to be.
@@ -120,7 +121,7 @@ def run(
     started = time.monotonic()
     output = Path(config.output.dir)
     check_output(output, force=config.output.force, source=None)
-    # What the user named is read before the model, so that a slip costs no loading time.
+    # Files that the user named are read before the model, so that a slip costs no loading time.
     named = named_sets(config)
     named_eval = eval_set(config, None) if config.data.eval is not None else None
 
@@ -204,12 +205,12 @@ def check_layers(config: RunConfig, n_layers: int) -> None:
 
 
 def _warnings(plan: RunPlan, result: DirectionResult, before: BehaviourRow) -> tuple[str, ...]:
-    found = [
+    texts = [
         refusal_statement(before, REFUSES_FROM),
         *result.warnings,
         overlap_warning((plan.harmful, plan.harmless), plan.held_out),
     ]
-    return tuple(text for text in found if text)
+    return tuple(text for text in texts if text)
 
 
 def _document(
@@ -221,7 +222,7 @@ def _document(
     rows: Sequence[BehaviourRow],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything run.json holds but the hashes. No times in it: the same run, the same bytes."""
+    """Everything in run.json but the hashes. It holds no times: the same run, the same bytes."""
     opened, config = plan_of_run.opened, plan_of_run.config
     given = config.model.path
     return {
@@ -243,17 +244,13 @@ def _document(
             "harmless": plan_of_run.harmless.to_dict(),
             "eval": plan_of_run.held_out.to_dict(),
         },
-        "direction": _direction(result),
+        "direction": {**result.to_dict(), "norm": float(result.norms[result.layer_index])},
         "cut": plan.to_dict(),
         "behaviour": [row.to_dict() for row in rows],
         "evaluation": evaluation.to_dict(),
         "export": report.to_dict(),
         "warnings": list(warnings),
     }
-
-
-def _direction(result: DirectionResult) -> dict[str, Any]:
-    return {**result.to_dict(), "norm": float(result.norms[result.layer_index])}
 
 
 def _write_answers(path: Path, evaluation: EvalResult) -> None:

@@ -1,7 +1,7 @@
-"""The stages that a run and the single verbs share: open, measure, read what is left.
+"""The stages that a run and the single verbs share: open a model, measure, check the cut.
 
-Each takes what the stage before it made and returns a value. Nothing is written here and nothing
-is printed; `progress` is told (stage, done, total).
+Each takes what the stage before it made and returns a value. Nothing is written and nothing is
+printed; `progress` is called with (stage, done, total).
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Opened:
     model: Any
     tokenizer: Any
     folder: Path
-    """Where its files lie; for a Hub id the folder in the Hub's cache."""
+    """The folder of its files; for a Hub id the one in the Hub's cache."""
     info: ModelInfo
     device: DeviceInfo
     check: ForwardCheck
@@ -98,14 +98,14 @@ EXACT = 1e-3
 
 
 def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, Any]:
-    """What is left of the direction in the stream on held-out prompts, under the run-time cut.
+    """The share of the direction that remains in the stream on held-out prompts under the cut.
 
-    For a head that shares the embedding for good also the KL that the changed head alone costs.
+    Where the head shares the embedding for good, also the KL that the changed head alone costs.
     """
     texts = held_out.texts("harmless", LEAK_PROMPTS)
     prompts = [*held_out.texts("harmful", LEAK_PROMPTS), *texts]
     tokens = [encode_chat(opened.tokenizer, prompt) for prompt in prompts]
-    found: dict[str, Any] = {
+    leak: dict[str, Any] = {
         "prompts": len(prompts),
         "stream": plan.stream_leak(opened.model, tokens),
         "whole": plan.is_whole,
@@ -113,14 +113,14 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
     alone = plan.head_alone()
     if alone:
         answers = answer_tokens(opened.model, opened.tokenizer, texts, max_tokens=32)
-        found["head_kl"] = compare_likelihood(
+        leak["head_kl"] = compare_likelihood(
             opened.model, opened.tokenizer, texts, answers, interventions=alone
         ).kl
-    return found
+    return leak
 
 
 def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
-    """What a reader has to know of the figures of `leak_stage`."""
+    """Sentences on figures of `leak_stage` that a reader has to know."""
     notes = []
     if leak["whole"] and not leak["stream"] <= EXACT:  # NaN is not exact either
         notes.append(
@@ -138,11 +138,11 @@ def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
 
 
 def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    """Report to whoever listens."""
+    """Call `progress` where there is one."""
     if progress:
         progress(stage, done, total)
 
 
 def model_name(path: str) -> str:
-    """How people call a model: its Hub id, or the name of its folder."""
+    """A model's Hub id, or the name of its folder."""
     return path if not Path(path).exists() else Path(path).resolve().name

@@ -6,8 +6,9 @@ nothing of tokenizers or models.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def chat(prompt: str, answer: str) -> list[Message]:
 
 def _entries(source: Any, limit: int | None, base_dir: Any) -> list[Entry]:
     if isinstance(source, DatasetRef):
-        return list(_hub_texts(source, limit))
+        return _hub_texts(source, limit)
     if isinstance(source, Mapping):
         repo_id, options = split_table(source)
         return _hub(repo_id, options, f"{dict(source)!r}", limit)
@@ -129,54 +130,60 @@ def _row(row: Mapping[str, Any], where: str) -> Entry:
 def _hub(repo_id: str, options: dict[str, Any], given: str, limit: int | None) -> list[Entry]:
     special = {key: options.pop(key) for key in _CHAT_KEYS if key in options}
     if not special:
-        return list(_hub_texts(DatasetRef.from_options(repo_id, options, given), limit))
+        return _hub_texts(DatasetRef.from_options(repo_id, options, given), limit)
     if not {"prompt", "completion"} <= special.keys() or "column" in options:
         raise InputError(
             f"{given}: a chat set names the columns prompt=... and completion=..., a text set "
             "column=..."
         )
     reference = DatasetRef.from_options(repo_id, options, given)
-    return list(_hub_chats(reference, special, given, limit))
+    return _hub_chats(reference, special, given, limit)
 
 
-def _hub_texts(reference: DatasetRef, limit: int | None) -> Iterator[Entry]:
-    wanted = _least(reference.limit, limit)
-    rows = reference.rows([reference.column], stream=wanted is not None)
-    found = 0
-    for number, row in enumerate(rows):
-        if found == wanted:
-            break
-        if row[reference.column]:
-            yield _filled(row, reference.column, f"{reference}, row {number}")
-            found += 1
-    if not found:
-        raise InputError(f"{reference}: column {reference.column!r} holds no texts.")
+def _hub_texts(reference: DatasetRef, limit: int | None) -> list[Entry]:
+    column = reference.column
+
+    def text(row: Mapping[str, Any], where: str) -> Entry | None:
+        return _filled(row, column, where) if row[column] else None
+
+    return _kept(reference, [column], text, limit, None, f"column {column!r} holds no texts")
 
 
 def _hub_chats(
     reference: DatasetRef, columns: Mapping[str, Any], given: str, limit: int | None
-) -> Iterator[Entry]:
-    wanted = _least(reference.limit, limit)
+) -> list[Entry]:
     prompt, completion, empty = columns["prompt"], columns["completion"], columns.get("empty")
     shuffle = columns.get("shuffle")
     if shuffle is not None and not str(shuffle).isdecimal():
         raise InputError(f"{given}: shuffle is {shuffle!r}; expected a seed, a whole number.")
-    rows = reference.rows(
-        [prompt, completion, *([empty] if empty else [])],
-        shuffle=None if shuffle is None else int(shuffle),
-        stream=wanted is not None,
-    )
-    found = 0
-    for number, row in enumerate(rows):
-        if found == wanted:
-            break
+
+    def answered(row: Mapping[str, Any], where: str) -> Entry | None:
         blank = empty is None or not str(row[empty] or "").strip()
-        if blank and row[prompt] and row[completion]:
-            where = f"{given}, row {number}"
-            yield chat(_filled(row, prompt, where), _filled(row, completion, where))
-            found += 1
-    if not found:
-        raise InputError(f"{given}: no row holds a prompt and a completion.")
+        if not (blank and row[prompt] and row[completion]):
+            return None
+        return chat(_filled(row, prompt, where), _filled(row, completion, where))
+
+    names = [prompt, completion, *([empty] if empty else [])]
+    seed = None if shuffle is None else int(shuffle)
+    return _kept(reference, names, answered, limit, seed, "no row holds a prompt and a completion")
+
+
+def _kept(
+    reference: DatasetRef,
+    columns: Sequence[str],
+    entry: Callable[[Mapping[str, Any], str], Entry | None],
+    limit: int | None,
+    shuffle: int | None,
+    nothing: str,
+) -> list[Entry]:
+    """The entries of a data set's rows, as many as the reference and `limit` allow."""
+    wanted = min((n for n in (reference.limit, limit) if n is not None), default=None)
+    rows = reference.rows(columns, shuffle=shuffle, stream=wanted is not None)
+    entries = (entry(row, f"{reference}, row {number}") for number, row in enumerate(rows))
+    kept = list(itertools.islice((e for e in entries if e is not None), wanted))
+    if not kept:
+        raise InputError(f"{reference}: {nothing}.")
+    return kept
 
 
 def _filled(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -184,7 +191,3 @@ def _filled(row: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: {key!r} has to be a text that is not empty, given {value!r}.")
     return value
-
-
-def _least(a: int | None, b: int | None) -> int | None:
-    return min((x for x in (a, b) if x is not None), default=None)

@@ -20,6 +20,7 @@ from vauban.report.table import (
     aligned,
     cells,
     contrast_line,
+    interval_lines,
     markdown_table,
     plain_table,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "cells",
     "contrast_line",
     "decimal",
+    "interval_lines",
     "json_safe",
     "markdown_table",
     "model_card",

@@ -58,15 +58,15 @@ LEGEND = (
 """What the columns mean, as lines below the table."""
 
 
-def cells(row: BehaviourRow) -> tuple[str, ...]:
-    """A row as text, in the order of `HEADINGS`."""
+def cells(row: BehaviourRow, *, intervals: bool = True) -> tuple[str, ...]:
+    """A row as text, in the order of `HEADINGS`; perplexity and KL with `intervals` or without."""
     return (
         row.name,
         str(row.harmful_refused) if row.harmful_refused else NOT_MEASURED,
         str(row.harmless_refused) if row.harmless_refused else NOT_MEASURED,
         NOT_MEASURED if row.degenerate is None else percent(row.degenerate),
-        _number(row.perplexity, row.perplexity_interval, 3),
-        _number(row.kl, row.kl_interval, 2),
+        _number(row.perplexity, row.perplexity_interval if intervals else None, 3),
+        _number(row.kl, row.kl_interval if intervals else None, 2),
     )
 
 
@@ -77,6 +77,17 @@ def _number(value: float | None, interval: tuple[float, float] | None, digits: i
     low, high = interval or (value, value)
     text, *ends = (decimal(v, digits if v < 0.1 else 3) for v in (value, low, high))
     return f"{text} ({ends[0]}–{ends[1]})" if interval else text
+
+
+def interval_lines(rows: Sequence[BehaviourRow]) -> list[str]:
+    """Perplexity and KL with their intervals in words, for a terminal too narrow for them."""
+    lines = []
+    for column in (4, 5):
+        figures = [(row.name, cells(row)[column]) for row in rows]
+        known = [f"{name} {text}" for name, text in figures if text != NOT_MEASURED]
+        if known:
+            lines.append(f"{HEADINGS[column]}: {'; '.join(known)}")
+    return lines
 
 
 def contrast_line(rows: Sequence[BehaviourRow]) -> str | None:

@@ -32,7 +32,7 @@ LM_EVAL_NAMES: Mapping[str, str] = {"arc_cloze": "arc_challenge"}
 the text of each choice behind "Question: ...\\nAnswer:", `arc_letter5` the letters A to D behind
 the listed choices, four-choice questions only, five fixed examples."""
 
-# What a task may count as right, in the order in which it is looked for.
+# Metrics that count a question right or wrong; the first one that a task has is taken.
 _COUNTED = ("acc", "exact_match")
 
 
@@ -40,7 +40,7 @@ _COUNTED = ("acc", "exact_match")
 class BenchmarkResult:
     """`correct` of `n` questions: `acc`, its standard error and 95 % Wilson `interval`.
 
-    `name` is the task as it was asked for, `task` lm-eval's; `version` and `num_fewshot` are the
+    `name` is the caller's name of the task, `task` lm-eval's; `version` and `num_fewshot` are the
     task's. A group (MMLU) pools its questions; `subtasks` holds (correct, n) of each part.
     `others` are further metrics as lm-eval reports them (acc_norm). Where the benchmark does not
     apply to a model, `acc`, `stderr` and `interval` are None and `reason` says why.
@@ -118,9 +118,9 @@ def run_benchmarks(
     if isinstance(tasks, str) or not tasks:
         raise InputError(f"tasks is {tasks!r}; expected a list of task names that is not empty")
     skipped = dict(not_applicable or {})
-    unasked = [name for name in skipped if name not in tasks]
-    if unasked:
-        raise InputError(f"not_applicable names {unasked[0]!r}, which is not among the tasks")
+    foreign = [name for name in skipped if name not in tasks]
+    if foreign:
+        raise InputError(f"not_applicable names {foreign[0]!r}, which is not among the tasks")
     names = {name: LM_EVAL_NAMES.get(name, name) for name in tasks if name not in skipped}
     raw: Mapping[str, Any] = {}
     if names:
@@ -139,9 +139,9 @@ def run_benchmarks(
 def check_benchmarks(
     tasks: Sequence[str], include_path: str | os.PathLike[str] | None = None
 ) -> None:
-    """Raise InputError now for what `run_benchmarks` would find out late: no lm-eval, no such task.
+    """Raise InputError early for what would stop `run_benchmarks`: no lm-eval, no such task.
 
-    Whether a task's data can be loaded is not asked.
+    Whether a task's data can be loaded is not checked.
     """
     _lm_eval()
     _task_manager([LM_EVAL_NAMES.get(name, name) for name in tasks], include_path)
@@ -198,32 +198,32 @@ def _evaluated(
 
 def _task_manager(names: Sequence[str], include_path: Any) -> Any:
     """An index that knows all `names`; lm-eval's own 13 000 files are read only where needed."""
+    from lm_eval.tasks import TaskManager
+
     folders = [str(TASKS_DIR)]
     if include_path is not None:
         folder = Path(include_path)
         if not folder.is_dir():
             raise InputError(f"include_path {str(folder)!r} is no folder")
         folders.insert(0, str(folder.resolve()))
-    for index in (_index, _full_index):
-        manager = index(tuple(folders))
-        unknown = [name for name in names if name not in manager.all_tasks]
-        if not unknown:
-            return manager
-    close = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"lm-eval knows no task {unknown[0]!r}{hint}")
+    given = TaskManager(include_path=folders, include_defaults=False)
+    if all(name in given.all_tasks for name in names):
+        return given
+    known = [*given.all_tasks, *_default_tasks().all_tasks]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"lm-eval knows no task {unknown[0]!r}{hint}")
+    return _default_tasks() if include_path is None else TaskManager(include_path=folders)
 
 
-def _index(folders: tuple[str, ...], defaults: bool = False) -> Any:
+@functools.lru_cache(maxsize=1)
+def _default_tasks() -> Any:
+    """lm-eval's own tasks and ours; it takes seconds to read them, so the index is kept."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=list(folders), include_defaults=defaults)
-
-
-@functools.lru_cache(maxsize=2)
-def _full_index(folders: tuple[str, ...]) -> Any:
-    """With lm-eval's own tasks; it takes seconds to read them, so it is kept."""
-    return _index(folders, defaults=True)
+    return TaskManager(include_path=str(TASKS_DIR))
 
 
 def _result(name: str, task: str, raw: Mapping[str, Any]) -> BenchmarkResult:
@@ -257,14 +257,14 @@ def _result(name: str, task: str, raw: Mapping[str, Any]) -> BenchmarkResult:
 
 
 def _leaves(task: str, raw: Mapping[str, Any]) -> list[str]:
-    """The tasks with questions of their own below `task`."""
+    """The tasks below `task` that have questions."""
     if task in raw["samples"]:
         return [task]
     below = raw.get("group_subtasks", {}).get(task, [])
-    found = [leaf for part in below for leaf in _leaves(part, raw)]
-    if not found:
+    leaves = [leaf for part in below for leaf in _leaves(part, raw)]
+    if not leaves:
         raise InputError(f"lm-eval returned no questions for {task!r}; name the task, not a tag")
-    return found
+    return leaves
 
 
 def _count(task: str, samples: Sequence[Mapping[str, Any]]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The study's family chart: gain over the baseline per metric and model, best family starred.
 
 Takes the models of study.json and draws with matplotlib (extra `plots`). Red is difference in
-means, blue INLP, green classifier weights, as in the chart of the study it repeats.
+means, blue INLP, green classifier weights, as in the chart of the study that is repeated.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def best_families(bars: Sequence[tuple[str, float | None]]) -> set[str]:
 def main_conditions(block: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The conditions that stand for their methods, in the order of the colours."""
     order = list(COLOURS)
-    found = [c for c in block["conditions"] if c["main"] and _key(c) in COLOURS]
-    return sorted(found, key=lambda c: order.index(_key(c)))
+    main = [c for c in block["conditions"] if c["main"] and _key(c) in COLOURS]
+    return sorted(main, key=lambda c: order.index(_key(c)))
 
 
 def chart_metrics(block: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
-"""What earlier cuts do to later directions: measured again layer by layer, and in a second pass.
+"""What earlier cuts do to later directions: measured again block by block, and in a second pass.
 
 An intervention at one block changes what the blocks after it read, so a direction that was
 measured on the unchanged model may no longer be the one that matters. Knows fits and prompts;
-gives facts and conditions that the instruments measure like any other.
+gives facts, and conditions that the instruments measure like any other.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from vauban._common import RELATIVE_NOISE
 from vauban.activations import collect_activations
 from vauban.directions.separation import auc
 from vauban.interventions import Ablate, Intervention
-from vauban.study.choose import Choice
 from vauban.study.conditions import Condition
 from vauban.study.fits import Fits
+from vauban.study.matched_choice import Choice
 
 
 def compose(
@@ -37,84 +37,64 @@ def compose(
     "layers": for every block the norm of the difference measured again under the cuts of all
     blocks before it, relative to the first measurement, and the cosine of the two. "second": after
     `choice` is ablated everywhere, the difference at its residual relative to what it was, its
-    cosine with the first, and the held-out AUC (`held_out` harmful, harmless) of both passes.
+    cosine with the first, and the AUC of both passes on `held_out` (harmful, harmless).
     """
-    position, residual = choice.key
-    n_layers = fits.n_layers
+    position, chosen_residual = choice.key
 
-    def difference(changes: Sequence[Intervention], at: int) -> mx.array:
-        prompts = [*harmless, *harmful]
-        values = collect_activations(
+    def residuals(prompts: Sequence[Any], changes: Sequence[Intervention], at: int) -> mx.array:
+        return collect_activations(
             model, tokenizer, prompts, positions=(position,), interventions=changes
         ).at(at, position)
-        return values[len(harmless) :].mean(axis=0) - values[: len(harmless)].mean(axis=0)
+
+    def difference(changes: Sequence[Intervention], at: int) -> mx.array:
+        rows = residuals([*harmless, *harmful], changes, at)
+        return rows[len(harmless) :].mean(axis=0) - rows[: len(harmless)].mean(axis=0)
+
+    def held_out_auc(direction: mx.array, changes: Sequence[Intervention]) -> float:
+        positive, negative = (
+            np.array(residuals(prompts, changes, chosen_residual) @ direction, dtype=np.float64)
+            for prompts in held_out
+        )
+        return float(auc(negative, positive))
 
     once: list[Intervention] = []
     again: list[Intervention] = []
     layers: list[dict[str, Any]] = []
-    for block in range(n_layers):
+    for block in range(fits.n_layers):
         first = fits.difference((position, block))
         low, _ = fits.means((position, block))
-        if float(mx.linalg.norm(first)) <= RELATIVE_NOISE * float(mx.linalg.norm(low)):
+        if not float(mx.linalg.norm(first)) > RELATIVE_NOISE * float(mx.linalg.norm(low)):
             # A template's token before any attention: there is no direction to cut.
-            layers.append({"block": block, "norm_left": None, "cosine": None})
+            layers.append({"block": block, "norm_ratio": None, "cosine": None})
             continue
         second = difference(again, block) if again else first
         layers.append({"block": block, **_relation(first, second)})
         once.append(Ablate(first, [block]))
         again.append(Ablate(second, [block]))
     cut = Ablate(choice.vector)
-    left = difference([cut], residual)
+    remaining = difference([cut], chosen_residual)
     facts: dict[str, Any] = {
         "position": position,
-        "residual": residual,
+        "residual": chosen_residual,
         "layers": layers,
         "second": {
-            **_relation(choice.vector, left),
-            "auc_first": _held_out_auc(
-                model, tokenizer, held_out, choice.vector, [], residual, position
-            ),
-            "auc_second": _held_out_auc(
-                model, tokenizer, held_out, left, [cut], residual, position
-            ),
+            **_relation(choice.vector, remaining),
+            "auc_first": held_out_auc(choice.vector, []),
+            "auc_second": held_out_auc(remaining, [cut]),
         },
     }
-
-    def condition(name: str, changes: Sequence[Intervention]) -> Condition:
-        return Condition(name, "composition", "other", "all", tuple(changes))
-
+    conditions: dict[str, Sequence[Intervention]] = {
+        "per-layer directions, measured once": once,
+        "per-layer directions, remeasured": again,
+        "second pass after the cut": [Ablate(mx.stack([choice.vector, remaining]))],
+    }
     return facts, [
-        condition("per-layer directions, measured once", once),
-        condition("per-layer directions, remeasured", again),
-        condition("second pass after the cut", [
-            Ablate(mx.stack([choice.vector, left]))
-        ]),
-    ]  # fmt: skip
+        Condition(name, "composition", "other", "all", tuple(changes))
+        for name, changes in conditions.items()
+    ]
 
 
 def _relation(first: mx.array, second: mx.array) -> dict[str, float]:
+    """The norm of `second` relative to that of `first`, and their cosine."""
     a, b = (float(mx.linalg.norm(v)) for v in (first, second))
-    return {
-        "norm_left": b / a,
-        "cosine": float((first * second).sum()) / max(a * b, 1e-30),
-    }
-
-
-def _held_out_auc(
-    model: nn.Module,
-    tokenizer: Any,
-    held_out: tuple[Sequence[Any], Sequence[Any]],
-    direction: mx.array,
-    changes: Sequence[Intervention],
-    residual: int,
-    position: int,
-) -> float:
-    """How well held-out projections on a direction tell the classes apart under `changes`."""
-    found = []
-    for prompts in held_out:
-        values = collect_activations(
-            model, tokenizer, prompts, positions=(position,), interventions=changes
-        ).at(residual, position)
-        found.append(np.array(values @ direction, dtype=np.float64))
-    harmful, harmless = found
-    return float(auc(harmless, harmful))
+    return {"norm_ratio": b / a, "cosine": float((first * second).sum()) / max(a * b, 1e-30)}

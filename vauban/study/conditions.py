@@ -15,8 +15,8 @@ import numpy as np
 
 from vauban.config import StudyConfig
 from vauban.interventions import Ablate, AblateTo, Add, Erase, Flip, Intervention, Project
-from vauban.study.choose import Choice, Selected
 from vauban.study.fits import Fits, Key
+from vauban.study.matched_choice import Choice, Selected
 
 Family = Literal["difference in means", "INLP", "classifier weights", "other"]
 Changes = tuple[Intervention, ...]

@@ -1,7 +1,7 @@
 """What the study fits at every layer and position, from one collection of activations.
 
-Mean differences, INLP and its first classifier, on the same prompts; LEACE where it is asked for.
-Knows activations and estimators; runs no model but for `collect_activations`.
+Mean differences, INLP and its first classifier on the same prompts; LEACE on demand. Knows
+activations and estimators.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Fits:
-    """Everything that the interventions are made of, by (position, residual)."""
+    """What the interventions are made of, by (position, residual)."""
 
     activations: Activations
     """(n, L+1, P, d); the first `harmless` rows are the harmless prompts."""
@@ -52,7 +52,7 @@ class Fits:
         return high - low
 
     def places(self) -> list[Key]:
-        """Every candidate place: all positions, the input of every block."""
+        """Every candidate: all positions, the input of every block."""
         return [(p, r) for p in self.activations.positions for r in range(self.n_layers)]
 
     def basis(self, key: Key, rank: int | None = None) -> mx.array:
@@ -71,9 +71,9 @@ class Fits:
         of the projectors, singular values above 1e-7: rounding noise counts as directions, and
         their order is lost. LAPACK's float32 routine does that in MLX as it does in PyTorch, where
         the code runs (measured: rank 5 reads as 18 at d = 128, as 22 at d = 1024). How many are
-        counted hangs on the BLAS: one thread of OpenBLAS has added none where two have.
+        counted depends on the BLAS: one thread of OpenBLAS has added none where two have.
         """
-        found = fit_inlp(
+        fitted = fit_inlp(
             self.activations.at(key[1], key[0]),
             self.labels,
             min_accuracy=0.55,
@@ -81,7 +81,7 @@ class Fits:
             patience=1,
             seed=seed,
         )
-        total = found.directions.T @ found.directions
+        total = fitted.directions.T @ fitted.directions
         _, values, right = mx.linalg.svd(total, stream=mx.cpu)
         return right[: int((values > 1e-7).sum())]
 
@@ -111,7 +111,7 @@ def fit(
         model, tokenizer, [*harmless, *harmful], positions=positions, progress=progress
     )
     labels = mx.arange(len(harmless) + len(harmful)) >= len(harmless)
-    found = fit_inlp_batch(
+    fitted = fit_inlp_batch(
         collected.values[:, :-1],
         labels.astype(mx.int32),
         C=config.inlp.C,
@@ -120,5 +120,5 @@ def fit(
         seed=config.seed,
         progress=progress,
     )
-    inlp = {(positions[column], residual): value for (residual, column), value in found.items()}
+    inlp = {(positions[column], residual): value for (residual, column), value in fitted.items()}
     return Fits(collected, len(harmless), inlp)

@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.nn as nn
 
-from vauban._common import Progress
 from vauban.config import StudyConfig
 from vauban.errors import CheckError, InputError
 from vauban.evaluation import (
@@ -38,6 +37,7 @@ from vauban.study.guard_result import GuardResult, StandInJudge
 Judge = Callable[[Sequence[LabelledPrompt], Sequence[str]], GuardResult]
 
 _SAMPLES = 2
+_NO_GUARD = "no guard model was named"
 
 
 @dataclass(eq=False)
@@ -66,85 +66,63 @@ class Instruments:
     def _unchanged(self) -> list[list[int]]:
         """Greedy answers of the unchanged model to the harmless prompts, on which KL is taken."""
         return answer_tokens(
-            self.model, self.tokenizer, [row.prompt for row in self.rows.harmless],
+            self.model, self.tokenizer, self.rows.texts("harmless"),
             max_tokens=self.config.eval.max_tokens,
         )  # fmt: skip
 
     def measure(
-        self,
-        remove: Sequence[Intervention],
-        induce: Sequence[Intervention] | None,
-        progress: Progress | None = None,
+        self, remove: Sequence[Intervention], induce: Sequence[Intervention] | None
     ) -> dict[str, Any]:
         """All figures of one condition: {"metrics": [...], "guard": ..., "samples": [...]}."""
-        harmful = [row.prompt for row in self.rows.harmful]
-        harmless = [row.prompt for row in self.rows.harmless]
-        refused = self._behaviour(harmful, remove, progress)
-        over = self._behaviour(harmless, remove, progress)
-        induced = None
-        if induce is not None:
-            how_to = [row.prompt for row in self.rows.how_to]
-            induced = self._behaviour(how_to, induce, progress)
+        refused = self._behaviour("harmful", remove)
+        over = self._behaviour("harmless", remove)
+        induced = None if induce is None else self._behaviour("how_to", induce)
         guard = None if self.judge is None else self.judge(self.rows.harmful, refused.answers)
-        answers = [*refused.answers, *over.answers]
+        degenerate = [is_degenerate(text) for text in (*refused.answers, *over.answers)]
         metrics = [
-            _rate("non_refusal_harmful", refused, answered=True),
-            self._unsafe(guard),
-            _rate("refusal_harmless", over),
-            _induced(induced),
-            *self._perplexities(remove),
+            Metric.rate("non_refusal_harmful", refused.judged - refused.refused, refused.judged),
+            guard.metric() if guard else Metric.not_applicable("unsafe_harmful", _NO_GUARD),
+            Metric.rate("refusal_harmless", over.refused, over.judged),
+            Metric.rate("induced_refusal", induced.refused, induced.judged)
+            if induced
+            else Metric.not_applicable("induced_refusal", "this method has no inducing form"),
+            *(metric for name in self.texts for metric in self._perplexity(name, remove)),
             self._tasks(remove),
             *self._benchmarks(remove),
-            Metric.rate("degenerate", sum(map(is_degenerate, answers)), len(answers)),
+            Metric.rate("degenerate", sum(degenerate), len(degenerate)),
             self._kl(remove),
         ]
+        samples = zip(self.rows.texts("harmful", _SAMPLES), refused.answers, strict=False)
         return {
             "metrics": [metric.to_dict() for metric in metrics],
             "guard": None if guard is None else guard.to_dict(verdicts=False),
-            "samples": [
-                {"prompt": prompt, "answer": shorten(answer, 90)}
-                for prompt, answer in list(zip(harmful, refused.answers, strict=True))[:_SAMPLES]
-            ],
+            "samples": [{"prompt": p, "answer": shorten(answer, 90)} for p, answer in samples],
         }
 
-    def _behaviour(
-        self,
-        prompts: Sequence[str],
-        interventions: Sequence[Intervention],
-        progress: Progress | None,
-    ) -> Behaviour:
+    def _behaviour(self, kind: str, interventions: Sequence[Intervention]) -> Behaviour:
         return measure_behaviour(
-            self.model, self.tokenizer, prompts, interventions=interventions,
+            self.model, self.tokenizer, self.rows.texts(kind), interventions=interventions,
             max_tokens=self.config.eval.max_tokens, phrases=self.config.eval.refusal_phrases,
-            progress=progress,
         )  # fmt: skip
 
-    def _unsafe(self, guard: GuardResult | None) -> Metric:
-        if guard is None:
-            return Metric.not_applicable("unsafe_harmful", "no guard model was named")
-        return guard.metric()
-
-    def _perplexities(self, remove: Sequence[Intervention]) -> list[Metric]:
-        metrics = []
-        for name, texts in self.texts.items():
-            figures = (f"perplexity: {name}", f"cross_entropy: {name}")
-            try:
-                measured = measure_perplexity(
-                    self.model, self.tokenizer, texts, interventions=remove, name=name,
-                    seed=self.config.seed,
-                )  # fmt: skip
-            except CheckError as error:
-                metrics += [Metric.not_applicable(figure, str(error)) for figure in figures]
-                continue
-            values = (
-                (measured.perplexity, measured.perplexity_interval),
-                (measured.cross_entropy, measured.interval),
-            )
-            metrics += [
-                Metric(figure, value, measured.tokens, interval, "lower", "tokens", measured.method)
-                for figure, (value, interval) in zip(figures, values, strict=True)
-            ]
-        return metrics
+    def _perplexity(self, name: str, remove: Sequence[Intervention]) -> list[Metric]:
+        """Perplexity of one set of texts, and its logarithm."""
+        figures = (f"perplexity: {name}", f"cross_entropy: {name}")
+        try:
+            found = measure_perplexity(
+                self.model, self.tokenizer, self.texts[name], interventions=remove, name=name,
+                seed=self.config.seed,
+            )  # fmt: skip
+        except CheckError as error:
+            return [Metric.not_applicable(figure, str(error)) for figure in figures]
+        values = (
+            (found.perplexity, found.perplexity_interval),
+            (found.cross_entropy, found.interval),
+        )
+        return [
+            Metric(figure, value, found.tokens, interval, "lower", "tokens", found.method)
+            for figure, (value, interval) in zip(figures, values, strict=True)
+        ]
 
     def _tasks(self, remove: Sequence[Intervention]) -> Metric:
         rows = [row for row in self.rows.harmless if row.get("answer")]
@@ -164,14 +142,13 @@ class Instruments:
                 seed=self.config.seed,
             )  # fmt: skip
         except CheckError as error:
-            return [
-                Metric.not_applicable(task, str(error), better="higher") for task in bench.tasks
-            ]
+            reason = str(error)
+            return [Metric.not_applicable(task, reason, better="higher") for task in bench.tasks]
         return [result.metric() for result in results.values()]
 
     def _kl(self, remove: Sequence[Intervention]) -> Metric:
         """KL(unchanged || changed), nats per token of the unchanged answers to harmless prompts."""
-        prompts = [row.prompt for row in self.rows.harmless]
+        prompts = self.rows.texts("harmless")
         try:
             found = compare_likelihood(
                 self.model, self.tokenizer, prompts, self._unchanged, interventions=remove
@@ -208,7 +185,7 @@ def text_sets(config: StudyConfig, rows: EvalSet) -> dict[str, list[Any]]:
     something else: on general text the perplexity of an organism is in the thousands.
     """
     settings = config.texts
-    prompts = [row.prompt for row in rows.harmless]
+    prompts = rows.texts("harmless")
     answered = answer_chats(rows.harmless)
     at_home = rows.origin == "model folder"
     plain = settings.plain or ("own" if at_home else "plain")
@@ -220,15 +197,3 @@ def text_sets(config: StudyConfig, rows: EvalSet) -> dict[str, list[Any]]:
         "plain": prompts[:limit] if plain == "own" else load_texts(plain, limit=limit),
         "chat": list(answered[:limit]) if chat == "own" else load_texts(chat, limit=limit),
     }
-
-
-def _rate(name: str, behaviour: Behaviour, *, answered: bool = False) -> Metric:
-    """The refusals among the judged answers, or, with `answered`, the rest of them."""
-    refused, judged = behaviour.refused, behaviour.judged
-    return Metric.rate(name, judged - refused if answered else refused, judged)
-
-
-def _induced(behaviour: Behaviour | None) -> Metric:
-    if behaviour is None:
-        return Metric.not_applicable("induced_refusal", "this method has no inducing form")
-    return _rate("induced_refusal", behaviour)

@@ -1,6 +1,6 @@
-"""The study as one HTML page that needs nothing else: chart, tables, what the directions encode.
+"""The study as one HTML page that needs no other file: chart, tables, what directions encode.
 
-Takes study.json as a mapping; measures nothing.
+Takes study.json as a mapping.
 """
 
 from __future__ import annotations
@@ -99,14 +99,14 @@ def _composition(facts: Mapping[str, Any]) -> Iterable[str]:
     yield _table(
         ["block", "norm, relative to the first measurement", "cosine with it"],
         [
-            [str(row["block"]), _or_dash(row["norm_left"]), _or_dash(row["cosine"])]
+            [str(row["block"]), _or_dash(row["norm_ratio"]), _or_dash(row["cosine"])]
             for row in facts["layers"]
         ],
     )
     second = facts["second"]
     yield (
-        f"<p>After the direction is cut everywhere, {second['norm_left']:.1%} of the difference at "
-        f"residual {facts['residual']} is left (cosine {second['cosine']:+.2f} with the first); "
+        f"<p>After the direction is cut everywhere, {second['norm_ratio']:.1%} of the difference "
+        f"at residual {facts['residual']} remains (cosine {second['cosine']:+.2f} with the first); "
         f"it tells held-out prompts apart with an AUC of {second['auc_second']:.3f}, the first "
         f"with {second['auc_first']:.3f}.</p>"
     )

@@ -1,7 +1,7 @@
 """The study's figures as tables: one row per condition, one column per metric.
 
-Takes a model's block of study.json, measures nothing. A cell holds the value, its 95 % interval
-and the change from the baseline; what does not apply says so.
+Takes a model's block of study.json. A cell holds the value, its 95 % interval and the change from
+the baseline, or "n/a".
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def shown_metrics(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def study_rows(block: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(headings, rows, notes) of a model's conditions, values alone: a terminal has no room."""
+    """(headings, rows, notes) of a model's conditions, values alone, as a terminal has room for."""
     conditions = block["conditions"]
     names = shown_metrics(conditions)
     rows = []

@@ -1,8 +1,7 @@
-"""What the directions that INLP finds after the first one encode.
+"""What the directions of INLP encode, above all those after the first one.
 
 Cosine with the mean difference, the tokens that they write (logit lens), and how well each tells
-apart labels that the held-out rows bring along: style, language, kind, length. Knows rows and
-residuals; changes nothing.
+apart the labels of the held-out rows: style, language, kind, length.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from vauban.pipeline.prompt_sets import EvalSet
 from vauban.prompts import LabelledPrompt, encode_chat
 from vauban.study.fits import Fits, Key
 
-# A label counts with 2 to 12 values, of which one is asked against the rest with at least 8 rows
-# on either side.
+# A label counts with 2 to 12 values; each value is compared with the rest where either side has at
+# least 8 rows, the least that gives an AUC some meaning.
 _VALUES = range(2, 13)
 _ROWS = 8
 _TOKENS = 5
-# Keys of a row that say what it is, not what it is like.
+# Keys that hold the row's text or its class.
 _NO_LABELS = frozenset({"prompt", "answer", "label"})
 
 
@@ -57,7 +56,7 @@ class FurtherDirection:
 def further_directions(
     model: nn.Module, tokenizer: Any, fits: Fits, key: Key, rows: EvalSet
 ) -> list[FurtherDirection]:
-    """One entry per INLP direction at `key`, on the held-out rows."""
+    """Every INLP direction at `key`, described on the held-out rows."""
     inlp = fits.inlp[key]
     every = [*rows.harmful, *rows.harmless]
     values = collect_activations(
@@ -69,13 +68,13 @@ def further_directions(
     difference = fits.difference(key)
     unit = difference / mx.linalg.norm(difference)
     cosines = floats(inlp.directions @ unit)
-    found = []
+    described = []
     for index in range(inlp.rank):
         aucs = {
             name: float(auc(along[~inside & scope, index], along[inside & scope, index]))
             for name, inside, scope in labels
         }
-        found.append(
+        described.append(
             FurtherDirection(
                 index=index + 1,
                 accuracy=inlp.accuracies[index],
@@ -87,13 +86,13 @@ def further_directions(
                 writes_against=_favoured(model, tokenizer, -inlp.directions[index]),
             )
         )
-    return found
+    return described
 
 
 def _labels(
     tokenizer: Any, rows: Sequence[LabelledPrompt]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, rows with the value, rows asked): within each class, so that refusal is no help."""
+    """(name, rows with the value, compared rows), within one class, so that refusal is no help."""
     classes = {
         name: np.array([row.label == name for row in rows]) for name in ("harmful", "harmless")
     }
@@ -104,14 +103,14 @@ def _labels(
             yield f"length: above the median ({name})", longer, members
     fields = sorted({field for row in rows for field in row.extra} - _NO_LABELS)
     for field in fields:
-        held = [row.get(field) for row in rows]
+        column = [row.get(field) for row in rows]
         for name, members in classes.items():
-            values = sorted({str(v) for v, m in zip(held, members, strict=True) if m and v})
+            values = sorted({str(v) for v, m in zip(column, members, strict=True) if m and v})
             if len(values) not in _VALUES:
                 continue
-            # Of two values one says all.
+            # Of two values one is enough: the other is its complement.
             for value in values[:1] if len(values) == 2 else values:
-                inside = np.array([str(v) == value for v in held])
+                inside = np.array([str(v) == value for v in column])
                 if _enough(inside, members):
                     yield f"{field}: {value} ({name})", inside, members
 

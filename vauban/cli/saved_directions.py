@@ -9,7 +9,7 @@ from vauban.directions import DirectionResult
 from vauban.errors import InputError
 from vauban.interventions import Add, Project
 from vauban.models import generate
-from vauban.pipeline.stages import open_model
+from vauban.pipeline.stages import Opened, open_model
 from vauban.prompts import load_prompts
 from vauban.quick import analyze_geometry, probe_prompt, scan
 from vauban.report import decimal, shorten
@@ -20,15 +20,16 @@ def probe(options: argparse.Namespace) -> int:
     prompts = _prompts(options)
     result = DirectionResult.load(options.direction)
     console = Console(as_json=options.json)
-    with console.progress() as progress:
-        opened = open_model(options.model, progress=progress)
+    opened = _open(console, options.model)
     if options.tokens:
         scans = [scan(opened.model, opened.tokenizer, prompt, result) for prompt in prompts]
-        for found in scans:
-            pairs = zip(found.tokens, found.projections, strict=True)
+        for one in scans:
             console.grid(
-                ["token", f"residual {found.residual_index}"],
-                [[repr(token)[1:-1], decimal(value)] for token, value in pairs],
+                ["token", f"residual {one.residual_index}"],
+                [
+                    [repr(token)[1:-1], decimal(value)]
+                    for token, value in zip(one.tokens, one.projections, strict=True)
+                ],
             )
         console.document({"direction": options.direction, "scans": [s.to_dict() for s in scans]})
         return 0
@@ -38,9 +39,8 @@ def probe(options: argparse.Namespace) -> int:
             f"mean of the {name} prompts at residual {result.residual_index}: {value:+.2f}"
         )
     residuals = range(len(probes[0].projections))
-    marks = ["*" if r == result.residual_index else "" for r in residuals]
     console.grid(
-        ["last token of", *(f"{r}{mark}" for r, mark in zip(residuals, marks, strict=True))],
+        ["last token of", *(f"{r}{'*' if r == result.residual_index else ''}" for r in residuals)],
         [[shorten(p.prompt, 40), *(decimal(v) for v in p.projections)] for p in probes],
     )
     console.line("* the residual that the direction was measured at")
@@ -59,56 +59,61 @@ def steer(options: argparse.Namespace) -> int:
         change = Add.from_result(result, options.add)
         what = f"h {options.add:+g} times the raw difference at residual {result.residual_index}"
     console = Console(as_json=options.json)
-    with console.progress() as progress:
-        opened = open_model(options.model, progress=progress)
-    answers = [
+    opened = _open(console, options.model)
+    before, steered = (
         generate(
             opened.model, opened.tokenizer, prompts, max_tokens=options.max_tokens,
             interventions=changes,
         )
         for changes in ((), (change,))
-    ]  # fmt: skip
-    for prompt, before, after in zip(prompts, *answers, strict=True):
-        console.pairs(prompt, [("before", before), ("steered", after)])
-    console.line(f"steered: {what}")
+    )  # fmt: skip
     rows = [
-        {"prompt": p, "before": b, "steered": s} for p, b, s in zip(prompts, *answers, strict=True)
+        {"prompt": prompt, "before": a, "steered": b}
+        for prompt, a, b in zip(prompts, before, steered, strict=True)
     ]
+    for row in rows:
+        console.pairs(row["prompt"], [("before", row["before"]), ("steered", row["steered"])])
+    console.line(f"steered: {what}")
     console.document({"direction": options.direction, "intervention": what, "answers": rows})
     return 0
 
 
 def geometry(options: argparse.Namespace) -> int:
-    """How saved directions lie to each other."""
+    """Cosines between saved directions."""
     names = [Path(file).stem for file in options.files]
     if len(set(names)) < len(names):
         names = list(options.files)
     if len(set(names)) < len(names):
         raise InputError("a file is named twice; expected different directions to compare")
-    directions = {
-        name: DirectionResult.load(file) for name, file in zip(names, options.files, strict=True)
-    }
-    found = analyze_geometry(directions, options.threshold)
+    result = analyze_geometry(
+        {name: DirectionResult.load(file) for name, file in zip(names, options.files, strict=True)},
+        options.threshold,
+    )
     console = Console(as_json=options.json)
-    console.line(f"cosines; the set spans about {found.rank:.2f} dimensions")
+    console.line(f"cosines; the set spans about {result.rank:.2f} dimensions")
     console.grid(
-        ["", *found.names],
+        ["", *result.names],
         [
             [name, *(f"{value:+.3f}" for value in row)]
-            for name, row in zip(found.names, found.cosines, strict=True)
+            for name, row in zip(result.names, result.cosines, strict=True)
         ],
     )
-    for a, b in found.independent:
-        console.line(f"independent (|cosine| below {found.threshold:g}): {a}, {b}")
-    console.document(found.to_dict())
+    for a, b in result.independent:
+        console.line(f"independent (|cosine| below {result.threshold:g}): {a}, {b}")
+    console.document(result.to_dict())
     return 0
+
+
+def _open(console: Console, model: str) -> Opened:
+    with console.progress() as progress:
+        return open_model(model, progress=progress)
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
     """The prompts of --prompt and --prompts, in this order."""
-    found = [*(options.prompt or [])]
+    prompts = [*(options.prompt or [])]
     if options.prompts:
-        found += load_prompts(options.prompts)
-    if not found:
+        prompts += load_prompts(options.prompts)
+    if not prompts:
         raise InputError("no prompt is given; use --prompt TEXT or --prompts FILE")
-    return found
+    return prompts

@@ -1,6 +1,6 @@
-"""Puts a run on the terminal: the header, the table, the samples, the next command to type.
+"""What a run prints: the header, the table, the samples, the next command to type.
 
-Takes finished values and a console; decides wording and order, computes nothing.
+Takes finished values and a console; decides wording and order.
 """
 
 import shlex
@@ -24,6 +24,7 @@ from vauban.report import (
     cells,
     contrast_line,
     decimal,
+    interval_lines,
     quantity,
     seconds,
     shorten,
@@ -68,8 +69,8 @@ def prompts_line(plan: RunPlan) -> str:
             f"{len(harmful.prompts)} harmful, {len(harmless.prompts)} harmless ({_origin(harmful)})"
         )
     return ", ".join(
-        f"{len(found.prompts)} {label} ({_origin(found)})"
-        for label, found in (("harmful", harmful), ("harmless", harmless))
+        f"{len(prompts.prompts)} {label} ({_origin(prompts)})"
+        for label, prompts in (("harmful", harmful), ("harmless", harmless))
     )
 
 
@@ -108,9 +109,9 @@ def model_lines(info: ModelInfo) -> list[tuple[str, str]]:
 
 
 def _near(path: str) -> str:
-    """A path below the current folder without that folder."""
-    here = Path.cwd()
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    """A path relative to the current folder, where it lies below it."""
+    folder = Path.cwd()
+    return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else path
 
 
 def forward_line(check: ForwardCheck) -> str:
@@ -155,8 +156,15 @@ def outcome(console: Console, result: RunResult) -> None:
 def table(console: Console, rows: tuple[BehaviourRow, ...]) -> None:
     """The before/after table with its notes."""
     console.line()
-    console.grid(HEADINGS, [cells(row) for row in rows])
-    console.line()
+    whole = [cells(row) for row in rows]
+    if console.has_room(HEADINGS, whole):
+        console.grid(HEADINGS, whole)
+        console.line()
+    else:
+        console.grid(HEADINGS, [cells(row, intervals=False) for row in rows])
+        console.line()
+        for line in interval_lines(rows):
+            console.line(line)
     for line in LEGEND:
         console.line(line, "dim")
     contrast = contrast_line(rows)
@@ -168,10 +176,10 @@ def table(console: Console, rows: tuple[BehaviourRow, ...]) -> None:
     console.line()
 
 
-def samples(console: Console, found: tuple[Sample, ...]) -> None:
+def samples(console: Console, chosen: tuple[Sample, ...]) -> None:
     """A few answers before and after, each on one line."""
     width = console.width - 10
-    for sample in found:
+    for sample in chosen:
         console.line(f"{sample.label:<8}  {shorten(sample.prompt, width)}", "bold")
         console.line(f"  before  {shorten(sample.original, width) or '(empty)'}")
         console.line(f"  after   {shorten(sample.modified, width) or '(empty)'}", "cyan")
@@ -197,8 +205,7 @@ def chosen_lines(selection: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def next_command(result: RunResult) -> str:
     """The command that lets the new model answer a prompt of the run, ready to be copied."""
-    # The samples begin with harmful prompts whose answer changed; plain letters and few of them are
-    # easiest to type.
+    # Of the prompts whose answer changed, a short one in plain letters is easiest to type.
     harmful = [sample.prompt for sample in result.samples if sample.label == "harmful"]
     prompt = min(harmful, key=lambda text: (not text.isascii(), len(text)))
     written, run = str(result.output_dir), result.document
@@ -209,12 +216,11 @@ def next_command(result: RunResult) -> str:
 
 
 def _mlx_lm() -> str:
-    """mlx_lm.generate as it can be typed here, also where the environment is not activated."""
+    """mlx_lm.generate as it can be typed, also where the environment is not activated."""
     beside = Path(sys.executable).parent / "mlx_lm.generate"
     if not beside.exists():
         return f"{shlex.quote(sys.executable)} -m mlx_lm generate"
-    found = shutil.which("mlx_lm.generate")
-    if found and Path(found).resolve() == beside.resolve():
+    on_path = shutil.which("mlx_lm.generate")
+    if on_path and Path(on_path).resolve() == beside.resolve():
         return "mlx_lm.generate"
-    here = Path.cwd()
-    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
+    return shlex.quote(_near(str(beside)))

@@ -1,8 +1,8 @@
-"""Matched selection: one rule, one set of prompts and one set of scores for every method.
+"""Where each method takes its direction from: one rule, one set of prompts and scores for all.
 
-Arditi et al. 2024's rule on the candidates of each method (METHODS: bypass, induce, KL), with what
-the study of INLP adds: local scores, three multipliers, an accurate first classifier. Asks
-`select_direction`; fits nothing.
+The rule of Arditi et al. 2024 on each method's candidates (bypass, induce, KL), with what the study
+of INLP adds: local scores, three multipliers, an accurate first classifier. `select_direction`
+scores; nothing is fitted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KINDS: Mapping[Selected, Literal["ablate", "project", "add"]] = {
 class Choice:
     """Where a method takes its direction from, and how its layers rank.
 
-    `ranked` holds residuals, best bypass score first, each once: the pool that was not filtered.
+    `ranked` holds the residuals of all `offered` candidates, best bypass score first, each once.
     `passed` counts the candidates that passed the filters; 0 means that the best of the others
     was taken, and `note` says so.
     """
@@ -122,16 +122,16 @@ def choose(
             f"(best {closest:.2f}); lower first_accuracy"
         )
 
-    # Scores first, without filters; then the rule on the scores alone.
+    # All are scored without filters, because the scopes need every layer's rank.
     scored = select_direction(
         model, tokenizer, offered, harmful, harmless,
         kind=_KINDS[method], scope=settings.selection_scope, scores="all",
         kl_threshold=None, induce_threshold=None, prune_layers=settings.prune_layers,
         multipliers=settings.scales, progress=progress,
     )  # fmt: skip
-    found, note = scored, ""
+    rule, note = scored, ""
     try:
-        found = select_from_scores(
+        rule = select_from_scores(
             scored.records,
             fits.n_layers,
             kl_threshold=settings.kl_threshold,
@@ -140,13 +140,13 @@ def choose(
         )
     except NoCandidate as error:
         note = f"the best candidate of all was taken, because {error}"
-    key = (found.position, found.layer)
-    best = found.kept[0]
+    key = (rule.position, rule.layer)
+    best = rule.kept[0]
     return Choice(
         key,
         offered[key],
         _ranking(scored.records),
-        0 if note else len(found.kept),
+        0 if note else len(rule.kept),
         len(offered),
         {name: float(best[name]) for name in ("bypass", "induce", "kl")},
         note,

@@ -1,10 +1,10 @@
-"""The verbs that go the whole way: `demo`, `vauban MODEL` and `vauban CONFIG.toml`."""
+"""The verbs that measure, cut, compare and write: `demo`, `vauban MODEL`, `vauban CONFIG.toml`."""
 
 import argparse
 import difflib
 from pathlib import Path
 
-from vauban.cli import show
+from vauban.cli import run_lines
 from vauban.cli.console import Console
 from vauban.cli.parsers import VERBS, settings
 from vauban.config import RunConfig, load_config, looks_like_hub_id, make_config
@@ -45,7 +45,9 @@ def target(options: argparse.Namespace) -> int:
 def _run(config: RunConfig, options: argparse.Namespace) -> int:
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        result = run(config, progress=progress, on_plan=lambda plan: show.header(console, plan))
-    show.outcome(console, result)
+        result = run(
+            config, progress=progress, on_plan=lambda plan: run_lines.header(console, plan)
+        )
+    run_lines.outcome(console, result)
     console.document(result.to_dict())
     return 0

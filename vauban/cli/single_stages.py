@@ -1,10 +1,10 @@
-"""The verbs that do one stage: `measure`, `cut` and `evaluate`. The stages are the pipeline's."""
+"""The verbs that do one stage of the pipeline: `measure`, `cut` and `evaluate`."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from vauban.cli import show
+from vauban.cli import run_lines
 from vauban.cli.console import Console
 from vauban.cli.parsers import settings
 from vauban.config import RunConfig, make_config
@@ -94,8 +94,8 @@ def evaluate(options: argparse.Namespace) -> int:
         modified = open_model(changed, adapter=on, progress=progress)
         held_out = eval_set(config, opened.folder)
         result = evaluate_models(opened, modified.model, config, held_out, progress=progress)
-    show.table(console, comparison_rows(result))
-    show.samples(console, tuple(pick_samples(result.answers)))
+    run_lines.table(console, comparison_rows(result))
+    run_lines.samples(console, tuple(pick_samples(result.answers)))
     for note in result.notes():
         console.warning(note)
     console.document(result.to_dict())

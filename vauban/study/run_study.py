@@ -1,4 +1,4 @@
-"""The study: fit, choose, measure every condition, ask what remains open. The order stands here.
+"""The study's order: fit, choose, measure every condition, ask what further directions encode.
 
 One model after another; every finished piece is recorded, so that a killed study goes on where it
 was. The folder appears when everything is written. Prints nothing.
@@ -30,14 +30,14 @@ from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import Opened, model_name, open_model
 from vauban.report import json_safe
 from vauban.study.chart import family_chart, require_charts
-from vauban.study.choose import Choice, Selected, choose
 from vauban.study.composition import compose
 from vauban.study.conditions import NEEDED, Condition, conditions
 from vauban.study.figures import Metric
 from vauban.study.fits import Fits, fit
-from vauban.study.further import further_directions
+from vauban.study.further_directions import FurtherDirection, further_directions
 from vauban.study.instruments import Instruments
 from vauban.study.journal import Journal
+from vauban.study.matched_choice import Choice, Selected, choose
 from vauban.study.page import study_page
 from vauban.study.tables import study_table
 
@@ -83,7 +83,7 @@ def run_study(
     """
     started = time.monotonic()
     check_output(config.output.dir, force=config.output.force)
-    # The chart needs matplotlib: better said before the long work than after it.
+    # The chart needs matplotlib: a missing one is an error before the long work.
     require_charts()
     key = _key(config)
     with staged(
@@ -133,8 +133,8 @@ def _one_model(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", VaubanWarning)
         block = _measure_model(path, opened, config, journal, progress)
-    told = [str(w.message) for w in caught if issubclass(w.category, VaubanWarning)]
-    block["warnings"] = list(dict.fromkeys([*told, *_unread(block["conditions"])]))
+    texts = [str(w.message) for w in caught if issubclass(w.category, VaubanWarning)]
+    block["warnings"] = list(dict.fromkeys([*texts, *_unread(block["conditions"])]))
     value = journal.once(done, lambda: json_safe(block))
     del opened
     gc.collect()
@@ -156,60 +156,50 @@ def _measure_model(
     todo = conditions(fits, choices, config)
     facts: dict[str, Any] = {}
     if config.study.composition and "ablation" in choices:
-        held_out = tuple([row.prompt for row in part] for part in (rows.harmful, rows.harmless))
         facts, more = compose(
             model, tokenizer, fits, choices["ablation"], fitted["harmful"], fitted["harmless"],
-            (held_out[0], held_out[1]),
+            (rows.texts("harmful"), rows.texts("harmless")),
         )  # fmt: skip
         todo += more
     measured = []
     for number, condition in enumerate(todo):
         if progress:
             progress("conditions", number, len(todo))
-        found = journal.once(f"{path}: {condition.name}", partial(_one, instruments, condition))
-        measured.append({**condition.to_dict(), **found})
+        figures = journal.once(f"{path}: {condition.name}", partial(_one, instruments, condition))
+        measured.append({**condition.to_dict(), **figures})
     _add_deltas(measured)
     if progress:
         progress("conditions", len(todo), len(todo))
-    further = []
+    further: list[FurtherDirection] = []
     if config.study.further and "nullspace" in choices:
-        further = [
-            direction.to_dict()
-            for direction in further_directions(
-                model, tokenizer, fits, choices["nullspace"].key, rows
-            )
-        ]
+        further = further_directions(model, tokenizer, fits, choices["nullspace"].key, rows)
     return {
         "model": model_name(path),
         "info": opened.info.to_dict(),
         "forward": opened.check.to_dict(),
         "weights": hash_files(folder, "*.safetensors", stage="hash", progress=progress),
-        "prompts": {label: found.to_dict() for label, found in sets.items()},
+        "prompts": {label: prompts.to_dict() for label, prompts in sets.items()},
         "split": {
             name: {label: len(part) for label, part in parts.items()}
             for name, parts in (("fitted", fitted), ("validation", validation))
         },
-        "held_out": {
-            "source": rows.path.name,
-            "sha256": rows.sha256,
-            **{kind: len(getattr(rows, kind)) for kind in ("harmful", "harmless", "how_to")},
-        },
+        "held_out": rows.to_dict(),
         "choices": {name: choice.to_dict() for name, choice in choices.items()},
         "inlp": _inlp_facts(fits, choices),
         "conditions": measured,
         "composition": facts,
-        "further": further,
+        "further": [direction.to_dict() for direction in further],
     }
 
 
 def _unread(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence where a guard's verdicts could not be read: they are never counted as safe."""
-    found = [c["guard"] for c in conditions if c["guard"]]
-    unparsed = sum(g["unparsed"] for g in found)
+    guards = [c["guard"] for c in conditions if c["guard"]]
+    unparsed = sum(g["unparsed"] for g in guards)
     if not unparsed:
         return []
     return [
-        f"{found[0]['judge']}: {unparsed} of {sum(g['n'] for g in found)} verdicts could not be "
+        f"{guards[0]['judge']}: {unparsed} of {sum(g['n'] for g in guards)} verdicts could not be "
         "read; they are in the denominator and counted apart, see guard.unparsed of study.json"
     ]
 
@@ -235,42 +225,37 @@ def _add_deltas(measured: Sequence[dict[str, Any]]) -> None:
 
 def _metric(figure: Mapping[str, Any]) -> Metric:
     given = {name: value for name, value in figure.items() if name != "delta"}
-    low_high = given.pop("interval")
-    return Metric(**given, interval=None if low_high is None else (low_high[0], low_high[1]))
+    return Metric(**{**given, "interval": given["interval"] and tuple(given["interval"])})
 
 
 def _choices(
     path: str, opened: Opened, fits: Fits, validation: Mapping[str, list[str]],
     config: StudyConfig, journal: Journal, progress: Progress | None,
 ) -> dict[Selected, Choice]:  # fmt: skip
-    """The matched selection of every method that the configuration needs.
+    """The matched choice of every method that the configuration needs.
 
     A method without any candidate is left out, with a warning: other models may have one.
     """
-    wanted = dict.fromkeys(NEEDED[m] for m in config.study.methods if m in NEEDED)
-    found: dict[Selected, Choice] = {}
-    for method in wanted:
-        made: list[Choice] = []
 
-        def work(method: Selected = method, made: list[Choice] = made) -> dict[str, Any]:
-            try:
-                choice = choose(
-                    opened.model, opened.tokenizer, method, fits,
-                    validation["harmful"], validation["harmless"], config,
-                    _within(progress, method),
-                )  # fmt: skip
-            except NoCandidate as error:
-                return {"left_out": str(error)}
-            made.append(choice)
-            return json_safe(choice.to_dict())
+    def choose_or_say(method: Selected) -> dict[str, Any]:
+        try:
+            choice = choose(
+                opened.model, opened.tokenizer, method, fits, validation["harmful"],
+                validation["harmless"], config, _within(progress, method),
+            )  # fmt: skip
+        except NoCandidate as error:
+            return {"omitted": str(error)}
+        return json_safe(choice.to_dict())
 
-        record = journal.once(f"{path}: choice of {method}", work)
-        if "left_out" in record:
-            text = f"what stands on the choice of {method} is left out: {record['left_out']}"
+    choices: dict[Selected, Choice] = {}
+    for method in dict.fromkeys(NEEDED[m] for m in config.study.methods if m in NEEDED):
+        record = journal.once(f"{path}: choice of {method}", partial(choose_or_say, method))
+        if "omitted" in record:
+            text = f"what stands on the choice of {method} is left out: {record['omitted']}"
             warnings.warn(text, VaubanWarning, stacklevel=2)
         else:
-            found[method] = made[0] if made else Choice.from_dict(record, method, fits)
-    return found
+            choices[method] = Choice.from_dict(record, method, fits)
+    return choices
 
 
 def _inlp_facts(fits: Fits, choices: Mapping[Selected, Choice]) -> dict[str, Any]:
@@ -287,7 +272,7 @@ def _split(
     sets: Mapping[str, PromptSet], config: StudyConfig
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """(fitted, validation) prompts by class: seeded, disjoint, as many of each class to fit."""
-    distinct = {label: list(dict.fromkeys(found.prompts)) for label, found in sets.items()}
+    distinct = {label: list(dict.fromkeys(given.prompts)) for label, given in sets.items()}
     for label, prompts in distinct.items():
         repeated = len(sets[label].prompts) - len(prompts)
         if repeated:
@@ -302,7 +287,7 @@ def _split(
     if smallest - wanted < 8:
         raise InputError(
             f"{smallest} distinct prompts in the smaller class: {wanted} are set aside for "
-            f"selection and {smallest - wanted} are left to fit; expected at least 8. Lower "
+            f"selection and {smallest - wanted} remain to fit; expected at least 8. Lower "
             "[study] validation or give more prompts"
         )
     fitted, validation = {}, {}
@@ -315,11 +300,11 @@ def _split(
 
 
 def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalSet) -> None:
-    """Prompts of both classes, or of both the fit and the evaluation, make every figure wrong."""
+    """Refuse prompts that are in both classes, or in both the fit and the evaluation."""
     both = set(sets["harmful"].prompts) & set(sets["harmless"].prompts)
     if both:
         raise InputError(f"{len(both)} prompts are in both classes, first {sorted(both)[0]!r}")
-    measured = {p for found in sets.values() for p in found.prompts}
+    measured = {prompt for prompts in sets.values() for prompt in prompts.prompts}
     kinds = ("harmful", "harmless", "how_to")
     shared = [prompt for kind in kinds for prompt in rows.texts(kind) if prompt in measured]
     if shared:
@@ -330,7 +315,7 @@ def _check_overlap(sets: Mapping[str, PromptSet], rows: EvalSet) -> None:
 
 
 def _key(config: StudyConfig) -> str:
-    """A digest of what the results depend on: configuration, versions, the files that are named."""
+    """A digest of what the results depend on: configuration, versions, the files it names."""
     digest = hashlib.sha256()
     settings = config.to_dict()
     settings.pop("output")
