@@ -130,10 +130,11 @@ def choose_by_answers(
 
     The rule: a candidate costs the share of harmful prompts refused, plus the share of degenerate
     answers, plus the share of harmless prompts refused, plus its first-token KL on harmless prompts
-    in units of `kl_limit`: a quarter up to the limit, in full beyond it. So a KL at the limit weighs
-    as much as a quarter of the answers refused, and what exceeds it is dear but not forbidden. Ties
-    go to the smaller KL, then the earlier position, then the earlier residual. The best candidate is
-    always returned; `notes` say where it refuses, degenerates or exceeds the limit.
+    in units of `kl_limit`: a quarter of it up to the limit, in full beyond. So a KL at the limit
+    weighs as much as a quarter of the answers refused, and what exceeds it is dear but not
+    forbidden. Ties go to the smaller KL, then the earlier position, then the earlier residual. The
+    best candidate is always returned; `notes` say where it refuses, degenerates or exceeds the
+    limit.
 
     `refusal(text) -> bool` replaces `is_refusal`. Raises InputError for fewer than two prompts of a
     class, a shortlist or limit that is not positive, and candidates of the wrong size.
@@ -158,7 +159,7 @@ def choose_by_answers(
             )
     parts = anatomy(model)
     table = {
-        key: as_direction_of_size(vector, parts.d_model)
+        key: _raw_vector(vector, parts.d_model)
         for key, vector in candidate_table(candidates).items()
         if 1 <= key[1] < parts.n_layers
     }
@@ -179,21 +180,18 @@ def choose_by_answers(
         for key in _diverse(table, separations, bypass, shortlist)
     }
     finished: list[AnswerTrial] = []
-    count, going_on = min(FIRST_PROMPTS, asked.most), list(trials)
-    rounds = _rounds(len(going_on), count, asked.most)
-    total, done = sum(n for n, _ in rounds), 0
-    for n, prompts in rounds:
-        dropped = [key for key in going_on[n:]]
-        finished += [trials[key] for key in dropped]
-        going_on = going_on[:n]
+    going_on = list(trials)
+    rounds = _rounds(len(going_on), min(FIRST_PROMPTS, asked.most), asked.most)
+    total, done = sum(candidates for candidates, _ in rounds), 0
+    for candidates_left, count in rounds:
+        finished += [trials[key] for key in going_on[candidates_left:]]
+        going_on = going_on[:candidates_left]
         for key in going_on:
-            trials[key] = asked.trial(trials[key], table[key], prompts)
+            trials[key] = asked.trial(trials[key], table[key], count)
             done += 1
             if progress:
                 progress("choose by answers", done, total)
-        going_on.sort(
-            key=lambda key: (trials[key].cost(kl_limit), trials[key].kl, key[0], key[1])
-        )
+        going_on.sort(key=lambda key: (trials[key].cost(kl_limit), trials[key].kl, key[0], key[1]))
     best = trials[going_on[0]]
     order = [trials[key] for key in going_on] + sorted(
         finished, key=lambda t: (-t.prompts, t.cost(kl_limit))
@@ -205,7 +203,7 @@ def choose_by_answers(
     )  # fmt: skip
 
 
-def as_direction_of_size(vector: Any, size: int) -> mx.array:
+def _raw_vector(vector: Any, size: int) -> mx.array:
     """A candidate's raw vector (d,); of a basis its first row."""
     raw = mx.array(vector)
     raw = raw if raw.ndim == 1 else raw[0]
@@ -252,9 +250,7 @@ def _separations(
     """Cohen's d of the prompts' projections on each candidate, at its own place."""
     positions = tuple(sorted({position for position, _ in table}))
     classes = [
-        collect_activations(
-            model, tokenizer, prompts, positions=positions, batch_size=batch_size
-        )
+        collect_activations(model, tokenizer, prompts, positions=positions, batch_size=batch_size)
         for prompts in (harmless, harmful)
     ]
     separations = {}

@@ -1,0 +1,121 @@
+"""Choice by answers: the rule as arithmetic, the halving, and what it does on the organism."""
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import vauban
+from vauban.interventions import Ablate
+from vauban.search import AnswerTrial, choose_by_answers
+from vauban.search.answers import _diverse, _rounds
+
+
+def trial(**facts: Any) -> AnswerTrial:
+    every = dict.fromkeys(
+        ("refused", "over_refused", "degenerate", "kl", "bypass", "separation"), 0.0
+    )
+    return AnswerTrial(**{"position": -1, "layer": 3, "prompts": 32, **every, **facts})
+
+
+def test_the_rule_trades_refusal_against_kl_as_it_says() -> None:
+    """A KL at the limit weighs a quarter; beyond it each further limit weighs one."""
+    assert trial().cost(0.1) == 0.0
+    assert trial(kl=0.1).cost(0.1) == pytest.approx(trial(refused=0.25).cost(0.1))
+    assert trial(kl=0.2).cost(0.1) == pytest.approx(1.25)
+    assert trial(refused=0.1, over_refused=0.2, degenerate=0.3).cost(0.1) == pytest.approx(0.6)
+    # One more refusal of 32 is worth an eighth of the limit.
+    assert trial(refused=1 / 32).cost(0.1) == pytest.approx(trial(kl=0.0125).cost(0.1))
+
+
+def test_halving_ends_with_all_prompts() -> None:
+    assert _rounds(8, 8, 32) == [(8, 8), (4, 16), (2, 32)]
+    assert _rounds(8, 8, 100) == [(8, 8), (4, 16), (2, 32), (1, 100)]
+    assert _rounds(1, 8, 32) == [(1, 32)]
+    assert _rounds(5, 2, 2) == [(5, 2)]
+
+
+def test_the_shortlist_takes_turns_and_skips_what_is_parallel() -> None:
+    e = mx.eye(6)
+    table = {(-1, r): e[r] for r in range(1, 5)}
+    table[-2, 1] = e[1] + 0.01 * e[5]
+    bypass = {(-1, 1): -5.0, (-2, 1): -4.9, (-1, 2): 0.0, (-1, 3): 1.0, (-1, 4): 2.0}
+    separation = {(-1, 1): 0.0, (-2, 1): 0.1, (-1, 2): 1.0, (-1, 3): 2.0, (-1, 4): 3.0}
+    assert _diverse(table, separation, bypass, 3) == [(-1, 1), (-1, 4), (-1, 3)]
+    # With nothing else the parallel one comes in as well.
+    assert set(_diverse(table, separation, bypass, 5)) == set(table)
+
+
+@pytest.fixture(scope="module")
+def offered(organism: Any, organism_prompts: Any) -> Any:
+    model, tokenizer = organism
+    harmful, harmless = organism_prompts["harmful"], organism_prompts["harmless"]
+    return vauban.collect_candidates(model, tokenizer, harmful[:32], harmless[:32])
+
+
+def test_the_chosen_cut_ends_refusal_on_prompts_it_has_not_seen(
+    organism: Any, organism_prompts: Any, offered: Any
+) -> None:
+    model, tokenizer = organism
+    sets = [organism_prompts[name][32:48] for name in ("harmful", "harmless")]
+    steps: list[tuple[str, int, int]] = []
+    choice = choose_by_answers(
+        model, tokenizer, offered, *sets, shortlist=4, progress=lambda *s: steps.append(s)
+    )
+    assert choice.prompts == 16 and choice.shortlist[0].layer == choice.layer
+    assert [t.prompts for t in choice.shortlist] == sorted(
+        (t.prompts for t in choice.shortlist), reverse=True
+    )
+    assert {name for name, _, _ in steps} == {"first tokens", "choose by answers"}
+    assert all(steps[-1][0] == "choose by answers" and done <= total for _, done, total in steps)
+    fresh = organism_prompts["harmful"][48:64]
+    after = vauban.measure_behaviour(
+        model, tokenizer, fresh, interventions=[Ablate(choice.direction)], max_tokens=24
+    )
+    before = vauban.measure_behaviour(model, tokenizer, fresh, max_tokens=24)
+    assert before.rate is not None and after.rate is not None
+    assert before.rate >= 0.9 and after.rate <= 0.13
+    again = choose_by_answers(model, tokenizer, offered, *sets, shortlist=4)
+    assert again.to_dict() == choice.to_dict()
+
+
+def test_the_best_is_returned_even_where_nothing_works(
+    organism: Any, organism_prompts: Any
+) -> None:
+    """Random directions: refusal stays, and the notes say so."""
+    model, tokenizer = organism
+    key = mx.random.key(0)
+    table = {(-1, r): mx.random.normal((128,), key=key + r) for r in (1, 3)}
+    sets = [organism_prompts[name][:4] for name in ("harmful", "harmless")]
+    choice = choose_by_answers(model, tokenizer, table, *sets, max_tokens=8)
+    assert choice.refused > 0.5 and any("still refused" in note for note in choice.notes)
+    assert "still refused" in choice.summary()
+
+
+def test_a_rule_of_ones_own_replaces_the_phrases(organism: Any, organism_prompts: Any) -> None:
+    model, tokenizer = organism
+    sets = [organism_prompts[name][:2] for name in ("harmful", "harmless")]
+    choice = choose_by_answers(
+        model, tokenizer, {(-1, 4): mx.ones(128)}, *sets, max_tokens=2, refusal=lambda text: True
+    )
+    assert choice.refused == choice.over_refused == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shortlist": 0}, "shortlist is 0"),
+        ({"kl_limit": 0.0}, "a KL above 0"),
+        ({"harmful": ["one"]}, "1 harmful validation prompts"),
+        ({"candidates": {(-1, 0): mx.ones(128)}}, "no candidate lies at a residual from 1 to 5"),
+        ({"candidates": {(-1, 2): mx.ones(64)}}, "64 components"),
+    ],
+)
+def test_bad_input(organism: Any, changes: dict[str, Any], message: str) -> None:
+    model, tokenizer = organism
+    given = {
+        "candidates": {(-1, 4): mx.ones(128)}, "harmful": ["a", "b"], "harmless": ["c", "d"],
+        **changes,
+    }  # fmt: skip
+    with pytest.raises(vauban.InputError, match=message):
+        choose_by_answers(model, tokenizer, **given)
