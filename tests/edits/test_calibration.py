@@ -19,9 +19,7 @@ from vauban.edits.modules import unpack
 from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
 from vauban.evaluation.likelihood import Scored, compare
-from vauban.models import anatomy, eos_ids, generate_tokens
-from vauban.models.inputs import module_inputs
-from vauban.models.sensitivity import output_gradients
+from vauban.models import anatomy, eos_ids, generate_tokens, module_inputs, output_gradients
 
 
 @settings(max_examples=25, deadline=None)

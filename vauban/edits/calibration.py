@@ -18,11 +18,19 @@ from vauban._common import Progress
 from vauban.edits.edit_plan import EditPlan
 from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
-from vauban.models import anatomy, batches, eos_ids, faster_twin, forward, generate_tokens
-from vauban.models.batching import TOKEN_BUDGET, token_budget
-from vauban.models.inputs import module_inputs
-from vauban.models.sensitivity import output_gradients
-from vauban.models.writers import unpacked_shape
+from vauban.models import (
+    TOKEN_BUDGET,
+    anatomy,
+    batches,
+    eos_ids,
+    faster_twin,
+    forward,
+    generate_tokens,
+    module_inputs,
+    output_gradients,
+    token_budget,
+    unpacked_shape,
+)
 from vauban.prompts import encode_chat
 
 # Rows of the sketch of a matrix's inputs; an expert reads fewer tokens, and there are many of them.

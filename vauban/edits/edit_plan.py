@@ -28,8 +28,15 @@ from vauban.edits.streamed import edited_rows
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Add, Intervention, ModuleOutputs, ModuleWeights
-from vauban.models import anatomy, batches, folder_of, forget, forward, residual_writers
-from vauban.models.writers import unpacked_shape
+from vauban.models import (
+    anatomy,
+    batches,
+    folder_of,
+    forget,
+    forward,
+    residual_writers,
+    unpacked_shape,
+)
 
 
 @dataclass(frozen=True, eq=False)

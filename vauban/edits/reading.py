@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vauban.edits.edit_plan import EditPlan
 from vauban.errors import InputError
-from vauban.models import anatomy, in_memory, load_tokenizer
+from vauban.models import anatomy, load_tokenizer
 from vauban.prompts import encode_chat, load_prompts, measuring_paths
 
 # Prompts of each of the two sets.
@@ -38,8 +38,6 @@ def with_inputs(plan: EditPlan, folder: Path | None, calibrate: bool | None) -> 
 
 def _obstacle(plan: EditPlan, folder: Path | None) -> str:
     """Why nothing can be read; "" where it can."""
-    if not in_memory(plan.model):
-        return "the weights of the model that was planned for have not been read"
     if folder is None:
         return "the model that was planned for does not say which folder it came from"
     tokenizer = load_tokenizer(folder)

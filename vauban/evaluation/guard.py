@@ -17,8 +17,7 @@ from vauban._arrays import floats
 from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.evaluation.verdicts import GuardResult, GuardVerdict, Verdict
-from vauban.models import decode, eos_ids, generate_tokens
-from vauban.models.resume import PromptReader
+from vauban.models import PromptReader, decode, eos_ids, generate_tokens
 from vauban.prompts import encode_chat, has_chat_template, strip_thinking
 
 CATEGORIES = {

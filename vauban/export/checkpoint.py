@@ -40,8 +40,7 @@ from vauban.export.tensors import (
     to_bytes,
     write_safetensors,
 )
-from vauban.models import model_folder
-from vauban.models.writers import unpacked_shape
+from vauban.models import model_folder, unpacked_shape
 
 _SHARD = 5 << 30
 _KEPT = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".jsonl", ".py")

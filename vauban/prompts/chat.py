@@ -54,7 +54,8 @@ def encode_chat(
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper` or a transformers tokenizer.
-        prompt_or_messages: one user message as text, or a list of messages.
+        prompt_or_messages: one user message as text, or a list of messages. Token ids come back
+            as they are.
         template_args: passed to the template: `enable_thinking`, `add_generation_prompt`,
             `continue_final_message`, `tools`, ...
 
@@ -67,6 +68,8 @@ def encode_chat(
         encode_chat(tokenizer, [{"role": "system", "content": "Be brief."},
                                 {"role": "user", "content": "Name a river."}])
     """
+    if token_ids := _given_ids(prompt_or_messages):
+        return token_ids
     messages = _as_messages(prompt_or_messages)
     for name in _FIXED_ARGUMENTS:
         if name in template_args:
@@ -156,6 +159,14 @@ def strip_thinking(text: str) -> str:
                 text = text.partition(closing)[2].lstrip()
                 remaining = True
     return text
+
+
+def _given_ids(prompt: Any) -> list[int]:
+    """The token ids that a prompt consists of; [] for text and messages."""
+    listed = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(listed, list | tuple) and all(hasattr(i, "__index__") for i in listed):
+        return [int(i) for i in listed]
+    return []
 
 
 def _as_messages(given: str | Sequence[Message]) -> list[dict[str, Any]]:
