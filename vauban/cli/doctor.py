@@ -12,9 +12,14 @@ from typing import Any
 from vauban.cli import run_lines
 from vauban.cli.console import Console
 from vauban.edits.blocks import BLOCK
-from vauban.models import NOT_CUTTABLE, Writer, device_info, residual_writers
-from vauban.models.batching import measuring_bytes
-from vauban.models.probe import compare_with_probe
+from vauban.models import (
+    NOT_CUTTABLE,
+    Writer,
+    compare_with_probe,
+    device_info,
+    measuring_bytes,
+    residual_writers,
+)
 from vauban.pipeline.provenance import system, versions
 from vauban.pipeline.stages import Opened, open_model
 from vauban.report import byte_size

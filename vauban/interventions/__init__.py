@@ -12,6 +12,7 @@ from vauban.interventions.module_changes import ModuleOutputs, ModuleWeights
 from vauban.interventions.protocol import (
     SITES,
     BatchIntervention,
+    Change,
     Intervention,
     PromptIntervention,
     check_width,
@@ -27,6 +28,7 @@ __all__ = [
     "AblateTo",
     "Add",
     "BatchIntervention",
+    "Change",
     "Conditional",
     "Erase",
     "Flip",

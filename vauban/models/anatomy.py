@@ -19,12 +19,14 @@ _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 _NORM_NAMES = (
     "norm",
     "final_layernorm",
+    "final_layer_norm",
     "final_norm",
     "ln_f",
     "norm_f",
     "embedding_norm",
     "output_norm",
 )
+_HEAD_NAMES = ("lm_head", "output", "embed_out")
 _POSITIONS = re.compile(r"wpe|position|type_embed")
 _POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_mlp_norm")
 
@@ -90,10 +92,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     embedding = _by_path(trunk, embedding_name)
     vocabulary, d_model = embedding_size(embedding)
     norm = next((trunk[n] for n in _NORM_NAMES if isinstance(trunk.get(n), nn.Module)), None)
-    head = next(
-        (path for path, _ in model.named_modules() if path.split(".")[-1] == "lm_head"), None
-    )
-    found = Anatomy(
+    head = _head_path(model, layers, vocabulary)
+    parts = Anatomy(
         trunk=trunk,
         embedding_path=f"{prefix}{embedding_name}",
         embedding=embedding,
@@ -103,10 +103,24 @@ def anatomy(model: nn.Module) -> Anatomy:
         head_path=head,
         d_model=d_model,
         vocabulary=vocabulary,
-        tied=head is None,
+        tied=head is None and not isinstance(model.get("lm_head"), mx.array),
     )
-    note(model, anatomy=found)
-    return found
+    note(model, anatomy=parts)
+    return parts
+
+
+def _head_path(model: nn.Module, layers: tuple[nn.Module, ...], vocabulary: int) -> str | None:
+    """The path of the head, None where the embedding's matrix serves as one."""
+    inside = {id(m) for layer in layers for _, m in layer.named_modules()}
+    for name in _HEAD_NAMES:
+        for path, module in model.named_modules():
+            if path.split(".")[-1] != name or id(module) in inside:
+                continue
+            # A head of another name is known by its rows, one a token.
+            weight = module.get("weight")
+            if name == "lm_head" or (weight is not None and weight.shape[0] == vocabulary):
+                return path
+    return None
 
 
 def _by_path(model: nn.Module, path: str) -> Any:

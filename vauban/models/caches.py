@@ -37,8 +37,8 @@ def _mapped(value: Any, change: Rows) -> Any:
         # It grows in steps of 256 positions; what lies past its offset need not be copied.
         twin.keys = value.keys[..., : value.offset, :]
         twin.values = value.values[..., : value.offset, :]
-    for name, held in vars(twin).items():
-        setattr(twin, name, _mapped(held, change))
+    for name, inner in vars(twin).items():
+        setattr(twin, name, _mapped(inner, change))
     return twin
 
 
@@ -48,22 +48,12 @@ def copied(cache: Sequence[Any]) -> list[Any]:
     return [_mapped(state, lambda a: a[...]) for state in cache]
 
 
-def held(cache: Sequence[Any]) -> list[mx.array]:
-    """Every array that the caches hold, without the room that they keep for more."""
-    found: list[mx.array] = []
-
-    def note(a: mx.array) -> mx.array:
-        found.append(a)
-        return a
-
+def arrays_in(cache: Sequence[Any]) -> list[mx.array]:
+    """Every array in the caches, without the room that they keep for more."""
+    arrays: list[mx.array] = []
     for state in cache:
-        _mapped(state, note)
-    return found
-
-
-def evaluate(cache: Sequence[Any]) -> None:
-    """Compute what the caches hold, so that it is not computed again for every batch."""
-    mx.eval(held(cache))
+        _mapped(state, lambda a: arrays.append(a) or a)  # type: ignore[func-returns-value]
+    return arrays
 
 
 def repeated(cache: Sequence[Any], rows: int) -> list[Any]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.nn as nn
 
 if TYPE_CHECKING:
     from vauban.models.anatomy import Anatomy
+    from vauban.models.forward import RowChecks
     from vauban.models.generate import BatchCheck
-    from vauban.models.loading import ModelInfo
-    from vauban.models.rows import RowChecks
-    from vauban.models.verify import ForwardCheck
-    from vauban.models.walk import Place
+    from vauban.models.info import Source
+    from vauban.models.parity import ForwardCheck
+    from vauban.models.taps import Place
 
 _ATTRIBUTE = "_vauban_notes"
 
@@ -29,20 +28,19 @@ _ATTRIBUTE = "_vauban_notes"
 class Notes:
     """The facts about a model; None where nobody has asked yet."""
 
-    # loading: where the weights came from, and what they were. True whatever happens to the model.
-    folder: Path | None = None
-    source: ModelInfo | None = None
+    # loading: where the weights came from. True whatever happens to the model.
+    source: Source | None = None
     # anatomy: where the parts are.
     anatomy: Anatomy | None = None
-    # verify: the proven path, and what the explicit loop must know about the blocks.
+    # parity: the proven path, and what the explicit loop must know about the blocks.
     check: ForwardCheck | None = None
     place: Place = 0
     extras: tuple[int, ...] = ()
     several_streams: bool = False
-    # rows, generate: what the rows of a batch may share.
+    # forward, generate: what the rows of a batch may share.
     rows: RowChecks | None = None
     batches: BatchCheck | None = None
-    # paths: after how many blocks the stream is evaluated.
+    # walk: after how many blocks the stream is evaluated.
     stride: int | None = None
 
 
@@ -60,7 +58,7 @@ def note(model: nn.Module, **facts: Any) -> None:
 def forget(model: nn.Module) -> None:
     """Drop what was learnt from the modules, after they have changed; the source stays."""
     before = notes(model)
-    object.__setattr__(model, _ATTRIBUTE, Notes(folder=before.folder, source=before.source))
+    object.__setattr__(model, _ATTRIBUTE, Notes(source=before.source))
 
 
 @contextmanager

@@ -44,7 +44,8 @@ def encode_chat(
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper` or a transformers tokenizer.
-        prompt_or_messages: one user message as text, or a list of messages.
+        prompt_or_messages: one user message as text, or a list of messages. Token ids come back
+            as they are.
         template_args: passed to the template: `enable_thinking`, `add_generation_prompt`,
             `continue_final_message`, `tools`, ...
 
@@ -57,6 +58,8 @@ def encode_chat(
         encode_chat(tokenizer, [{"role": "system", "content": "Be brief."},
                                 {"role": "user", "content": "Name a river."}])
     """
+    if token_ids := _given_ids(prompt_or_messages):
+        return token_ids
     messages = _as_messages(prompt_or_messages)
     for name in _FIXED_ARGUMENTS:
         if name in template_args:
@@ -132,6 +135,14 @@ def conversation_text(prompt_or_messages: str | Sequence[Message]) -> str:
     if len(turns) == 1 and turns[0]["role"] == "user":
         return str(turns[0]["content"])
     return "\n\n".join(f"{str(t['role']).capitalize()}: {t['content']}" for t in turns)
+
+
+def _given_ids(prompt: Any) -> list[int]:
+    """The token ids that a prompt consists of; [] for text and messages."""
+    listed = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(listed, list | tuple) and all(hasattr(i, "__index__") for i in listed):
+        return [int(i) for i in listed]
+    return []
 
 
 def _as_messages(given: str | Sequence[Message]) -> list[dict[str, Any]]:
