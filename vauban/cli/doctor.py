@@ -104,11 +104,11 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
 def _probe(console: Console, opened: Opened) -> dict[str, Any]:
     """Compare the writers found by name with those that running the model shows."""
     report = compare_with_probe(opened.model)
-    said = "the same writers and gains" if report.ok else "differs"
+    verdict = "the same writers and gains" if report.ok else "differs"
     console.pairs(
         "probe",
         [
-            ("result", said),
+            ("result", verdict),
             ("missed by name", ", ".join(report.missed) or "none"),
             ("not confirmed", ", ".join(report.invented) or "none"),
             ("gains", f"differ by at most {report.gains:.1e}"),

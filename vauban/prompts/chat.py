@@ -19,8 +19,8 @@ from vauban.errors import InputError, VaubanWarning
 Message = Mapping[str, Any]
 """One turn: {"role": "user" | "assistant" | "system" | ..., "content": text}."""
 
-# The three ways prompts end. Pre-tokenizers merge punctuation with a following newline and
-# letters not, so a suffix that all three share is there for every prompt.
+# The three ways in which prompts end. Pre-tokenizers merge punctuation with a following newline
+# but letters not, so a suffix that all three share stands behind every prompt.
 _SENTINELS = ("Name one river in Peru", "Is seven a prime number?", "Write a line about snow.")
 
 _FIXED_ARGUMENTS = ("tokenize", "return_dict", "return_tensors", "padding", "truncation")
@@ -111,7 +111,7 @@ def post_instruction_positions(tokenizer: Any, **template_args: Any) -> tuple[in
 def common_prefix(token_lists: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all lists share, at most one less than the shortest has.
 
-    One token of every list is left over, so that each still yields logits of its own.
+    The last token of every list is kept out, so that each list yields logits.
 
     >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]]), common_prefix([[1, 2], [1, 2]])
     (2, 1)
