@@ -67,17 +67,9 @@ class PromptIntervention(Intervention, Protocol):
     def start(self, lengths: Sequence[int]) -> Intervention:
         """The intervention for one batch; `lengths` (B,) counts each row's real tokens.
 
-        Row i of the stream holds prompt i at its first lengths[i] tokens, then padding.
+        Row i of the stream holds prompt i at its first lengths[i] tokens, then padding. A result
+        with `filter(rows)` is told which rows stay, by index, when others have finished.
         """
-        ...
-
-
-@runtime_checkable
-class BatchIntervention(Intervention, Protocol):
-    """What `start` returns where it holds something for every row of the batch."""
-
-    def filter(self, rows: mx.array) -> None:
-        """Keep these rows, by index: the others have finished and left the batch."""
         ...
 
 
@@ -141,17 +133,6 @@ def number(name: str) -> Reader:
         if not abs(found) < float("inf"):
             raise InputError(f"{owner}: {name} is {found}; expected a finite number")
         return found
-
-    return reader
-
-
-def one_of(name: str, *words: str) -> Reader:
-    """Reads the argument `name` as one of `words`."""
-
-    def reader(value: Any, owner: str) -> str:
-        if value not in words:
-            raise InputError(f"{owner}: {name} is {value!r}; expected {' or '.join(words)}")
-        return value
 
     return reader
 

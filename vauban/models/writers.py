@@ -27,31 +27,11 @@ from vauban.models.anatomy import (
 from vauban.models.notes import notes
 
 # Last names of modules that write to the stream, over all of mlx-lm's model files.
-WRITER_NAMES = frozenset(
-    {
-        "o_proj",
-        "out_proj",
-        "dense",
-        "wo",
-        "c_proj",
-        "attn_out",
-        "attn_resid",
-        "linear_out",
-        "o_b_proj",
-        "down_proj",
-        "w2",
-        "fc2",
-        "fc_out",
-        "dense_4h_to_h",
-        "proj_2",
-        "output_linear",
-        "ff_out",
-        "mlp_resid",
-        "per_layer_projection",
-        "linear_right",
-        "post_expert_proj",
-    }
-)
+WRITER_NAMES = frozenset({
+    "o_proj", "out_proj", "dense", "wo", "c_proj", "attn_out", "attn_resid", "linear_out",
+    "o_b_proj", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "proj_2", "output_linear",
+    "ff_out", "mlp_resid", "per_layer_projection", "linear_right", "post_expert_proj",
+})  # fmt: skip
 _ATTENTION = re.compile(r"attn|attention|temporal_block")
 _SSM = re.compile(r"mamba|ssm|linear_attn|conv|delta|recurrent|timemixing")
 _CHANNELS = re.compile(r"channelmixing")
