@@ -95,7 +95,7 @@ class MeasureSection(Section):
         Annotated[int, Field(gt=0)] | None,
         Setting("a whole number above 0", "--batch-size", metavar="N", example="16"),
     ] = Field(
-        default=None, description="Prompts per forward pass; not set: chosen from free memory."
+        default=None, description="Prompts per forward pass; not set: chosen from the memory."
     )
 
 

@@ -14,6 +14,7 @@ from vauban.interventions.protocol import (
     Change,
     Intervention,
     PromptIntervention,
+    as_interventions,
     check_width,
     shares_prefix,
     started,

@@ -73,6 +73,20 @@ class PromptIntervention(Intervention, Protocol):
         ...
 
 
+def as_interventions(given: Iterable[Intervention]) -> tuple[Intervention, ...]:
+    """The interventions of a run; InputError for a single one, and for what is none."""
+    if isinstance(given, Intervention):
+        raise InputError(f"interventions is one {type(given).__name__}; expected a list of them")
+    listed = tuple(given)
+    for value in listed:
+        if not isinstance(value, Intervention):
+            raise InputError(
+                f"{value!r:.60} is no intervention; it has no method "
+                "change(site, layer, n_layers, prefill)"
+            )
+    return listed
+
+
 def started(interventions: Iterable[Intervention], lengths: Sequence[int]) -> list[Intervention]:
     """The interventions for one batch of right-padded prompts with these lengths."""
     return [i.start(lengths) if isinstance(i, PromptIntervention) else i for i in interventions]
@@ -86,11 +100,11 @@ def shares_prefix(interventions: Iterable[Intervention]) -> bool:
 def check_width(interventions: Iterable[Intervention], width: int) -> None:
     """InputError for an intervention whose vectors are not as wide as the stream."""
     for intervention in interventions:
-        own = getattr(intervention, "width", None)
-        if own is not None and own != width:
+        given = getattr(intervention, "width", None)
+        if given is not None and given != width:
             name = type(intervention).__name__.removesuffix("Run")
             raise InputError(
-                f"{name}: direction has {own} components; the residual stream has {width}"
+                f"{name}: direction has {given} components; the residual stream has {width}"
             )
 
 
@@ -127,12 +141,12 @@ def number(name: str) -> Reader:
 
     def reader(value: Any, owner: str) -> float:
         try:
-            found = float(value)
+            result = float(value)
         except (TypeError, ValueError) as error:
             raise InputError(f"{owner}: {name} is {value!r}; expected a number") from error
-        if not abs(found) < float("inf"):
-            raise InputError(f"{owner}: {name} is {found}; expected a finite number")
-        return found
+        if not abs(result) < float("inf"):
+            raise InputError(f"{owner}: {name} is {result}; expected a finite number")
+        return result
 
     return reader
 

@@ -19,7 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._common import largest, probe_tokens
 from vauban.errors import ArchitectureError, InputError
-from vauban.interventions import Intervention, started
+from vauban.interventions import Intervention, as_interventions, started
 from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.caches import described, repeated
 from vauban.models.families import family_of
@@ -93,6 +93,12 @@ def forward(
     True
     """
     parts = anatomy(model)
+    interventions = as_interventions(interventions)
+    if logits not in (True, False, "last") or streams not in ("read", "all"):
+        raise InputError(
+            f"logits is {logits!r}, streams {streams!r}; expected True, False or 'last', and "
+            "'read' or 'all'"
+        )
     rows, width = _check_tokens(tokens, parts)
     counts = _check_lengths(lengths, rows, width)
     index = _position_index(positions, counts, width)
@@ -233,6 +239,8 @@ def _at_positions(h: mx.array, rows: int, index: mx.array, *, all_streams: bool)
 def _check_tokens(tokens: mx.array, parts: Anatomy) -> tuple[int, int]:
     if tokens.ndim != 2 or tokens.size == 0:
         raise InputError(f"tokens have shape {tokens.shape}; expected (batch, length), not empty")
+    if not mx.issubdtype(tokens.dtype, mx.integer):
+        raise InputError(f"tokens are {tokens.dtype}; expected integer ids")
     check_ids(int(tokens.min()), int(tokens.max()), parts)
     return int(tokens.shape[0]), int(tokens.shape[1])
 

@@ -17,7 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban._arrays import integers
 from vauban._common import Progress, probe_tokens
 from vauban.errors import InputError, ModelError
-from vauban.interventions import Intervention, shares_prefix, started
+from vauban.interventions import Intervention, as_interventions, shares_prefix, started
 from vauban.models.anatomy import anatomy
 from vauban.models.batching import (
     Batch,
@@ -126,7 +126,7 @@ def generate_tokens(
     if all(token_lists):
         check_ids(min(map(min, token_lists)), max(map(max, token_lists)), anatomy(model))
     verify_forward(model)
-    interventions = tuple(interventions)
+    interventions = as_interventions(interventions)
     sample = _sampler(temperature, seed)
     shared = len(token_lists) > 1 and can_share(model) and shares_prefix(interventions)
     skip = shared_prefix(token_lists) if shared else 0

@@ -90,8 +90,8 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     The prompt is longer than any sliding window. A window of up to 2048 tokens is read in full. For
     a longer one 48 tokens are read fresh, and 48 more across the window's edge, on caches whose
     earlier keys and values repeat the first ones'. Where such caches would take more than 4 GiB, or
-    a quarter of the free memory, the window is not reached: then the tap, which is the model's own
-    forward, is used whatever the loop would give, and the note says so.
+    a quarter of the machine's memory, the window is not reached: the tap, which is the model's own
+    forward, is then used whatever the loop would give, and the note says so.
 
     Logits must agree to 1e-4 of the largest one (2e-2 in half precision), and the explicit loop's
     residuals with those that the tap records. On agreement the explicit loop is used, else the
@@ -221,7 +221,7 @@ def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list
         return prompts, width, [], True
     size = sum(array.nbytes for array in arrays_in(cache)) * window // width
     # The filled caches, a copy that is read, and what the blocks make of it.
-    if size > min(_LARGEST_CACHE, device_info().memory_available // 4):
+    if size > min(_LARGEST_CACHE, device_info().memory_total // 4):
         remark = (
             f"its window of {window} is longer than the check (caches of {size / 2**30:.1f} GiB), "
             "so the tap is used"
