@@ -29,7 +29,7 @@ from vauban.models import (
 from vauban.models.families import family_of
 from vauban.models.generate import uneven_batches
 from vauban.models.module_probe import ProbeReport, compare_with_probe, silenced
-from vauban.models.walk import by_hand, by_tap
+from vauban.models.walk import Pass, by_hand, by_tap
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,11 @@ def _against_single(model: nn.Module, rows: list[list[int]], out: Any) -> float:
 
 def _capture(name: str, model: nn.Module) -> float | None:
     """The stream at every residual and position: the explicit loop against the tap."""
-    parts, tokens, last = anatomy(model), mx.array([row(name, 19, 2)]), mx.array([18])
-    _, by_loop = by_hand(model, parts, tokens, make_prompt_cache(model), (), True, True, last)
+    tokens = mx.array([row(name, 19, 2)])
+    _, by_loop = by_hand(model, Pass(tokens, make_prompt_cache(model)))
     if family_of(model) == "iquestloopcoder":
         return None
-    _, recorded = by_tap(model, parts, tokens, make_prompt_cache(model), (), True, True, last)
+    _, recorded = by_tap(model, Pass(tokens, make_prompt_cache(model)))
     return max(difference(a, b) for a, b in zip(by_loop, recorded, strict=True))
 
 
@@ -200,7 +200,7 @@ def _sites(model: nn.Module) -> str:
     def output(changes: tuple[_At, ...], layer: int) -> mx.array:
         with silenced(model):
             _, stream = by_hand(
-                model, parts, tokens, make_prompt_cache(model), changes, True, False, mx.array([5])
+                model, Pass(tokens, make_prompt_cache(model), changes, logits=False)
             )
         return stream[layer + 1].astype(mx.float32)
 

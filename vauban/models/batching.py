@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from vauban._arrays import flat_parameters
 from vauban.errors import InputError
 from vauban.interventions import Intervention, shares_prefix
 from vauban.models import caches
@@ -34,7 +35,7 @@ TOKEN_BUDGET = 4096
 # A tight batch ends where rows fill less than this share of its width, but not below this size.
 _TIGHT = 0.8
 _LARGE_ENOUGH = 192
-# A batch may take this share of the memory that is free.
+# A batch may take this share of the memory beside the weights.
 _SHARE = 0.125
 # Recorded streams may take this much; beyond it every change is read from the first block.
 _RECORD_BYTES = 2 * 2**30
@@ -55,11 +56,14 @@ def shared_prefix(token_lists: Sequence[Sequence[int]], keep: int = 1) -> int:
 
 
 def token_budget(model: nn.Module) -> int:
-    """Tokens that a batch may hold within an eighth of the memory that is free now.
+    """Tokens that a batch may hold within an eighth of the memory that the weights leave.
 
-    A token costs one vector of the stream per residual and about thirty more inside a block.
+    A token costs one vector of the stream per residual and about thirty more inside a block. Other
+    programs do not matter: batches, and with them the last bits of what is measured and written,
+    are the same in every run on a machine.
     """
-    room = int(_SHARE * device_info().memory_available)
+    weights = sum(int(p.nbytes) for p in flat_parameters(model).values())
+    room = int(_SHARE * (device_info().memory_total - weights))
     return max(64, min(TOKEN_BUDGET, room // _token_bytes(model)))
 
 

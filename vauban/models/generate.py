@@ -17,7 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban._arrays import integers
 from vauban._common import Progress, probe_tokens
 from vauban.errors import InputError, ModelError
-from vauban.interventions import BatchIntervention, Intervention, shares_prefix, started
+from vauban.interventions import Intervention, as_interventions, shares_prefix, started
 from vauban.models.anatomy import anatomy
 from vauban.models.batching import (
     Batch,
@@ -36,6 +36,8 @@ from vauban.prompts import encode_chat
 
 # (logits (B, V), the prompts' numbers, step) -> token ids (B,)
 Sampler = Callable[[mx.array, Sequence[int], int], mx.array]
+# Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
+_IDLE = 0.25
 
 
 @dataclass(frozen=True)
@@ -124,33 +126,23 @@ def generate_tokens(
     if all(token_lists):
         check_ids(min(map(min, token_lists)), max(map(max, token_lists)), anatomy(model))
     verify_forward(model)
-    interventions = tuple(interventions)
-    answers: list[list[int]] = [[] for _ in token_lists]
+    interventions = as_interventions(interventions)
+    sample = _sampler(temperature, seed)
     shared = len(token_lists) > 1 and can_share(model) and shares_prefix(interventions)
     skip = shared_prefix(token_lists) if shared else 0
     prefix = prefix_cache(model, token_lists[0][:skip], interventions)
     uneven = len({len(t) for t in token_lists}) > 1
     grouped = uneven and not uneven_batches(model).ok
-    done = 0
-    sample = _sampler(temperature, seed)
-    for batch in batches(
-        token_lists,
-        skip=skip,
-        batch_size=batch_size,
-        equal_lengths=grouped,
-        budget=token_budget(model),
-    ):
-        cache = _batch_cache(model, prefix, batch)
-        for row, answer in zip(
-            batch.rows,
-            _decode_batch(model, batch, cache, interventions, eos, max_tokens, sample),
-            strict=True,
-        ):
-            answers[row] = answer
-        done += len(batch.rows)
+    options: dict[str, Any] = {"batch_size": batch_size, "equal_lengths": grouped}
+    answers: dict[int, list[int]] = {}
+    for batch in batches(token_lists, skip=skip, budget=token_budget(model), **options):
+        rows = _Answers(batch.rows, eos)
+        running = started(interventions, batch.lengths)
+        _decode(model, batch, _batch_cache(model, prefix, batch), running, rows, max_tokens, sample)
+        answers |= zip(batch.rows, rows.answers, strict=True)
         if progress:
-            progress("generate", done, len(token_lists))
-    return answers
+            progress("generate", len(answers), len(token_lists))
+    return [answers[row] for row in range(len(token_lists))]
 
 
 def _batch_cache(model: nn.Module, prefix: list[Any] | None, batch: Batch) -> list[Any]:
@@ -176,65 +168,77 @@ def _prefill(model: nn.Module, batch: Batch, cache: list[Any]) -> mx.array:
     return logits
 
 
-# Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
-_IDLE = 0.25
+class _Answers:
+    """The answers of a batch so far; `present` are the rows that are still computed."""
+
+    def __init__(self, prompts: Sequence[int], eos: frozenset[int]) -> None:
+        self.prompts = prompts
+        self.eos = eos
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.finished: set[int] = set()
+        self.present = list(range(len(prompts)))
+
+    @property
+    def numbers(self) -> list[int]:
+        """The present rows, as the caller numbers its prompts."""
+        return [self.prompts[row] for row in self.present]
+
+    def take(self, tokens: mx.array, sound: mx.array, step: int) -> list[int]:
+        """Add one token to each unfinished row; the places of the rows that go on."""
+        for row, token, good in zip(self.present, integers(tokens), integers(sound), strict=True):
+            if row in self.finished:
+                continue
+            if not good:
+                raise ModelError(
+                    f"prompt {self.prompts[row]}: the logits of answer token {step} hold NaN or "
+                    "inf; the model or an intervention overflows (float32 or bfloat16 help)"
+                )
+            if token in self.eos:
+                self.finished.add(row)
+            else:
+                self.answers[row].append(token)
+        return [place for place, row in enumerate(self.present) if row not in self.finished]
 
 
-def _decode_batch(
+def _decode(
     model: nn.Module,
     batch: Batch,
     cache: list[Any],
-    interventions: Sequence[Intervention],
-    eos: frozenset[int],
+    running: Sequence[Intervention],
+    rows: _Answers,
     max_tokens: int,
     sample: Sampler,
-) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in batch.rows]
-    present = list(range(len(batch.rows)))
-    finished: set[int] = set()
-    running = started(interventions, batch.lengths)
+) -> None:
+    """Answer a batch of prompts: `rows` takes the tokens."""
 
     def drawn(logits: mx.array, step: int) -> tuple[mx.array, mx.array]:
-        """The next tokens, and which rows' logits allow to choose one; under way, not awaited."""
-        chosen = sample(logits, [batch.rows[i] for i in present], step)
-        # Of NaN the arg-max is some token, so a broken model would seem to answer.
+        """The next tokens, and whether each row's logits allow a choice; not awaited here."""
+        tokens = sample(logits, rows.numbers, step)
+        # The arg-max of NaN is some token, so a broken model would seem to answer.
         sound = mx.isfinite(logits.max(axis=-1))
-        mx.async_eval(chosen, sound)
-        return chosen, sound
+        mx.async_eval(tokens, sound)
+        return tokens, sound
 
     with tapped(model, running, stream=Stream(prefill=True)) as stream:
-        chosen, sound = drawn(_prefill(model, batch, cache), 0)
+        tokens, sound = drawn(_prefill(model, batch, cache), 0)
         stream.prefill = False
         for step in range(1, max_tokens + 1):
-            following = chosen, sound
+            following = tokens, sound
             if step < max_tokens:
                 # The next token is computed while this one is looked at.
-                following = drawn(model(chosen[:, None], cache=cache)[:, -1], step)
-            for row, token, good in zip(present, integers(chosen), integers(sound), strict=True):
-                if row in finished:
-                    continue
-                if not good:
-                    raise ModelError(
-                        f"prompt {batch.rows[row]}: the logits of answer token {step} hold NaN or "
-                        "inf; the model or an intervention overflows (float32 or bfloat16 help)"
-                    )
-                if token in eos:
-                    finished.add(row)
-                else:
-                    answers[row].append(token)
-            keep = [k for k, row in enumerate(present) if row not in finished]
+                following = drawn(model(tokens[:, None], cache=cache)[:, -1], step)
+            keep = rows.take(tokens, sound, step)
             if not keep:
                 break
-            chosen, sound = following
-            if len(keep) <= (1 - _IDLE) * len(present):
-                rows = mx.array(keep)
-                keep_rows(cache, rows, len(present))
+            tokens, sound = following
+            if len(keep) <= (1 - _IDLE) * len(rows.present):
+                index = mx.array(keep)
+                keep_rows(cache, index, len(rows.present))
                 for state in running:
-                    if isinstance(state, BatchIntervention):
-                        state.filter(rows)
-                present = [present[k] for k in keep]
-                chosen, sound = chosen[rows], sound[rows]
-    return answers
+                    if hasattr(state, "filter"):
+                        state.filter(index)
+                rows.present = [rows.present[k] for k in keep]
+                tokens, sound = tokens[index], sound[index]
 
 
 def _sampler(temperature: float, seed: int) -> Sampler:

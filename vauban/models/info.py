@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,6 @@ class DeviceInfo:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where `load` found a model: what stays true of it whatever happens to its weights."""
-
-    folder: Path
-    path: str
-    model_type: str
-    stored_dtype: str
-    quantization: str | None
-    converted: bool
-
-
 def describe(model: nn.Module) -> ModelInfo:
     """The `ModelInfo` of a model, whoever loaded it and whatever was done to it since.
 
@@ -74,32 +62,30 @@ def describe(model: nn.Module) -> ModelInfo:
     >>> vauban.describe(model).d_model
     128
     """
-    source = notes(model).source
     parts = anatomy(model)
     dtype = float_dtype(model)
     packed = next((m for _, m in model.named_modules() if "scales" in m), None)
-    quantization = None if packed is None else f"{packed.bits}-bit"
-    if source is not None and (packed is not None or source.converted):
-        quantization = source.quantization
-    kind = str(getattr(model, "model_type", type(model).__name__))
-    return ModelInfo(
-        path=source.path if source else "(in memory)",
-        model_type=source.model_type if source else kind,
+    now = ModelInfo(
+        path="(in memory)",
+        model_type=str(getattr(model, "model_type", type(model).__name__)),
         n_layers=parts.n_layers,
         d_model=parts.d_model,
         dtype=dtype,
-        stored_dtype=source.stored_dtype if source else dtype,
-        quantization=quantization,
+        stored_dtype=dtype,
+        quantization=None if packed is None else f"{packed.bits}-bit",
         parameters=parameter_count(model),
         bytes=sum(int(p.nbytes) for p in flat_parameters(model).values()),
-        converted=source is not None and source.converted,
+        converted=False,
     )
+    facts = dict(notes(model).source or {})
+    if packed is None and not facts.get("converted"):
+        facts.pop("quantization", None)
+    return replace(now, **facts)
 
 
 def folder_of(model: nn.Module) -> Path | None:
     """The folder that `load` read a model from; None for a model from elsewhere."""
-    source = notes(model).source
-    return source.folder if source else None
+    return notes(model).folder
 
 
 def float_dtype(model: nn.Module) -> str:

@@ -20,7 +20,7 @@ from vauban import _backend
 from vauban._arrays import flat_parameters
 from vauban._paths import data_dir
 from vauban.errors import InputError, ModelError
-from vauban.models.info import Source, float_dtype, free_memory, parameter_count
+from vauban.models.info import float_dtype, free_memory, parameter_count
 from vauban.models.notes import forget, note
 
 _KINDS = ("dense", "moe", "4bit")
@@ -82,15 +82,14 @@ def load(path_or_repo: str | Path, *, unpack: bool = False, **options: Any) -> t
     packed = any("scales" in m for _, m in model.named_modules())
     stored = label if label and not packed else float_dtype(model)
     converted = _on_cpu() and _run_in_float32(model, unpack=unpack, lazy=lazy)
-    source = Source(
-        folder=folder,
-        path=str(path_or_repo),
-        model_type=str(config["model_type"]),
-        stored_dtype=stored,
-        quantization=label,
-        converted=converted,
-    )
-    note(model, source=source)
+    source = {
+        "path": str(path_or_repo),
+        "model_type": str(config["model_type"]),
+        "stored_dtype": stored,
+        "quantization": label,
+        "converted": converted,
+    }
+    note(model, folder=folder, source=source)
     return loaded
 
 

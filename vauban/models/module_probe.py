@@ -27,7 +27,7 @@ from vauban.models.anatomy import Anatomy, anatomy, is_embedding
 from vauban.models.forward import forward
 from vauban.models.parity import verify_forward
 from vauban.models.swap import around, swapped
-from vauban.models.walk import by_hand, by_tap
+from vauban.models.walk import Pass, by_hand, by_tap
 from vauban.models.writers import Writer, residual_writers, unpacked_shape
 
 Reader = Callable[[str, mx.array, mx.array | None], None]
@@ -193,9 +193,7 @@ def probe_writers(model: nn.Module) -> list[ProbedWriter]:
 
     def output(layer: int, path: str, value: mx.array | float) -> mx.array:
         constants.path, constants.value = path, value
-        _, stream = run(
-            model, parts, tokens, make_prompt_cache(model), (), True, False, mx.array([_TOKENS - 1])
-        )
+        _, stream = run(model, Pass(tokens, make_prompt_cache(model), logits=False))
         return stream[layer + 1].astype(mx.float32)
 
     writers: list[ProbedWriter] = []

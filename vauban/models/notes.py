@@ -6,9 +6,10 @@ it. Knows no module's inside; each fact is found by the file that its comment na
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.nn as nn
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from vauban.models.anatomy import Anatomy
     from vauban.models.forward import RowChecks
     from vauban.models.generate import BatchCheck
-    from vauban.models.info import Source
     from vauban.models.parity import ForwardCheck
     from vauban.models.taps import Place
 
@@ -28,8 +28,9 @@ _ATTRIBUTE = "_vauban_notes"
 class Notes:
     """The facts about a model; None where nobody has asked yet."""
 
-    # loading: where the weights came from. True whatever happens to the model.
-    source: Source | None = None
+    # loading: where the weights came from, and what of a `ModelInfo` stays true after an edit.
+    folder: Path | None = None
+    source: Mapping[str, Any] | None = None
     # anatomy: where the parts are.
     anatomy: Anatomy | None = None
     # parity: the proven path, and what the explicit loop must know about the blocks.
@@ -58,7 +59,7 @@ def note(model: nn.Module, **facts: Any) -> None:
 def forget(model: nn.Module) -> None:
     """Drop what was learnt from the modules, after they have changed; the source stays."""
     before = notes(model)
-    object.__setattr__(model, _ATTRIBUTE, Notes(source=before.source))
+    object.__setattr__(model, _ATTRIBUTE, Notes(folder=before.folder, source=before.source))
 
 
 @contextmanager

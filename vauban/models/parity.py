@@ -24,7 +24,7 @@ from vauban.models.families import family_of
 from vauban.models.info import device_info
 from vauban.models.notes import note, notes
 from vauban.models.taps import Place, Stream
-from vauban.models.walk import by_hand, by_tap
+from vauban.models.walk import Pass, Run, by_hand, by_tap
 
 # Relative to the largest value compared: rounding of another order of the same operations.
 _TOLERANCE, _HALF_TOLERANCE = 1e-4, 2e-2
@@ -68,6 +68,8 @@ class _Prompt:
 
 # Residuals of every prompt that was checked.
 _Residuals = list[list[mx.array]]
+# A check with the residuals that go with it, None where the path disagrees.
+_Attempt = tuple[ForwardCheck, _Residuals] | None
 
 
 def tolerance_for(half: bool) -> float:
@@ -88,8 +90,8 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     The prompt is longer than any sliding window. A window of up to 2048 tokens is read in full. For
     a longer one 48 tokens are read fresh, and 48 more across the window's edge, on caches whose
     earlier keys and values repeat the first ones'. Where such caches would take more than 4 GiB, or
-    a quarter of the free memory, the window is not reached: then the tap, which is the model's own
-    forward, is used whatever the loop would give, and the note says so.
+    a quarter of the machine's memory, the window is not reached: the tap, which is the model's own
+    forward, is then used whatever the loop would give, and the note says so.
 
     Logits must agree to 1e-4 of the largest one (2e-2 in half precision), and the explicit loop's
     residuals with those that the tap records. On agreement the explicit loop is used, else the
@@ -101,16 +103,44 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
         return known
     parts = anatomy(model)
     prompts, length, remarks, crossed = _prompts(model, parts)
-    trial = _Trial(model, parts, prompts)
+    tolerance = tolerance_for(is_half(parts))
     stream = Stream(recording=True)
-    tap = trial.agrees("tap", _tap_runs(stream, len(prompts)), [])
+    failures: list[str] = []
+
+    def attempt(path: Literal["manual", "tap"], against: _Residuals) -> _Attempt:
+        """The check and the residuals when every prompt's run agrees with its reference."""
+        kept: _Residuals = []
+        worst = 0.0
+        for index, prompt in enumerate(prompts):
+            # The first prompt's stream shows how the blocks are called.
+            tap = by_tap if index else partial(by_tap, stream=stream)
+            expected = against[index] if against else []
+            try:
+                run = by_hand if path == "manual" else tap
+                difference, apart, residuals = _compare(model, prompt, run, expected)
+            except (TypeError, ValueError, AttributeError, KeyError, ArchitectureError) as error:
+                # A family that this path cannot walk; the note says why, the other path is tried.
+                failures.append(f"{path}: {str(error).splitlines()[0]}")
+                return None
+            scale = max(float(mx.abs(prompt.logits).max()), 1e-6)
+            # Written so that NaN disagrees too.
+            if not (difference <= tolerance * scale and apart <= tolerance):
+                failures.append(
+                    f"{path}: logits differ by {difference:.1e}, residuals by {apart:.1e}"
+                )
+                return None
+            kept.append(residuals)
+            worst = max(worst, difference)
+        return ForwardCheck(True, worst, path, family_of(model), length), kept
+
+    tap = attempt("tap", [])
     place = _find_place(stream, parts.n_layers)
     if place:
         # The stream is not the blocks' first argument: what was recorded was something else.
         note(model, place=place)
         stream = Stream(recording=True)
-        trial.failures.clear()
-        tap = trial.agrees("tap", _tap_runs(stream, len(prompts)), [])
+        failures.clear()
+        tap = attempt("tap", [])
     elif place is None and stream.rounds == 1:
         remarks.append(
             "the trunk changes the stream between blocks; residuals are what blocks read"
@@ -119,18 +149,15 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
         remarks.append(f"{stream.rounds} rounds over the blocks; residuals are the last round's")
     note(model, extras=tuple(stream.extras.get(i, 0) for i in range(parts.n_layers)))
     # The loop is trusted with a window only where it was seen to cross one.
-    loop = None
-    if crossed:
-        loop = trial.agrees("manual", [by_hand] * len(prompts), tap[1] if tap else [])
+    loop = attempt("manual", tap[1] if tap else []) if crossed else None
     agreed = loop or tap
     if agreed is None:
         raise ArchitectureError(
-            f"no forward pass of vauban agrees with {family_of(model)}'s own: "
-            f"{'; '.join(trial.failures)}"
+            f"no forward pass of vauban agrees with {family_of(model)}'s own: {'; '.join(failures)}"
         )
     if loop is None and crossed:
-        remarks.append(f"{trial.failures[-1]}, so the tap is used")
-    check = replace(agreed[0], tokens=length, note="; ".join(remarks))
+        remarks.append(f"{failures[-1]}, so the tap is used")
+    check = replace(agreed[0], note="; ".join(remarks))
     several = any(h.ndim == 4 for residuals in agreed[1] for h in residuals)
     note(model, check=check, several_streams=several)
     return check
@@ -194,7 +221,7 @@ def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list
         return prompts, width, [], True
     size = sum(array.nbytes for array in arrays_in(cache)) * window // width
     # The filled caches, a copy that is read, and what the blocks make of it.
-    if size > min(_LARGEST_CACHE, device_info().memory_available // 4):
+    if size > min(_LARGEST_CACHE, device_info().memory_total // 4):
         remark = (
             f"its window of {window} is longer than the check (caches of {size / 2**30:.1f} GiB), "
             "so the tap is used"
@@ -209,65 +236,20 @@ def _prompts(model: nn.Module, parts: Anatomy) -> tuple[list[_Prompt], int, list
     return prompts, length, [remark], True
 
 
-def _tap_runs(stream: Stream, count: int) -> list[Callable[..., Any]]:
-    """The tap for each prompt; the first one records into `stream`."""
-
-    first: Callable[..., Any] = partial(by_tap, stream=stream)
-    return [first, by_tap][:count]
-
-
-@dataclass(eq=False)
-class _Trial:
-    """Runs of a path over the prompts of a check; `failures` says why a path was given up."""
-
-    model: nn.Module
-    parts: Anatomy
-    prompts: list[_Prompt]
-
-    def __post_init__(self) -> None:
-        self.failures: list[str] = []
-
-    def agrees(
-        self,
-        path: Literal["manual", "tap"],
-        runs: Sequence[Callable[..., Any]],
-        against: _Residuals,
-    ) -> tuple[ForwardCheck, _Residuals] | None:
-        """The check and the residuals when every prompt's run agrees with its reference."""
-        tolerance = tolerance_for(is_half(self.parts))
-        kept: _Residuals = []
-        worst = 0.0
-        others = against or [[]] * len(self.prompts)
-        for prompt, run, expected in zip(self.prompts, runs, others, strict=True):
-            try:
-                difference, apart, residuals = self._compare(prompt, run, expected)
-            except (TypeError, ValueError, AttributeError, KeyError, ArchitectureError) as error:
-                # A family that this path cannot walk; the note says why, the other path is tried.
-                self.failures.append(f"{path}: {str(error).splitlines()[0]}")
-                return None
-            scale = max(float(mx.abs(prompt.logits).max()), 1e-6)
-            # Written so that NaN disagrees too.
-            if not (difference <= tolerance * scale and apart <= tolerance):
-                self.failures.append(
-                    f"{path}: logits differ by {difference:.1e}, residuals by {apart:.1e}"
-                )
-                return None
-            kept.append(residuals)
-            worst = max(worst, difference)
-        return ForwardCheck(True, worst, path, family_of(self.model), 0), kept
-
-    def _compare(
-        self, prompt: _Prompt, run: Callable[..., Any], against: list[mx.array]
-    ) -> tuple[float, float, list[mx.array]]:
-        """Largest difference of the logits, of the residuals (relative), and the residuals."""
-        last = mx.array([prompt.tokens.shape[1] - 1])
-        cache = copied(prompt.cache)
-        logits, residuals = run(self.model, self.parts, prompt.tokens, cache, (), True, True, last)
-        logits = mx.where(prompt.ruled_out & (logits < 0), 0, logits.astype(mx.float32))
-        apart = largest(
-            relative_difference(a, b) for a, b in zip(residuals, against, strict=bool(against))
-        )
-        return float(mx.abs(logits - prompt.logits).max()), apart, residuals
+def _compare(
+    model: nn.Module,
+    prompt: _Prompt,
+    run: Callable[[nn.Module, Pass], Run],
+    against: list[mx.array],
+) -> tuple[float, float, list[mx.array]]:
+    """Largest difference of the logits, of the residuals (relative), and the residuals."""
+    logits, residuals = run(model, Pass(prompt.tokens, copied(prompt.cache)))
+    assert logits is not None
+    logits = mx.where(prompt.ruled_out & (logits < 0), 0, logits.astype(mx.float32))
+    apart = largest(
+        relative_difference(a, b) for a, b in zip(residuals, against, strict=bool(against))
+    )
+    return float(mx.abs(logits - prompt.logits).max()), apart, residuals
 
 
 def _find_place(stream: Stream, n_layers: int) -> Place | None:

@@ -22,7 +22,7 @@ from mlx.utils import tree_reduce
 
 from vauban.errors import ArchitectureError
 from vauban.interventions import Intervention
-from vauban.models.anatomy import Anatomy
+from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.caches import copied
 from vauban.models.families import LOOPS, READ_BY_NORM, Visit, family_of
 from vauban.models.notes import note, notes
@@ -32,8 +32,6 @@ from vauban.models.taps import Place, Stream, put, stream_changes, take, tapped
 # Weights that one evaluation may read: macOS ends a GPU command that runs for several seconds.
 _BYTES_AT_ONCE = 4 * 2**30
 evaluate = mx.eval
-
-Logits = bool | Literal["last"]
 
 
 class Unwalkable(ArchitectureError):
@@ -71,88 +69,92 @@ class _Call:
         return put(args, {k: real(v) for k, v in self.kwargs.items()}, place, h)
 
 
-def by_tap(
-    model: nn.Module,
-    parts: Anatomy,
-    tokens: mx.array,
-    cache: list[Any],
-    interventions: Sequence[Intervention],
-    record: bool,
-    logits: Logits,
-    last: mx.array,
-    stream: Stream | None = None,
-) -> tuple[mx.array | None, list[mx.array]]:
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass: right-padded tokens (B, T) read on top of `cache`, which is written.
+
+    `interventions` are started. `record` asks for the residuals, `logits` for all logits, those at
+    each row's `last` real token (B,), or none.
+    """
+
+    tokens: mx.array
+    cache: list[Any]
+    interventions: Sequence[Intervention] = ()
+    record: bool = True
+    logits: bool | Literal["last"] = True
+    last: mx.array | None = None
+
+    def at_last(self, h: mx.array) -> mx.array:
+        """(B, 1, ...) at the last tokens where logits are wanted there alone, else `h`."""
+        if self.logits != "last" or self.last is None:
+            return h
+        if h.ndim != 3:
+            raise ArchitectureError(f"the stream has shape {h.shape}; ask for all logits")
+        return mx.take_along_axis(h, self.last[:, None, None], axis=1)
+
+
+Run = tuple[mx.array | None, list[mx.array]]
+"""Logits, and the stream at every residual."""
+
+
+def by_tap(model: nn.Module, given: Pass, stream: Stream | None = None) -> Run:
     """The model's own forward, its blocks recording."""
-    stream = stream or Stream(recording=record)
-    with tapped(model, interventions, stream=stream):
-        out = model(tokens, cache=cache)
-    if record and len(stream.residuals) != parts.n_layers + 1:
+    total = anatomy(model).n_layers
+    stream = stream or Stream(recording=given.record)
+    with tapped(model, given.interventions, stream=stream):
+        out = model(given.tokens, cache=given.cache)
+    if given.record and len(stream.residuals) != total + 1:
         raise ArchitectureError(
-            f"{family_of(model)} does not run its {parts.n_layers} blocks as modules "
+            f"{family_of(model)} does not run its {total} blocks as modules "
             f"({len(stream.inputs)} were seen); its stream cannot be recorded"
         )
-    return (_at_last(out, logits, last) if logits else None), stream.residuals
+    return (given.at_last(out) if given.logits else None), stream.residuals
 
 
-def by_hand(
-    model: nn.Module,
-    parts: Anatomy,
-    tokens: mx.array,
-    cache: list[Any],
-    interventions: Sequence[Intervention],
-    record: bool,
-    logits: Logits,
-    last: mx.array,
-) -> tuple[mx.array | None, list[mx.array]]:
+def by_hand(model: nn.Module, given: Pass) -> Run:
     """The explicit loop: embed, blocks, norm, head."""
-    n = parts.n_layers
+    parts = anatomy(model)
     kept: dict[int, mx.array] = {}
     stride = _evaluation_stride(model, parts)
 
     def visit(h: mx.array, residual: int) -> mx.array:
-        step = stream_changes(interventions, "block_input", residual, n)[True]
+        changes = stream_changes(given.interventions, "block_input", residual, parts.n_layers)
+        step = changes[True]
         h = step(h) if step else h
-        if record:
+        if given.record:
             kept[residual] = h
         if stride and residual % stride == 0:
             evaluate(h)
         return h
 
     loop = LOOPS.get(family_of(model))
-    with tapped(model, interventions, blocks=False):
+    with tapped(model, given.interventions, blocks=False):
         if loop is not None:
-            h = _at_last(loop(model, tokens, cache, visit), logits, last)
-            out = read_out(model, parts, h) if logits else None
+            h = given.at_last(loop(model, given.tokens, given.cache, visit))
+            out = read_out(model, parts, h) if given.logits else None
         else:
-            out = _walked(model, parts, tokens, cache, logits, last, visit)
+            out = _walked(model, parts.layers, given, visit)
     return out, [kept[residual] for residual in sorted(kept)]
 
 
 def _walked(
-    model: nn.Module,
-    parts: Anatomy,
-    tokens: mx.array,
-    cache: list[Any],
-    logits: Logits,
-    last: mx.array,
-    visit: Visit,
+    model: nn.Module, layers: Sequence[nn.Module], given: Pass, visit: Visit
 ) -> mx.array | None:
-    """The loop of every family without one of its own."""
-    place = notes(model).place
-    h, calls = _rehearse(model, parts.layers, tokens, cache)
+    """The loop of every family without one of its own; the logits that are wanted."""
+    h, calls = _rehearse(model, layers, given.tokens, given.cache)
     results: list[tuple[Any, ...]] = []
-    for index, (layer, call) in enumerate(zip(parts.layers, calls, strict=True)):
-        args, kwargs = call.arguments(results, visit(h, index), place)
+    for index, (layer, call) in enumerate(zip(layers, calls, strict=True)):
+        args, kwargs = call.arguments(results, visit(h, index), notes(model).place)
         out = layer(*args, **kwargs)
         h, *rest = out if isinstance(out, tuple) else (out,)
         results.append(tuple(rest))
-    h = visit(h, parts.n_layers)
+    h = visit(h, len(layers))
     if several_streams(model):
         # The norms must run to say what they read, and a position is no axis of several streams.
-        return _at_last(finish(model, parts.layers, tokens, cache, h, results), logits, last)
-    if not logits:
+        return given.at_last(finish(model, layers, given.tokens, given.cache, h, results))
+    if not given.logits:
         return None
-    return finish(model, parts.layers, tokens, cache, _at_last(h, logits, last), results)
+    return finish(model, layers, given.tokens, given.cache, given.at_last(h), results)
 
 
 def _rehearse(
@@ -249,15 +251,6 @@ def read_out(model: nn.Module, parts: Anatomy, h: mx.array) -> mx.array:
     if parts.head_path is None:
         return parts.embedding.as_linear(h)
     return dict(model.named_modules())[parts.head_path](h)
-
-
-def _at_last(h: mx.array, logits: Logits, last: mx.array) -> mx.array:
-    """(B, 1, ...) at each row's last real token where logits are wanted there alone, else `h`."""
-    if logits != "last":
-        return h
-    if h.ndim != 3:
-        raise ArchitectureError(f"the stream has shape {h.shape}; ask for all logits")
-    return mx.take_along_axis(h, last[:, None, None], axis=1)
 
 
 def _evaluation_stride(model: nn.Module, parts: Anatomy) -> int:
