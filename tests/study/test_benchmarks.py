@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import vauban
-from vauban.study import BenchmarkResult, run_benchmarks
+from vauban.study import run_benchmarks
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -371,16 +371,7 @@ def test_mmlu_is_lm_evals_own(bench: Path, organism: Any, contexts: list[Any]) -
 # --- what is said ---------------------------------------------------------------------------
 
 
-def test_not_applicable_is_said_and_nothing_is_run() -> None:
-    reason = "the organism was taught no facts"
-    found = run_benchmarks(None, None, ["mmlu"], not_applicable={"mmlu": reason})["mmlu"]  # type: ignore[arg-type]
-    assert (found.acc, found.interval, found.n, found.reason) == (None, None, 0, reason)
-    assert not found.metric().applies and reason in found.summary()
-    assert json.loads(json.dumps(found.to_dict()))["acc"] is None
-    with pytest.raises(vauban.InputError, match="say why"):
-        BenchmarkResult.not_applicable("mmlu", "")
-    with pytest.raises(vauban.InputError, match="not among the tasks"):
-        run_benchmarks(None, None, ["mmlu"], not_applicable={"arc_cloze": "x"})  # type: ignore[arg-type]
+def test_tasks_have_to_be_a_list() -> None:
     for tasks in ("mmlu", []):
         with pytest.raises(vauban.InputError, match="list of task names"):
             run_benchmarks(None, None, tasks)  # type: ignore[arg-type]
