@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import vauban
+from tests.evaluation.test_evaluation import NanAt
 from vauban.study import run_benchmarks
 
 needs_lm_eval = pytest.mark.skipif(
@@ -399,20 +400,8 @@ def test_what_cannot_be_run_is_said(bench: Path, organism: Any) -> None:
 @needs_lm_eval
 def test_a_broken_model_is_no_guess(bench: Path, organism: Any) -> None:
     """The largest of NaN scores is the first: "A" would be right in a quarter of all questions."""
-    broken = [vauban.Ablate(mx.ones(128)), NanAt(2)]
+    broken = [vauban.Ablate(mx.ones(128)), NanAt()]
     with pytest.raises(vauban.CheckError, match="NaN"):
         run_benchmarks(
             *organism, ["mini_arc_cloze"], include_path=bench, limit=2, interventions=broken
         )
-
-
-class NanAt:
-    """Makes the input of one block NaN, as an overflow does."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
-    def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Any:
-        if (site, layer) != ("block_input", self.layer):
-            return None
-        return lambda h: h * mx.nan
