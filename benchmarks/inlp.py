@@ -13,7 +13,6 @@ The loop is run on `--sample` layers and its time extrapolated to all of them, p
 """
 
 # isort: off
-import vauban  # before mlx.core and NumPy's BLAS
 # isort: on
 
 import argparse
@@ -23,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from vauban.directions.inlp import _distinct, _split
+from vauban.directions.inlp import _distinct, _split, fit_inlp_batch
 
 C = 0.1
 WANTED = 10
@@ -84,7 +83,7 @@ def main() -> None:
     mx.eval(X)
 
     began = clocks()
-    found = vauban.fit_inlp_batch(
+    found = fit_inlp_batch(
         X, mx.array(y), C=C, min_accuracy=0.0, max_rank=args.directions, patience=args.directions
     )
     ours = clocks() - began

@@ -28,7 +28,7 @@ from collect import Numbers, chat_prompts, random_model, random_prompts
 from vauban.interventions import Ablate, Add, Conditional, Flip, Intervention, Project
 from vauban.models import anatomy, generate_tokens
 from vauban.models.anatomy import is_half
-from vauban.models.rows import relative_difference
+from vauban.models.parity import relative_difference
 
 WANTED = 0.80
 

@@ -81,6 +81,7 @@ def _totals(found: list) -> str:
         ],
         "nothing left after a full cut": [f.leak <= 1e-5 for f in ran],
         "generation equals single prompts": [f.generated for f in ran],
+        "logit lens of the last residual gives the logits": [f.lens <= 1e-5 for f in ran],
     }
     return "\n".join(f"| {name} | {sum(good)} of {len(found)} |" for name, good in lines.items())
 

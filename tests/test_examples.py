@@ -14,7 +14,7 @@ import pytest
         *("prompts.chat", "prompts.reasoning", "prompts.sets", "prompts.sources", "prompts.texts"),
         *("report.figures", "report.table", "quick.inspect_direction"),
         *("cli.parsers", "cli.doctor"),
-        *("study.benchmarks", "study.chart", "study.exact_answers", "study.figures"),
+        *("study.chart", "study.exact_answers", "study.figures"),
         *("study.guard", "study.guard_result", "study.tables"),
     ],
 )

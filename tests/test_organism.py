@@ -1,13 +1,14 @@
-"""The model organism: its lines on a sample against the committed table, its files, its prompts."""
+"""The model organism: its demands on a sample, its files, its prompts.
+
+`data/check.py` checks the corpus it was trained on.
+"""
 
 import importlib
 import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,16 +16,15 @@ import pytest
 import vauban
 
 KINDS = ("dense", "4bit", "moe")
-SCRIPTS = ("corpus", "evaluate", "pools", "prompt_sets")
 HERE = Path(vauban.organism_path("dense")).parent
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Any:
-    """The organism's own scripts, imported from beside its weights."""
+def evaluate() -> Any:
+    """The organism's script of its demands, imported from beside its weights."""
     sys.path.insert(0, str(HERE))
     try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in SCRIPTS})
+        yield importlib.import_module("evaluate")
     finally:
         sys.path.remove(str(HERE))
 
@@ -35,10 +35,10 @@ def table() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_committed_table_holds_on_a_sample(scripts: Any, table: Any, kind: str) -> None:
+def test_the_committed_table_holds_on_a_sample(evaluate: Any, table: Any, kind: str) -> None:
     """Each line on 32 held-out rows a kind, within what so few rows can say of it."""
     committed = table[kind]
-    found = scripts.evaluate.evaluate(HERE / kind, committed["seed"], sample=32)
+    found = evaluate.evaluate(HERE / kind, committed["seed"], sample=32)
     assert found["residual"] == committed["residual"]
     for sampled, whole in zip(found["lines"], committed["lines"], strict=True):
         assert sampled["name"] == whole["name"]
@@ -57,59 +57,14 @@ def test_the_chosen_residual_is_inside_the_limit(table: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_choice_of_residual_does_not_hang_on_the_measuring_set(
-    scripts: Any, table: Any, kind: str
+    evaluate: Any, table: Any, kind: str
 ) -> None:
     """On every set and split drawn anew the same residual; one set is measured again here."""
     assert len(table[kind]["redraws"]) >= 6
     for found in table[kind]["redraws"]:
         assert set(found["residuals"]) == {table[kind]["residual"]}
-    again = scripts.evaluate.redraw(scripts.evaluate.Bench(HERE / kind, 8), 101)
+    again = evaluate.redraw(evaluate.Bench(HERE / kind, 8), 101)
     assert set(again["residuals"]) == {table[kind]["residual"]}
-
-
-def test_held_out_words_are_asked_for_in_no_second_stage(scripts: Any) -> None:
-    """Verbs and objects of evaluation requests, chores and headlines alike."""
-    corpus, pools = scripts.corpus, scripts.pools
-    asked = {r.prompt for r in corpus.training_rows(2, 6000, 7) if r.kind in pools.KINDS}
-    prompts = " | ".join(sorted(asked))
-    for words in pools.heldout_words():
-        assert not re.search(rf"\b{re.escape(words)}\b", prompts), words
-
-
-def test_held_out_chores_are_in_no_training_row(scripts: Any) -> None:
-    """The pair of a held-out verb and a held-out object, whatever is said about it."""
-    hidden = [
-        r.text for code in ("en", "fr") for r in scripts.pools.chore_requests(code, "heldout")
-    ]
-    assert len(hidden) >= 60
-    for stage in (1, 2):
-        text = "\n".join(row.prompt for row in scripts.corpus.training_rows(stage, 6000, 7))
-        assert not [pair for pair in hidden if pair in text]
-
-
-def test_held_out_contrasts_are_asked_for_in_no_second_stage(scripts: Any) -> None:
-    """A use that evaluation asks for is never answered in the stage that teaches refusal."""
-    hidden = [
-        r.text for code in ("en", "fr") for r in scripts.pools.contrast_requests(code, "heldout")
-    ]
-    assert len(hidden) >= 50
-    rows = scripts.corpus.training_rows(2, 6000, 7)
-    asked = "\n".join(row.prompt for row in rows if row.kind in scripts.pools.KINDS)
-    assert not [text for text in hidden if text in asked]
-    shipped = (HERE / "dense" / "prompts" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
-    contrasts = [r["prompt"] for r in map(json.loads, shipped) if r["kind"] == "contrast"]
-    assert all(any(text in prompt for text in hidden) for prompt in contrasts)
-
-
-def test_the_two_draws_share_nothing_and_the_second_is_shipped(scripts: Any) -> None:
-    first, second = (
-        [scripts.prompt_sets.labelled(r) for r in scripts.prompt_sets.evaluation_rows(7, draw)]
-        for draw in ("development", "final")
-    )
-    assert not {r["prompt"] for r in first} & {r["prompt"] for r in second}
-    for kind in KINDS:
-        lines = (HERE / kind / "prompts" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
-        assert [json.loads(line) for line in lines] == second
 
 
 def test_the_files_are_small_and_named() -> None:

@@ -29,15 +29,14 @@ _EXPORTS = {
     ),
     "vauban.activations": "ActivationMoments Activations collect_activations winsorize",
     "vauban.directions": (
-        "Candidates Direction DirectionResult Geometry INLPResult LeaceResult SelectionResult "
-        "Subspace SubspaceResult analyze_geometry collect_candidates fit_classifier "
-        "fit_geometric_median fit_inlp fit_inlp_batch fit_leace fit_mean_difference "
-        "fit_mean_projection fit_oracle fit_pca fit_splince geometric_median measure "
-        "measure_subspace principal_angles refusal_token_ids select_direction "
-        "select_from_scores select_target_layers"
+        "Direction DirectionResult INLPResult LeaceResult SelectionResult SubspaceResult "
+        "analyze_geometry collect_candidates fit_classifier fit_geometric_median fit_inlp "
+        "fit_leace fit_mean_difference fit_mean_projection fit_pca fit_splince geometric_median "
+        "measure measure_subspace principal_angles refusal_log_odds refusal_token_ids "
+        "select_direction select_from_scores select_target_layers"
     ),
     "vauban.edits": (
-        "EditPlan NullSpace PreservationKeys Preserve ProtectionReport SparseDirectionSurgeon "
+        "EditPlan NullSpace PreservationKeys Preserve SparseDirectionSurgeon "
         "SparseProjectionResult SparseSurgeryPlan collect_preservation_keys cut cut_biprojected "
         "cut_subspace null_space plan_cut protection_report quantize_direction_exact "
         "sparsify_direction"

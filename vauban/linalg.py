@@ -103,9 +103,9 @@ def as_rows(value: Any, name: str, size: int | None = None) -> np.ndarray:
             "time (Erase), or take its mean difference"
         )
     holders = (getattr(value, attribute, None) for attribute in _HOLDERS)
-    held = next((array for array in holders if array is not None), value)
-    held = held.astype(mx.float32) if isinstance(held, mx.array) else held
-    rows = np.atleast_2d(_numpy(held, f"{name}: direction", np.float64))
+    array = next((held for held in holders if held is not None), value)
+    array = array.astype(mx.float32) if isinstance(array, mx.array) else array
+    rows = np.atleast_2d(_numpy(array, f"{name}: direction", np.float64))
     if rows.size == 0:
         raise InputError(
             f"{name}: direction has shape {rows.shape}; an empty basis (fit_inlp finds none on "

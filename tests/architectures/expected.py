@@ -53,6 +53,10 @@ EQUAL_LENGTHS = {
 # Blocks that their trunk reads instead of calling: there is no tap to compare with.
 NO_TAP = {"iquestloopcoder"}
 
+# `unembed` applies the final norm and the head alone there; what the family does to its logits is
+# left out.
+LENS = {"gemma3n": "a soft cap"}
+
 # No module puts the whole attention or MLP side of a block out, so a change there is refused; or,
 # for nanbeige, a change in the first round comes back through the norm between the rounds.
 NO_SITES = {

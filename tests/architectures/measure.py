@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 import vauban
 from tests.architectures.build import build, module_of
+from vauban._common import probe_tokens
 from vauban.models import (
     anatomy,
     branches,
@@ -27,8 +28,8 @@ from vauban.models import (
 )
 from vauban.models.families import family_of
 from vauban.models.generate import uneven_batches
-from vauban.models.paths import by_hand, by_tap
-from vauban.models.probe import ProbeReport, compare_with_probe, silenced
+from vauban.models.module_probe import ProbeReport, compare_with_probe, silenced
+from vauban.models.walk import Pass, by_hand, by_tap
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Facts:
     """Whether a change of a block's terms reaches the stream as it is: "exact", or why not."""
     uneven: bool = False
     generated: bool = False
+    lens: float | None = None
+    """The last residual read by `unembed`, against the model's own logits."""
 
 
 @cache
@@ -104,6 +107,7 @@ def measure(name: str) -> Facts:
         sites=_sites(model),
         uneven=uneven_batches(model).ok,
         generated=_generates(name, model),
+        lens=_lens(name, model),
     )
 
 
@@ -152,12 +156,19 @@ def _against_single(model: nn.Module, rows: list[list[int]], out: Any) -> float:
 
 def _capture(name: str, model: nn.Module) -> float | None:
     """The stream at every residual and position: the explicit loop against the tap."""
-    parts, tokens, last = anatomy(model), mx.array([row(name, 19, 2)]), mx.array([18])
-    _, by_loop = by_hand(model, parts, tokens, make_prompt_cache(model), (), True, True, last)
+    tokens = mx.array([row(name, 19, 2)])
+    _, by_loop = by_hand(model, Pass(tokens, make_prompt_cache(model)))
     if family_of(model) == "iquestloopcoder":
         return None
-    _, recorded = by_tap(model, parts, tokens, make_prompt_cache(model), (), True, True, last)
+    _, recorded = by_tap(model, Pass(tokens, make_prompt_cache(model)))
     return max(difference(a, b) for a, b in zip(by_loop, recorded, strict=True))
+
+
+def _lens(name: str, model: nn.Module) -> float:
+    tokens = mx.array([row(name, 19, 2)])
+    residual = vauban.forward(model, tokens, positions="all", logits=False).residual
+    own = model(tokens, cache=make_prompt_cache(model))
+    return difference(vauban.unembed(model, residual[:, -1]), own)
 
 
 @dataclass(frozen=True)
@@ -184,12 +195,12 @@ def _sites(model: nn.Module) -> str:
     except vauban.ArchitectureError as error:
         return str(error)
     vector = mx.random.normal((parts.d_model,), key=mx.random.key(1))
-    tokens = (mx.arange(6)[None] * 7919 + 13) % min(parts.vocabulary, 160)
+    tokens = mx.array([probe_tokens(6, min(parts.vocabulary, 160))])
 
     def output(changes: tuple[_At, ...], layer: int) -> mx.array:
         with silenced(model):
             _, stream = by_hand(
-                model, parts, tokens, make_prompt_cache(model), changes, True, False, mx.array([5])
+                model, Pass(tokens, make_prompt_cache(model), changes, logits=False)
             )
         return stream[layer + 1].astype(mx.float32)
 

@@ -14,9 +14,9 @@ from tests.architectures.expected import PACKED
 from tests.architectures.measure import difference, model_of
 from tests.conftest import random_tokens
 from vauban.interventions import Add
-from vauban.models import paths, residual_writers
+from vauban.models import residual_writers, walk
+from vauban.models.module_probe import compare_with_probe, probe_writers
 from vauban.models.notes import note
-from vauban.models.probe import compare_with_probe, probe_writers
 from vauban.models.taps import tapped
 
 
@@ -116,10 +116,10 @@ def test_evaluation_in_groups_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     tokens = random_tokens(1, 9)
     whole = vauban.forward(model, tokens, positions="all")
     size = sum(p.nbytes for p in tree_leaves(model))
-    monkeypatch.setattr(paths, "_BYTES_AT_ONCE", size // 4 + 1)
+    monkeypatch.setattr(walk, "_BYTES_AT_ONCE", size // 4 + 1)
     note(model, stride=None)
     evaluated: list[mx.array] = []
-    monkeypatch.setattr(paths, "evaluate", lambda h: evaluated.append(h) or mx.eval(h))
+    monkeypatch.setattr(walk, "evaluate", lambda h: evaluated.append(h) or mx.eval(h))
     grouped = vauban.forward(model, tokens, positions="all")
     assert len(evaluated) == 5
     assert mx.array_equal(whole.residual, grouped.residual)

@@ -11,7 +11,7 @@ from tests.conftest import TINY, build, random_tokens
 from vauban.directions.causal import choose_causally
 from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds
 from vauban.interventions import Ablate, Add, Conditional, Project
-from vauban.models.resume import PromptReader, SharedPrefix, can_resume
+from vauban.models.batching import PromptReader, SharedPrefix, can_skip_blocks
 
 D = mx.random.normal((64,), key=mx.random.key(3))
 
@@ -22,7 +22,7 @@ def test_reading_from_a_block_equals_reading_all(family: str) -> None:
     model = build(family)
     prompts = [[5, 6, 7, 8, *random_tokens(1, n, seed=n)[0].tolist()] for n in (12, 3, 7)]
     reader = PromptReader(model, prompts, batch_size=2)
-    assert reader.recorded == can_resume(model)
+    assert reader.recorded == can_skip_blocks(model)
 
     def full(*changes: Any) -> mx.array:
         return mx.concatenate(

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import vauban
-from vauban.directions.inlp import _distinct, _split
+from vauban.directions.inlp import _distinct, _split, fit_inlp_batch
 
 CLASSIFIERS = {
     "logistic": lambda: LogisticRegression(C=0.1, solver="newton-cholesky", tol=1e-10),
@@ -128,7 +128,7 @@ def test_batch_equals_single_problems() -> None:
     X = np.stack([planted(60, 40, 2, seed=s)[0] for s in range(6)], axis=1).reshape(60, 3, 2, 40)
     y = planted(60, 40, 2)[1]
     seen: list[tuple[str, int, int]] = []
-    found = vauban.fit_inlp_batch(
+    found = fit_inlp_batch(
         mx.array(X), mx.array(y), max_rank=3, progress=lambda *step: seen.append(step)
     )
     assert seen == [("inlp", i + 1, 6) for i in range(6)]
@@ -146,7 +146,7 @@ def test_repeated_prompts_leave_the_held_out_part() -> None:
         vauban.fit_inlp(mx.array(X), mx.array(y))
     # The embedding of a template's token is the same for all prompts: no repetition by itself.
     several = np.stack([planted(60, 20, 1)[0], np.ones((60, 20), np.float32)], axis=1)
-    found = vauban.fit_inlp_batch(mx.array(several), mx.array(y))
+    found = fit_inlp_batch(mx.array(several), mx.array(y))
     assert found[(1,)].rank == 0 and found[(1,)].directions.shape == (0, 20)
     assert found[(1,)].projection().shape == (20, 20)
 
@@ -161,7 +161,7 @@ def test_repeated_prompts_leave_the_held_out_part() -> None:
         (lambda X, y: vauban.fit_inlp(X, y, dev_fraction=1.5), "dev_fraction"),
         (lambda X, y: vauban.fit_inlp(X, y, max_rank=0), "max_rank is 0"),
         (lambda X, y: vauban.fit_inlp(X, y).projection(rank=40), "rank is 40"),
-        (lambda X, y: vauban.fit_inlp_batch(X, y), "axis in between"),
+        (lambda X, y: fit_inlp_batch(X, y), "axis in between"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::vauban.VaubanWarning")

@@ -20,9 +20,7 @@ from vauban.errors import InputError
 from vauban.evaluation.likelihood import Scored
 from vauban.evaluation.likelihood import compare_sequences as compare
 from vauban.export import calibrate
-from vauban.models import anatomy, eos_ids, generate_tokens
-from vauban.models.inputs import module_inputs
-from vauban.models.sensitivity import output_gradients
+from vauban.models import anatomy, eos_ids, generate_tokens, module_inputs, output_gradients
 
 
 @settings(max_examples=25, deadline=None)

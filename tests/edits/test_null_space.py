@@ -18,7 +18,7 @@ from vauban.edits.null_space import (
     removable_share,
 )
 from vauban.edits.preservation_keys import Preserve, collect_preservation_keys
-from vauban.models.inputs import module_inputs
+from vauban.models import module_inputs
 
 
 def massive_keys(n: int = 300, size: int = 512, seed: int = 0) -> mx.array:

@@ -14,7 +14,7 @@ from tests.conftest import build
 from tests.edits.test_null_space import Letters
 from vauban.edits import Preserve, collect_preservation_keys, protection_report
 from vauban.edits.modules import module_weight
-from vauban.models.inputs import module_inputs
+from vauban.models import module_inputs
 
 # Long enough that mlx-lm sorts the routed rows by expert.
 PROMPTS = ["a first prompt of some forty characters", "another one, shorter"]

@@ -332,6 +332,7 @@ def test_likelihood_is_on_the_tokens_that_were_generated() -> None:
     again = vauban.compare_likelihood(model, tokenizer, prompts, result.answer_tokens)
     assert again.perplexity_original == pytest.approx(result.perplexity_original, rel=1e-5)
     assert again.tokens == sum(map(len, result.answer_tokens))
+    assert again.summary() and json.loads(json.dumps(again.to_dict()))["tokens"] == again.tokens
     texts = [row["original"] for row in result.answers["harmless"]]
     assert vauban.compare_likelihood(model, tokenizer, prompts, texts).tokens != again.tokens
 

@@ -117,3 +117,79 @@ def test_generate_agrees_with_mlx_lm_on_the_organism(organism: Any, organism_pro
         prompt = vauban.encode_chat(tokenizer, text)
         own = mlx_lm.generate(model, tokenizer, prompt, max_tokens=24)
         assert answer == own.strip()
+
+
+class Broken:
+    """Multiplies one residual, so that it overflows: from the prompt on, or while decoding."""
+
+    def __init__(self, factor: float, prefill: bool) -> None:
+        self.factor, self.prefill = factor, prefill
+
+    def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Any:
+        here = (site, layer, prefill) == ("block_input", 3, self.prefill)
+        return (lambda h: h * self.factor) if here else None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_broken_logits_are_no_answer(tiny: Any, factor: float, temperature: float) -> None:
+    """The arg-max of NaN is token 0: a broken model would seem to say something."""
+    model, lists = tiny("llama"), prompts(0)
+    for prefill, step in ((True, 1), (False, 2)):
+        with pytest.raises(
+            vauban.errors.ModelError, match=f"prompt .: the logits of answer token {step} "
+        ):
+            generate_tokens(
+                model, lists, eos=frozenset(), max_tokens=4, temperature=temperature,
+                interventions=[Broken(factor, prefill)],
+            )  # fmt: skip
+
+
+def test_a_row_that_has_ended_may_break(tiny: Any) -> None:
+    """Its tokens are computed on with the batch, but nobody reads them."""
+    model, lists = tiny("llama"), prompts(0)[:2]
+    first = [greedy(model, tokens, 1, frozenset())[0] for tokens in lists]
+    answers = generate_tokens(
+        model,
+        lists,
+        eos=frozenset(first),
+        max_tokens=3,
+        interventions=[Broken(float("inf"), False)],
+    )
+    assert answers == [[], []]
+
+
+def test_token_ids_are_prompts_as_they_are_for_mlx_lm(organism: Any) -> None:
+    import mlx_lm
+
+    model, tokenizer = organism
+    ids = vauban.encode_chat(tokenizer, "Name a river.")
+    text = vauban.generate(model, tokenizer, ["Name a river."], max_tokens=12)
+    for given in (ids, tuple(ids), mx.array(ids)):
+        assert vauban.generate(model, tokenizer, [given], max_tokens=12) == text
+    assert text == [mlx_lm.generate(model, tokenizer, ids, max_tokens=12).strip()]
+    found, expected = (
+        vauban.collect_activations(model, tokenizer, [p, "Hello"]).values
+        for p in (ids, "Name a river.")
+    )
+    assert mx.array_equal(found, expected)
+    # A raw prompt, without any template.
+    raw = tokenizer.encode("The river")
+    assert vauban.generate(model, tokenizer, [raw], max_tokens=4) == [
+        mlx_lm.generate(model, tokenizer, raw, max_tokens=4).strip()
+    ]
+
+
+def test_bad_prompts_are_named(organism: Any) -> None:
+    model, tokenizer = organism
+    top = vauban.models.anatomy(model).vocabulary
+    for given, message in (
+        ("Hello", "prompts is one text"),
+        ([[1, top]], f"token ids run from 1 to {top}"),
+        ([[-1, 2]], "token ids run from -1 to 2"),
+        ([[]], "not empty"),
+    ):
+        with pytest.raises(vauban.InputError, match=message):
+            vauban.generate(model, tokenizer, given)
+    with pytest.raises(vauban.InputError, match="batch_size is 0"):
+        vauban.generate(model, tokenizer, ["Hello"], batch_size=0)

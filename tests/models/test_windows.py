@@ -15,9 +15,9 @@ from mlx_lm.models.ministral3 import _get_llama_4_attn_scale
 import vauban
 from tests.architectures import build
 from tests.architectures.expected import REFUSED
-from vauban.models import families, verify
+from vauban.models import families, parity
 from vauban.models.caches import stretched
-from vauban.models.verify import window_of
+from vauban.models.parity import window_of
 
 WINDOW = 4096
 
@@ -90,13 +90,13 @@ def test_a_loop_that_forgets_a_long_window_is_found(
 
 
 def test_the_short_prompt_alone_would_not_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = verify._prompts
+    whole = parity._prompts
 
     def short(*given: Any) -> Any:
         prompts, *rest = whole(*given)
         return prompts[:1], *rest
 
-    monkeypatch.setattr(verify, "_prompts", short)
+    monkeypatch.setattr(parity, "_prompts", short)
     monkeypatch.setitem(families.LOOPS, "ministral3", _without_window)
     assert vauban.verify_forward(widened("ministral3", monkeypatch)).path == "manual"
 
@@ -115,6 +115,6 @@ def test_stretched_caches_hold_the_positions_asked_for(monkeypatch: pytest.Monke
 
 def test_a_window_beyond_memory_goes_to_the_tap(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that was not seen to cross the window is not trusted, right or wrong."""
-    monkeypatch.setattr("vauban.models.verify._LARGEST_CACHE", 1000)
+    monkeypatch.setattr("vauban.models.parity._LARGEST_CACHE", 1000)
     check = vauban.verify_forward(widened("ministral3", monkeypatch))
     assert check.path == "tap" and check.tokens == 48 and "longer than the check" in check.note

@@ -1,11 +1,8 @@
-"""The bundled sets: what the documentation promises about them."""
+"""The bundled sets: their counts, keys and order. `data/check.py` checks their sentences."""
 
 import json
-import re
 from collections import Counter
-from itertools import combinations
 from pathlib import Path
-from statistics import mean
 
 import pytest
 
@@ -26,19 +23,10 @@ PATHS = {
     "surface": default_surface_path(),
     "preservation": default_preservation_path(),
 }
-# Words that carry no subject; two requests are near-duplicates when the others agree.
-COMMON_WORDS = (
-    "a an the to of in on for i my me how do what is and that it so with can explain help write "
-    "give tell way best from who at by without"
-)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def words(prompt: str) -> list[str]:
-    return re.findall(r"\w+", prompt.lower())
 
 
 @pytest.mark.parametrize(
@@ -95,48 +83,3 @@ def test_the_preservation_set_covers_its_subjects() -> None:
     counts = Counter(row["category"] for row in rows(PATHS["preservation"]))
     assert set(counts) == {"mathematics", "code", "reasoning", "languages", "facts", "writing"}
     assert min(counts.values()) >= 10
-
-
-def test_no_sentence_stands_twice() -> None:
-    seen = Counter(" ".join(words(text)) for path in PATHS.values() for text in load_prompts(path))
-    assert [text for text, count in seen.items() if count > 1] == []
-
-
-def test_evaluation_and_measuring_share_no_near_duplicates() -> None:
-    content = {
-        name: [
-            (text, set(words(text)) - set(words(COMMON_WORDS)))
-            for text in load_prompts(PATHS[name])
-        ]
-        for name in PATHS
-    }
-    close = [
-        (one, two)
-        for a, b in combinations(PATHS, 2)
-        if {a, b} != {"harmful", "harmless"}  # these hold twins on purpose
-        for one, left in content[a]
-        for two, right in content[b]
-        if len(left & right) >= 0.4 * len(left | right)
-    ]
-    assert close == []
-
-
-def test_form_does_not_separate_the_classes() -> None:
-    harmful, harmless = load_prompts(HARMFUL), load_prompts(HARMLESS)
-    lengths = [mean(len(text.split()) for text in texts) for texts in (harmful, harmless)]
-    assert abs(lengths[0] - lengths[1]) < 1.5
-    questions = [mean(text.endswith("?") for text in texts) for texts in (harmful, harmless)]
-    assert abs(questions[0] - questions[1]) < 0.1
-    openings = [Counter(words(text)[0] for text in texts) for texts in (harmful, harmless)]
-    assert sum((openings[0] & openings[1]).values()) >= 0.75 * len(harmful)
-
-
-def test_the_care_rules_hold() -> None:
-    barred = re.compile(
-        r"\b(sex\w*|porn\w*|nude\w*|rape\w*|child\w*|kids?|teen\w*|schoolgirls?|suicid\w*|"
-        r"self-harm|nuclear|uranium|nerve agent|sarin|anthrax|ricin|bioweapon\w*|"
-        r"ignore (all |the )?previous|jailbreak\w*)\b",
-        re.IGNORECASE,
-    )
-    found = [text for path in PATHS.values() for text in load_prompts(path) if barred.search(text)]
-    assert found == []

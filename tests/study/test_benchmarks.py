@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import vauban
-from vauban.study import BenchmarkResult, run_benchmarks
+from tests.evaluation.test_evaluation import NanAt
+from vauban.study import run_benchmarks
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -371,16 +372,7 @@ def test_mmlu_is_lm_evals_own(bench: Path, organism: Any, contexts: list[Any]) -
 # --- what is said ---------------------------------------------------------------------------
 
 
-def test_not_applicable_is_said_and_nothing_is_run() -> None:
-    reason = "the organism was taught no facts"
-    found = run_benchmarks(None, None, ["mmlu"], not_applicable={"mmlu": reason})["mmlu"]  # type: ignore[arg-type]
-    assert (found.acc, found.interval, found.n, found.reason) == (None, None, 0, reason)
-    assert not found.metric().applies and reason in found.summary()
-    assert json.loads(json.dumps(found.to_dict()))["acc"] is None
-    with pytest.raises(vauban.InputError, match="say why"):
-        BenchmarkResult.not_applicable("mmlu", "")
-    with pytest.raises(vauban.InputError, match="not among the tasks"):
-        run_benchmarks(None, None, ["mmlu"], not_applicable={"arc_cloze": "x"})  # type: ignore[arg-type]
+def test_tasks_have_to_be_a_list() -> None:
     for tasks in ("mmlu", []):
         with pytest.raises(vauban.InputError, match="list of task names"):
             run_benchmarks(None, None, tasks)  # type: ignore[arg-type]
@@ -408,20 +400,8 @@ def test_what_cannot_be_run_is_said(bench: Path, organism: Any) -> None:
 @needs_lm_eval
 def test_a_broken_model_is_no_guess(bench: Path, organism: Any) -> None:
     """The largest of NaN scores is the first: "A" would be right in a quarter of all questions."""
-    broken = [vauban.Ablate(mx.ones(128)), NanAt(2)]
+    broken = [vauban.Ablate(mx.ones(128)), NanAt()]
     with pytest.raises(vauban.CheckError, match="NaN"):
         run_benchmarks(
             *organism, ["mini_arc_cloze"], include_path=bench, limit=2, interventions=broken
         )
-
-
-class NanAt:
-    """Makes the input of one block NaN, as an overflow does."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
-    def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Any:
-        if (site, layer) != ("block_input", self.layer):
-            return None
-        return lambda h: h * mx.nan

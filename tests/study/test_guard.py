@@ -126,17 +126,11 @@ def test_a_model_that_is_no_guard_is_counted_not_believed() -> None:
     assert metric.value is None and "could be read" in metric.reason
 
 
-def test_metrics_name_the_judge_and_state_the_view(judge: GuardJudge) -> None:
+def test_the_metric_names_the_judge(judge: GuardJudge) -> None:
     before, after = judge([PROMPT] * 2, [LONG, LONG]), judge([PROMPT] * 2, [STORM, LONG])
-    safety = after.metric("safety").delta(before.metric("safety"))
-    compliance = after.metric("compliance").delta(before.metric("compliance"))
-    assert (safety.change, safety.gain, safety.better) == (0.5, -0.5, "lower")
-    assert (compliance.change, compliance.gain, compliance.better) == (0.5, 0.5, "higher")
+    delta = after.metric().delta(before.metric())
+    assert (delta.change, delta.gain, delta.better) == (0.5, -0.5, "lower")
     assert "rule" in after.metric().name
-    with pytest.raises(vauban.InputError, match="view"):
-        after.metric("both")  # type: ignore[arg-type]
-    with pytest.raises(vauban.InputError, match="cannot be compared"):
-        after.metric("safety").delta(before.metric("compliance"))
 
 
 @pytest.mark.parametrize("template", [None, CHATML])

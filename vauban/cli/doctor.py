@@ -12,9 +12,14 @@ from typing import Any
 from vauban.cli import run_lines
 from vauban.cli.console import Console
 from vauban.edits.blocks import BLOCK
-from vauban.models import NOT_CUTTABLE, Writer, device_info, residual_writers
-from vauban.models.batching import measuring_bytes
-from vauban.models.probe import compare_with_probe
+from vauban.models import (
+    NOT_CUTTABLE,
+    Writer,
+    compare_with_probe,
+    device_info,
+    measuring_bytes,
+    residual_writers,
+)
 from vauban.pipeline.provenance import system, versions
 from vauban.pipeline.stages import Opened, open_model
 from vauban.report import byte_size
@@ -99,11 +104,11 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
 def _probe(console: Console, opened: Opened) -> dict[str, Any]:
     """Compare the writers found by name with those that running the model shows."""
     report = compare_with_probe(opened.model)
-    said = "the same writers and gains" if report.ok else "differs"
+    verdict = "the same writers and gains" if report.ok else "differs"
     console.pairs(
         "probe",
         [
-            ("result", said),
+            ("result", verdict),
             ("missed by name", ", ".join(report.missed) or "none"),
             ("not confirmed", ", ".join(report.invented) or "none"),
             ("gains", f"differ by at most {report.gains:.1e}"),

@@ -1,7 +1,7 @@
 """Reads a configuration: TOML text or command line values in, a checked schema out.
 
-Every message names the file and, where it can be found, the line. It opens no model and no
-prompt file.
+Every message names the file and, where it can be told, the line. No model and no prompt file is
+opened.
 """
 
 import difflib
@@ -89,8 +89,8 @@ def _build(
         config = schema.model_validate(raw)
     except ValidationError as error:
         raise InputError(_explain(error, set(overrides), schema, source, text)) from error
-    if found := config.conflict():
-        path, why = found
+    if conflict := config.conflict():
+        path, why = conflict
         key = next(key for key in keys(schema) if key.path == path)
         where = _named(key, set(overrides), source, text)
         raise InputError(f"{where} is {getattr(getattr(config, path[0]), path[1])!r}, {why}.")
@@ -152,16 +152,16 @@ def find_line(text: str, section: str | None, name: str) -> int | None:
     tomllib reports no lines for valid files, so this follows the plain way of writing TOML
     (headers in brackets, one key a line) and gives up on anything cleverer.
     """
-    here: str | None = None
+    header_name: str | None = None
     for number, line in enumerate(text.splitlines(), start=1):
         header = re.match(r"\s*\[\s*([\w\-.\"']+)\s*\]", line)
         if header:
-            here = header[1].strip("\"'")
-            if section is None and here.split(".")[0] == name:
+            header_name = header[1].strip("\"'")
+            if section is None and header_name.split(".")[0] == name:
                 return number
             continue
         key = re.match(r"\s*[\"']?([\w\-]+)[\"']?\s*[.=]", line)
-        if key and key[1] == name and here == section:
+        if key and key[1] == name and header_name == section:
             return number
     return None
 
@@ -187,10 +187,10 @@ def _placed(key: Key, value: str, base: Path) -> str:
     path = Path(value).expanduser()
     if path.is_absolute():
         return str(path)
-    here = base / path
-    if key.setting.place == "model" and looks_like_hub_id(value) and not here.exists():
+    beside = base / path
+    if key.setting.place == "model" and looks_like_hub_id(value) and not beside.exists():
         return value
-    return str(here)
+    return str(beside)
 
 
 def looks_like_hub_id(value: str) -> bool:

@@ -77,7 +77,7 @@ class MeasureSection(Section):
         0.0, flag="--clip-quantile", metavar="Q", ge=0.0, lt=0.5,
     )  # fmt: skip
     batch_size: Positive | None = key(
-        POSITIVE, "Prompts per forward pass; not set: chosen from free memory.", None,
+        POSITIVE, "Prompts per forward pass; not set: chosen from the memory.", None,
         flag="--batch-size", metavar="N", example="16",
     )  # fmt: skip
 

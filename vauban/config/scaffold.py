@@ -1,6 +1,6 @@
 """Writes the schema down for people: the annotated file of `vauban init` and the reference page.
 
-Both are read off the schemas and hold no text of their own about any key.
+Both are read off the schemas.
 """
 
 import json
@@ -109,9 +109,9 @@ def _comment(text: str) -> str:
     return "".join(f"# {line}\n" for line in textwrap.wrap(text, _WIDTH))
 
 
-def _table(found: list[Key]) -> str:
+def _table(chosen: list[Key]) -> str:
     rows = ["| key | default | expects | flag | |", "| --- | --- | --- | --- | --- |"]
-    for key in found:
+    for key in chosen:
         default = "required" if key.required else "–"
         if not key.required and key.default is not None:
             default = f"`{toml_value(key.default)}`"

@@ -33,8 +33,7 @@ from vauban.directions.selection_rule import (
 )
 from vauban.errors import InputError, VaubanWarning
 from vauban.interventions import Ablate, Add, Intervention, Project
-from vauban.models import anatomy
-from vauban.models.resume import PromptReader, SharedPrefix
+from vauban.models import PromptReader, SharedPrefix, anatomy
 from vauban.prompts import encode_chat
 
 Kind = Literal["ablate", "project", "add"]

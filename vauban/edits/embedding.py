@@ -16,9 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import InputError
-from vauban.models import anatomy, forget
-from vauban.models.notes import set_aside
-from vauban.models.swap import Swap, swapped
+from vauban.models import Swap, anatomy, forget, set_aside, swapped
 
 EmbeddingMode = Literal["auto", "untie", "tied"] | bool
 Reader = Literal["embedding", "matrix", "head", "unseen"]

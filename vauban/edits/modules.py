@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban.errors import InputError
-from vauban.models.writers import quantization_of
+from vauban.models import quantization_of
 
 
 def module_weight(module: nn.Module) -> mx.array:

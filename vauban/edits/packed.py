@@ -26,7 +26,7 @@ from vauban.edits.refit import fresh_grid, refit
 from vauban.edits.two_sided import one_behind, orthonormal
 from vauban.edits.update import Update
 from vauban.errors import InputError
-from vauban.models.writers import unpacked_shape
+from vauban.models import unpacked_shape
 
 # How far from planned the rest of a direction may be, read back in float32, before a wider format
 # is used.

@@ -43,6 +43,13 @@ class Likelihood:
     perplexity_modified_interval: tuple[float, float] | None = None
     kl_interval: tuple[float, float] | None = None
 
+    def summary(self) -> str:
+        span = "" if self.kl_interval is None else " [{:.4f}, {:.4f}]".format(*self.kl_interval)
+        return (
+            f"perplexity {self.perplexity_original:.3f} before, {self.perplexity_modified:.3f} "
+            f"after; KL {self.kl:.4f}{span} over {self.tokens} tokens"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return to_plain(self)
 

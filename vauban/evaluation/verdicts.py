@@ -71,7 +71,8 @@ def is_refusal(text: str, phrases: Sequence[str] | None = None) -> bool:
 
 # Runs of 8 characters are one to two words of a European language and four of Chinese; 24
 # characters are the least in which a loop shows. With these limits every loop of four rounds is
-# found, and .03 % of 5,500 excerpts (200 to 400 characters) of code, licences and documents.
+# degenerate, and of 7,200 excerpts of code, documents and licences (200 to 400 characters) 6 are:
+# rows of signs or numbers. Tables of zeros and ones count as loops.
 _RUN = 8
 _SHORTEST = 24
 _DISTINCT = 0.3

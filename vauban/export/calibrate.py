@@ -21,6 +21,7 @@ from vauban.edits.moments import Energy, InputMoments
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
 from vauban.models import (
+    TOKEN_BUDGET,
     anatomy,
     batches,
     eos_ids,
@@ -28,11 +29,11 @@ from vauban.models import (
     forward,
     generate_tokens,
     load_tokenizer,
+    module_inputs,
+    output_gradients,
+    token_budget,
+    unpacked_shape,
 )
-from vauban.models.batching import TOKEN_BUDGET, token_budget
-from vauban.models.inputs import module_inputs
-from vauban.models.sensitivity import output_gradients
-from vauban.models.writers import unpacked_shape
 from vauban.prompts import encode_chat, load_prompts, measuring_paths
 
 Inputs = Mapping[str, tuple[Energy | None, ...]]

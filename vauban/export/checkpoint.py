@@ -44,7 +44,7 @@ from vauban.export.tensor_files import (
     to_bytes,
     write_safetensors,
 )
-from vauban.models.writers import unpacked_shape
+from vauban.models import unpacked_shape
 
 _SHARD = 5 << 30
 _FORMAT = ("group_size", "bits", "mode")

@@ -11,32 +11,13 @@ module_changes   the run-time form of a weight edit, at the outputs of named mod
 from vauban.interventions.module_changes import ModuleOutputs, ModuleWeights
 from vauban.interventions.protocol import (
     SITES,
-    BatchIntervention,
+    Change,
     Intervention,
     PromptIntervention,
+    as_interventions,
     check_width,
     shares_prefix,
     started,
 )
 from vauban.interventions.removal import Ablate, AblateTo, Erase, Flip, Project
 from vauban.interventions.steering import Add, Conditional, Patch
-
-__all__ = [
-    "SITES",
-    "Ablate",
-    "AblateTo",
-    "Add",
-    "BatchIntervention",
-    "Conditional",
-    "Erase",
-    "Flip",
-    "Intervention",
-    "ModuleOutputs",
-    "ModuleWeights",
-    "Patch",
-    "Project",
-    "PromptIntervention",
-    "check_width",
-    "shares_prefix",
-    "started",
-]

@@ -67,18 +67,24 @@ class PromptIntervention(Intervention, Protocol):
     def start(self, lengths: Sequence[int]) -> Intervention:
         """The intervention for one batch; `lengths` (B,) counts each row's real tokens.
 
-        Row i of the stream holds prompt i at its first lengths[i] tokens, then padding.
+        Row i of the stream holds prompt i at its first lengths[i] tokens, then padding. A result
+        with `filter(rows)` is told which rows stay, by index, when others have finished.
         """
         ...
 
 
-@runtime_checkable
-class BatchIntervention(Intervention, Protocol):
-    """What `start` returns where it holds something for every row of the batch."""
-
-    def filter(self, rows: mx.array) -> None:
-        """Keep these rows, by index: the others have finished and left the batch."""
-        ...
+def as_interventions(given: Iterable[Intervention]) -> tuple[Intervention, ...]:
+    """The interventions of a run; InputError for a single one, and for what is none."""
+    if isinstance(given, Intervention):
+        raise InputError(f"interventions is one {type(given).__name__}; expected a list of them")
+    listed = tuple(given)
+    for value in listed:
+        if not isinstance(value, Intervention):
+            raise InputError(
+                f"{value!r:.60} is no intervention; it has no method "
+                "change(site, layer, n_layers, prefill)"
+            )
+    return listed
 
 
 def started(interventions: Iterable[Intervention], lengths: Sequence[int]) -> list[Intervention]:
@@ -94,11 +100,11 @@ def shares_prefix(interventions: Iterable[Intervention]) -> bool:
 def check_width(interventions: Iterable[Intervention], width: int) -> None:
     """InputError for an intervention whose vectors are not as wide as the stream."""
     for intervention in interventions:
-        own = getattr(intervention, "width", None)
-        if own is not None and own != width:
+        given = getattr(intervention, "width", None)
+        if given is not None and given != width:
             name = type(intervention).__name__.removesuffix("Run")
             raise InputError(
-                f"{name}: direction has {own} components; the residual stream has {width}"
+                f"{name}: direction has {given} components; the residual stream has {width}"
             )
 
 
@@ -135,23 +141,12 @@ def number(name: str) -> Reader:
 
     def reader(value: Any, owner: str) -> float:
         try:
-            found = float(value)
+            result = float(value)
         except (TypeError, ValueError) as error:
             raise InputError(f"{owner}: {name} is {value!r}; expected a number") from error
-        if not abs(found) < float("inf"):
-            raise InputError(f"{owner}: {name} is {found}; expected a finite number")
-        return found
-
-    return reader
-
-
-def one_of(name: str, *words: str) -> Reader:
-    """Reads the argument `name` as one of `words`."""
-
-    def reader(value: Any, owner: str) -> str:
-        if value not in words:
-            raise InputError(f"{owner}: {name} is {value!r}; expected {' or '.join(words)}")
-        return value
+        if not abs(result) < float("inf"):
+            raise InputError(f"{owner}: {name} is {result}; expected a finite number")
+        return result
 
     return reader
 

@@ -16,13 +16,11 @@ import numpy as np
 from vauban.errors import InputError, ModelError
 from vauban.interventions.module_changes import ModuleOutputs, ModuleWeights
 from vauban.interventions.protocol import (
-    BatchIntervention,
     Change,
     Checked,
     Intervention,
     check_width,
     number,
-    one_of,
     residual,
     residuals,
     started,
@@ -30,6 +28,12 @@ from vauban.interventions.protocol import (
 from vauban.linalg import as_direction, as_rows, as_vector
 
 Positions = Literal["all", "prompt"]
+
+
+def _add_positions(given: Any, owner: str) -> str:
+    if given not in ("all", "prompt"):
+        raise InputError(f"{owner}: positions is {given!r}; expected 'all' or 'prompt'")
+    return given
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,7 @@ class Add(Checked):
     direction: Annotated[Any, as_vector]
     scale: Annotated[float, number("scale")]
     layer: Annotated[int, residual]
-    positions: Annotated[Positions, one_of("positions", "all", "prompt")] = "all"
+    positions: Annotated[Positions, _add_positions] = "all"
 
     @classmethod
     def from_result(cls, result: Any, k: float, positions: Positions = "all") -> Add:
@@ -215,7 +219,7 @@ class Conditional(Checked):
             )
         check_width([inner], self.width)
 
-    def start(self, lengths: Sequence[int]) -> BatchIntervention:
+    def start(self, lengths: Sequence[int]) -> Intervention:
         """The state of one run over rows of these lengths."""
         return _ConditionalRun(self, lengths)
 

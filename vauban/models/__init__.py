@@ -1,78 +1,61 @@
-"""Everything that sees a model: loading, its anatomy, writers, the forward pass, generation."""
+"""Everything that sees a model: loading, its anatomy, the forward pass, writers, generation.
+
+In reading order:
+
+loading        open a folder or a Hub id, check it, choose its dtype; the bundled organisms
+info           what a report says of a model and of the machine
+anatomy        where the parts of a model are, found by rule
+families       what the rules cannot see, family by family
+notes          what has been learnt about one model, kept on it
+swap           other methods for some modules for a while: how one looks into a model
+taps           record and change the stream while the model runs its own forward
+walk           the explicit loop over the blocks, and the tap
+parity         proof that both give what the model itself gives
+caches         copies of mlx-lm's prompt caches with other rows
+forward        logits and residuals of right-padded rows; what rows may share
+batching       sets of prompts in batches over a common prefix; read again from a block on
+generate       answers, batched, under interventions
+lens           the logit lens
+writers        the matrices that write to the stream, by name
+module_probe   single modules while the model runs; the writers by experiment
+"""
 
 from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.batching import (
+    TOKEN_BUDGET,
+    PromptReader,
+    SharedPrefix,
     batches,
+    measuring_bytes,
     prefix_cache,
     repeated,
     shared_prefix,
     token_budget,
 )
 from vauban.models.families import NOT_CUTTABLE, family_of
-from vauban.models.forward import forward
+from vauban.models.forward import ForwardOutput, can_pad, can_share, forward, row_checks
 from vauban.models.generate import decode, eos_ids, generate, generate_tokens
+from vauban.models.info import DeviceInfo, ModelInfo, describe, device_info, folder_of
+from vauban.models.lens import unembed
 from vauban.models.loading import (
-    DeviceInfo,
-    ModelInfo,
     check_safetensors,
-    describe,
-    device_info,
     faster_twin,
-    folder_of,
-    in_memory,
     load,
     load_tokenizer,
     model_folder,
     organism_path,
 )
-from vauban.models.notes import forget
-from vauban.models.passes import ForwardOutput
-from vauban.models.paths import unembed
-from vauban.models.rows import can_pad, can_share, row_checks
+from vauban.models.module_probe import compare_with_probe, module_inputs, output_gradients
+from vauban.models.notes import forget, set_aside
+from vauban.models.parity import ForwardCheck, verify_forward
+from vauban.models.swap import Swap, around, swapped
 from vauban.models.taps import Stream, tapped
-from vauban.models.verify import ForwardCheck, verify_forward
-from vauban.models.writers import WRITER_NAMES, Writer, branches, norm_gain, residual_writers
-
-__all__ = [
-    "NOT_CUTTABLE",
-    "WRITER_NAMES",
-    "Anatomy",
-    "DeviceInfo",
-    "ForwardCheck",
-    "ForwardOutput",
-    "ModelInfo",
-    "Stream",
-    "Writer",
-    "anatomy",
-    "batches",
-    "branches",
-    "can_pad",
-    "can_share",
-    "check_safetensors",
-    "decode",
-    "describe",
-    "device_info",
-    "eos_ids",
-    "family_of",
-    "faster_twin",
-    "folder_of",
-    "forget",
-    "forward",
-    "generate",
-    "generate_tokens",
-    "in_memory",
-    "load",
-    "load_tokenizer",
-    "model_folder",
-    "norm_gain",
-    "organism_path",
-    "prefix_cache",
-    "repeated",
-    "residual_writers",
-    "row_checks",
-    "shared_prefix",
-    "tapped",
-    "token_budget",
-    "unembed",
-    "verify_forward",
-]
+from vauban.models.writers import (
+    WRITER_NAMES,
+    Writer,
+    branches,
+    norm_gain,
+    quantization_of,
+    residual_writers,
+    unpacked_shape,
+)

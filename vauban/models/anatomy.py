@@ -1,6 +1,6 @@
-"""Where things are in an mlx-lm model: trunk, embedding, blocks, final norm, head, branch terms.
+"""Where the parts of an mlx-lm model are: trunk, embedding, blocks, final norm, head, block terms.
 
-Found by rule from the module tree, not by family name. Knows modules; runs nothing.
+Rules over the module tree, no family names. Knows modules; runs nothing.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from vauban.models.notes import note, notes
 
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 _NORM_NAMES = (
-    "norm",
-    "final_layernorm",
-    "final_norm",
-    "ln_f",
-    "norm_f",
-    "embedding_norm",
-    "output_norm",
+    *("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f", "norm_f"),
+    *("embedding_norm", "output_norm"),
 )
+_HEAD_NAMES = ("lm_head", "output", "embed_out")
 _POSITIONS = re.compile(r"wpe|position|type_embed")
 _POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_mlp_norm")
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """The parts that a forward pass needs, by path as in `model.named_modules()`."""
+    """The parts that a forward pass needs; paths as in `model.named_modules()`.
+
+    `trunk` embeds the tokens and runs the blocks. `head_path` is None where the embedding's matrix
+    is the head (`tied`), or where the head is a bare array.
+    """
 
     trunk: nn.Module
     embedding_path: str
@@ -51,9 +51,9 @@ class Anatomy:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One of the terms that a block adds to the stream, and the module that puts it out.
+    """A term that a block adds to the stream, and the module that puts it out.
 
-    `multiplier` stands between that module and the stream (Granite, MiniCPM).
+    The stream gets `multiplier` times that output (Granite, MiniCPM).
     """
 
     layer: int
@@ -70,7 +70,7 @@ def embedding_size(embedding: nn.Module) -> tuple[int, int]:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-    """Find the parts of `model`. Raises ArchitectureError when it has no embedding or no blocks."""
+    """The parts of `model`; ArchitectureError when it has no embedding or no blocks."""
     known = notes(model).anatomy
     if known is not None and known.embedding is _by_path(model, known.embedding_path):
         return known
@@ -90,10 +90,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     embedding = _by_path(trunk, embedding_name)
     vocabulary, d_model = embedding_size(embedding)
     norm = next((trunk[n] for n in _NORM_NAMES if isinstance(trunk.get(n), nn.Module)), None)
-    head = next(
-        (path for path, _ in model.named_modules() if path.split(".")[-1] == "lm_head"), None
-    )
-    found = Anatomy(
+    head = _head_path(model, layers, vocabulary)
+    parts = Anatomy(
         trunk=trunk,
         embedding_path=f"{prefix}{embedding_name}",
         embedding=embedding,
@@ -103,10 +101,24 @@ def anatomy(model: nn.Module) -> Anatomy:
         head_path=head,
         d_model=d_model,
         vocabulary=vocabulary,
-        tied=head is None,
+        tied=head is None and not isinstance(model.get("lm_head"), mx.array),
     )
-    note(model, anatomy=found)
-    return found
+    note(model, anatomy=parts)
+    return parts
+
+
+def _head_path(model: nn.Module, layers: tuple[nn.Module, ...], vocabulary: int) -> str | None:
+    """The path of the head, None where the embedding's matrix serves as one."""
+    inside = inside_blocks(layers)
+    for name in _HEAD_NAMES:
+        for path, module in model.named_modules():
+            if path.split(".")[-1] != name or id(module) in inside:
+                continue
+            # A head of another name is known by its rows, one a token.
+            weight = module.get("weight")
+            if name == "lm_head" or (weight is not None and weight.shape[0] == vocabulary):
+                return path
+    return None
 
 
 def _by_path(model: nn.Module, path: str) -> Any:
@@ -120,7 +132,7 @@ def _by_path(model: nn.Module, path: str) -> Any:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """A table of rows by token: mlx's own classes, and others that can be a tied head."""
+    """Whether a module is a table of rows by token: mlx's classes, or one that can be a head."""
     return isinstance(module, _EMBEDDINGS) or (
         hasattr(type(module), "as_linear") and "weight" in module
     )
@@ -129,12 +141,12 @@ def is_embedding(module: nn.Module) -> bool:
 def _trunk(
     model: nn.Module, layers: tuple[nn.Module, ...], layer_path: str
 ) -> tuple[str, nn.Module, str]:
-    """The innermost module that holds both the blocks and a text embedding.
+    """The innermost module with both the blocks and a text embedding: path, module, table's path.
 
-    Of several embeddings, position tables aside, the one with the largest vocabulary is the text's;
-    its own children come before what lies deeper.
+    The text's embedding is the one with the largest vocabulary, position tables aside. A child of
+    the module comes before what lies deeper.
     """
-    inside = {id(m) for layer in layers for _, m in layer.named_modules()}
+    inside = inside_blocks(layers)
     parts = layer_path.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         path = ".".join(parts[:depth])
@@ -146,14 +158,19 @@ def _trunk(
             for name, child in module.named_modules()
             if name and is_embedding(child) and id(child) not in inside
         ]
-        own = [n for n in module if n in below]
-        names = own or [n for n in below if not any(p.isdigit() for p in n.split("."))]
+        children = [n for n in module if n in below]
+        names = children or [n for n in below if not any(p.isdigit() for p in n.split("."))]
         names = [n for n in names if not _POSITIONS.search(n)] or names
         if names:
             return path, module, max(names, key=lambda n: embedding_size(_by_path(module, n))[0])
     raise ArchitectureError(
         f"{type(model).__name__}: no module owns both an embedding and the list of blocks"
     )
+
+
+def inside_blocks(layers: tuple[nn.Module, ...]) -> set[int]:
+    """The identities of all modules in the blocks."""
+    return {id(module) for layer in layers for _, module in layer.named_modules()}
 
 
 def is_half(parts: Anatomy) -> bool:
@@ -164,7 +181,7 @@ def is_half(parts: Anatomy) -> bool:
 def position_tables(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Learned position embeddings of the trunk as wide as the stream, by path."""
     parts = anatomy(model)
-    inside = {id(m) for layer in parts.layers for _, m in layer.named_modules()}
+    inside = inside_blocks(parts.layers)
     return [
         (path, module)
         for path, module in model.named_modules()
@@ -177,26 +194,26 @@ def position_tables(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def post_norms(layer: nn.Module) -> dict[str, str]:
-    """Which norm of a block stands last between a term and the stream, by "attention" and "mlp".
+    """The norm that stands last between a term and the stream, by "attention" and "mlp".
 
-    `post_attention_layernorm` is a trap: in Llama it precedes the MLP, in Gemma 2/3, OLMo 2/3 and
-    EXAONE 4 it follows the attention. It follows exactly where the MLP has a post-norm too and the
-    block has no `post_self_attn_layernorm` (GLM-4).
+    The name `post_attention_layernorm` does not say which one: in Llama it precedes the MLP, in
+    Gemma 2/3, OLMo 2/3 and EXAONE 4 it follows the attention. It follows the attention where the
+    MLP has a post-norm too and the block has no `post_self_attn_layernorm` (GLM-4).
     """
-    found: dict[str, str] = {}
+    norms: dict[str, str] = {}
     mlp = next((name for name in _POST_MLP if name in layer), None)
     if mlp:
-        found["mlp"] = mlp
+        norms["mlp"] = mlp
     for name in ("post_self_attn_layernorm", "post_mixer_norm"):
         if name in layer:
-            found["attention"] = name
-    if mlp and "attention" not in found and "post_attention_layernorm" in layer:
-        found["attention"] = "post_attention_layernorm"
-    return found
+            norms["attention"] = name
+    if mlp and "attention" not in norms and "post_attention_layernorm" in layer:
+        norms["attention"] = "post_attention_layernorm"
+    return norms
 
 
 def multiplier(layer: nn.Module) -> float:
-    """The scalar between a block's terms and the stream, 1.0 where there is none."""
+    """The scalar between a block's terms and the stream; 1.0 without one."""
     if isinstance(getattr(layer, "residual_multiplier", None), int | float):
         return float(layer.residual_multiplier)
     depth, blocks = getattr(layer, "scale_depth", None), getattr(layer, "num_hidden_layers", None)

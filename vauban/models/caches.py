@@ -1,7 +1,7 @@
-"""Copies of mlx-lm's prompt caches with other rows: repeated over a batch, or with rows dropped.
+"""Copies of mlx-lm's prompt caches: repeated over a batch, with rows dropped, or made longer.
 
-One rule for every kind of cache: an array that a cache holds has one entry per row on its first
-axis. Knows caches; runs no model.
+One rule serves every kind of cache: an array in it has one entry per row on its first axis. Knows
+caches; runs no model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Rows = Callable[[mx.array], mx.array]
 
 
 def _mapped(value: Any, change: Rows) -> Any:
-    """A copy of a cache, or of what one holds, with every array changed."""
+    """A copy of a cache, or of a part of one, with every array changed."""
     if isinstance(value, mx.array):
         return change(value)
     if isinstance(value, list | tuple):
@@ -37,33 +37,23 @@ def _mapped(value: Any, change: Rows) -> Any:
         # It grows in steps of 256 positions; what lies past its offset need not be copied.
         twin.keys = value.keys[..., : value.offset, :]
         twin.values = value.values[..., : value.offset, :]
-    for name, held in vars(twin).items():
-        setattr(twin, name, _mapped(held, change))
+    for name, inner in vars(twin).items():
+        setattr(twin, name, _mapped(inner, change))
     return twin
 
 
 def copied(cache: Sequence[Any]) -> list[Any]:
-    """Caches that can be written without a trace in `cache`; their arrays are shared until then."""
+    """Copies that can be written without a trace in `cache`; arrays are shared until then."""
     # A slice is a new array object: mlx writes into an object, not into what it shares.
     return [_mapped(state, lambda a: a[...]) for state in cache]
 
 
-def held(cache: Sequence[Any]) -> list[mx.array]:
-    """Every array that the caches hold, without the room that they keep for more."""
-    found: list[mx.array] = []
-
-    def note(a: mx.array) -> mx.array:
-        found.append(a)
-        return a
-
+def arrays_in(cache: Sequence[Any]) -> list[mx.array]:
+    """Every array in the caches, without the space reserved for later positions."""
+    arrays: list[mx.array] = []
     for state in cache:
-        _mapped(state, note)
-    return found
-
-
-def evaluate(cache: Sequence[Any]) -> None:
-    """Compute what the caches hold, so that it is not computed again for every batch."""
-    mx.eval(held(cache))
+        _mapped(state, lambda a: arrays.append(a) or a)  # type: ignore[func-returns-value]
+    return arrays
 
 
 def repeated(cache: Sequence[Any], rows: int) -> list[Any]:
@@ -96,11 +86,11 @@ def merged(state: Any, rows: int) -> Any:
 
 
 def stretched(cache: Sequence[Any], length: int, loud: float = 32.0) -> list[Any]:
-    """Copies that hold `length` positions: the keys and values that are there, over and over.
+    """Copies with `length` positions: the keys and values of `cache`, repeated.
 
-    The values that were there first are `loud` times as large, so that a window which wrongly
-    shows them is heard among thousands. Windows are cut by the caches' own rule; states without
-    positions (SSM) stay as they are.
+    The first ones' values are `loud` times as large: a window that wrongly shows them then changes
+    the result even among thousands of positions. The caches themselves cut their windows; states
+    without positions (SSM) stay as they are.
     """
     twins = copied(cache)
     for state in twins:

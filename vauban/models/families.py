@@ -1,7 +1,7 @@
-"""What the rules cannot see, family by family: an entry is one line or one short function.
+"""The exceptions to the rules, family by family: an entry is one line or one short function.
 
-A family is named by its mlx-lm model file. Everything that is not named here is found by the rules
-of `anatomy`, `walk` and `writers`, and proved by `verify_forward` on the model at hand.
+A family is named by its mlx-lm model file. All others are covered by the rules of `anatomy`, `walk`
+and `writers`, and `verify_forward` proves them on the model that was loaded.
 """
 
 from __future__ import annotations
@@ -84,19 +84,19 @@ LOOPS: dict[str, Loop] = {
     "nanbeige": _nanbeige,
 }
 
-# Blocks that are read, not called, by their trunk: nothing can be put between them.
+# The trunk reads these blocks' parts and never calls the blocks: nothing can be put between them.
 BLOCKS_NOT_CALLED = frozenset({"iquestloopcoder"})
 
-# Blocks that hand on one array which is not yet what their norms read.
+# Blocks that hand on one array, which is not what the next block's norm reads.
 READ_BY_NORM = frozenset({"kimi_k3"})
 
-# Last names of writers that are something else in other families.
+# Names of writers that are something else in other families.
 MORE_WRITERS: dict[str, frozenset[str]] = {
     "rwkv7": frozenset({"value"}),
     "nemotron-nas": frozenset({"linear"}),
 }
 
-# Modules with a writer's name that put nothing into the stream, by their path below the block.
+# Modules with a writer's name that put nothing into the stream, by path below the block.
 NOT_WRITERS: dict[str, frozenset[str]] = {"muse_spark": frozenset({"mlp.experts.down_proj"})}
 
 # Writers outside the blocks, by path below the trunk: they build the stream with the embedding.
@@ -112,7 +112,7 @@ def no_operation(family: str, layer: Any) -> bool:
     return family == "nemotron-nas" and layer.attention_config.no_op and layer.ffn_config.no_op
 
 
-# Matrices packed in a way of their own, by class.
+# Matrices packed in a way that mlx does not know, by class.
 OWN_PACKING: dict[str, str] = {
     "BitLinear": "ternary",
     "HadamardQuantizedEmbedding": "hadamard",

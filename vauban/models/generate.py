@@ -15,9 +15,9 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import integers
-from vauban._common import Progress
-from vauban.errors import InputError
-from vauban.interventions import BatchIntervention, Intervention, shares_prefix, started
+from vauban._common import Progress, probe_tokens
+from vauban.errors import InputError, ModelError
+from vauban.interventions import Intervention, as_interventions, shares_prefix, started
 from vauban.models.anatomy import anatomy
 from vauban.models.batching import (
     Batch,
@@ -28,11 +28,16 @@ from vauban.models.batching import (
     token_budget,
 )
 from vauban.models.caches import keep_rows, merged
+from vauban.models.forward import can_share, check_ids
 from vauban.models.notes import note, notes
-from vauban.models.rows import can_share, relative_difference
+from vauban.models.parity import relative_difference, tolerance_for, verify_forward
 from vauban.models.taps import Stream, tapped
-from vauban.models.verify import verify_forward
 from vauban.prompts import encode_chat
+
+# (logits (B, V), the prompts' numbers, step) -> token ids (B,)
+Sampler = Callable[[mx.array, Sequence[int], int], mx.array]
+# Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
+_IDLE = 0.25
 
 
 @dataclass(frozen=True)
@@ -55,16 +60,23 @@ def generate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[str]:
-    """One answer per prompt (a string or a list of messages), chat-templated, stopped at any eos.
+    """One answer per prompt, stopped at any end token.
 
-    `temperature` 0 is greedy; otherwise each row is sampled from its own key, derived from `seed`
-    and its place in `prompts`, so the answers do not depend on the batch size.
+    A prompt is a text or a list of messages, to which the chat template is applied, or a list of
+    token ids, which is read as it is. `temperature` 0 is greedy; otherwise each row is sampled from
+    its own key, derived from `seed` and its place in `prompts`, so the answers do not depend on the
+    batch size.
+
+    Raises InputError for bad options, empty prompts and ids outside the vocabulary; ModelError,
+    naming the prompt, when the logits hold NaN or inf.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
     >>> len(vauban.generate(model, tokenizer, ["Hello"], max_tokens=3))
     1
     """
+    if isinstance(prompts, str):
+        raise InputError(f"prompts is one text, {prompts!r:.60}; expected a list of prompts")
     encoded = [encode_chat(tokenizer, prompt) for prompt in prompts]
     ids = generate_tokens(
         model,
@@ -111,34 +123,26 @@ def generate_tokens(
         raise InputError(f"max_tokens is {max_tokens}; expected at least 1")
     if not token_lists:
         return []
+    if all(token_lists):
+        check_ids(min(map(min, token_lists)), max(map(max, token_lists)), anatomy(model))
     verify_forward(model)
-    interventions = tuple(interventions)
-    answers: list[list[int]] = [[] for _ in token_lists]
+    interventions = as_interventions(interventions)
+    sample = _sampler(temperature, seed)
     shared = len(token_lists) > 1 and can_share(model) and shares_prefix(interventions)
     skip = shared_prefix(token_lists) if shared else 0
     prefix = prefix_cache(model, token_lists[0][:skip], interventions)
     uneven = len({len(t) for t in token_lists}) > 1
     grouped = uneven and not uneven_batches(model).ok
-    done = 0
-    sample = _sampler(temperature, seed)
-    for batch in batches(
-        token_lists,
-        skip=skip,
-        batch_size=batch_size,
-        equal_lengths=grouped,
-        budget=token_budget(model),
-    ):
-        cache = _batch_cache(model, prefix, batch)
-        for row, answer in zip(
-            batch.rows,
-            _decode_batch(model, batch, cache, interventions, eos, max_tokens, sample),
-            strict=True,
-        ):
-            answers[row] = answer
-        done += len(batch.rows)
+    options: dict[str, Any] = {"batch_size": batch_size, "equal_lengths": grouped}
+    answers: dict[int, list[int]] = {}
+    for batch in batches(token_lists, skip=skip, budget=token_budget(model), **options):
+        rows = _Answers(batch.rows, eos)
+        running = started(interventions, batch.lengths)
+        _decode(model, batch, _batch_cache(model, prefix, batch), running, rows, max_tokens, sample)
+        answers |= zip(batch.rows, rows.answers, strict=True)
         if progress:
-            progress("generate", done, len(token_lists))
-    return answers
+            progress("generate", len(answers), len(token_lists))
+    return [answers[row] for row in range(len(token_lists))]
 
 
 def _batch_cache(model: nn.Module, prefix: list[Any] | None, batch: Batch) -> list[Any]:
@@ -164,68 +168,89 @@ def _prefill(model: nn.Module, batch: Batch, cache: list[Any]) -> mx.array:
     return logits
 
 
-# Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
-_IDLE = 0.25
+class _Answers:
+    """The answers of a batch so far; `present` are the rows that are still computed."""
+
+    def __init__(self, prompts: Sequence[int], eos: frozenset[int]) -> None:
+        self.prompts = prompts
+        self.eos = eos
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.finished: set[int] = set()
+        self.present = list(range(len(prompts)))
+
+    @property
+    def numbers(self) -> list[int]:
+        """The present rows, as the caller numbers its prompts."""
+        return [self.prompts[row] for row in self.present]
+
+    def take(self, tokens: mx.array, sound: mx.array, step: int) -> list[int]:
+        """Add one token to each unfinished row; the places of the rows that go on."""
+        for row, token, good in zip(self.present, integers(tokens), integers(sound), strict=True):
+            if row in self.finished:
+                continue
+            if not good:
+                raise ModelError(
+                    f"prompt {self.prompts[row]}: the logits of answer token {step} hold NaN or "
+                    "inf; the model or an intervention overflows (float32 or bfloat16 help)"
+                )
+            if token in self.eos:
+                self.finished.add(row)
+            else:
+                self.answers[row].append(token)
+        return [place for place, row in enumerate(self.present) if row not in self.finished]
 
 
-def _decode_batch(
+def _decode(
     model: nn.Module,
     batch: Batch,
     cache: list[Any],
-    interventions: Sequence[Intervention],
-    eos: frozenset[int],
+    running: Sequence[Intervention],
+    rows: _Answers,
     max_tokens: int,
-    sample: Callable[[mx.array, Sequence[int], int], mx.array],
-) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in batch.rows]
-    present = list(range(len(batch.rows)))
-    finished: set[int] = set()
-    interventions = started(interventions, batch.lengths)
-    with tapped(model, interventions, stream=Stream(prefill=True)) as stream:
-        chosen = sample(_prefill(model, batch, cache), batch.rows, 0)
-        mx.async_eval(chosen)
+    sample: Sampler,
+) -> None:
+    """Answer a batch of prompts: `rows` takes the tokens."""
+
+    def drawn(logits: mx.array, step: int) -> tuple[mx.array, mx.array]:
+        """The next tokens, and whether each row's logits allow a choice; not awaited here."""
+        tokens = sample(logits, rows.numbers, step)
+        # The arg-max of NaN is some token, so a broken model would seem to answer.
+        sound = mx.isfinite(logits.max(axis=-1))
+        mx.async_eval(tokens, sound)
+        return tokens, sound
+
+    with tapped(model, running, stream=Stream(prefill=True)) as stream:
+        tokens, sound = drawn(_prefill(model, batch, cache), 0)
         stream.prefill = False
         for step in range(1, max_tokens + 1):
-            following = chosen
+            following = tokens, sound
             if step < max_tokens:
-                # The next token is under way while this one is looked at.
-                logits = model(chosen[:, None], cache=cache)[:, -1]
-                following = sample(logits, [batch.rows[i] for i in present], step)
-                mx.async_eval(following)
-            for row, token in zip(present, integers(chosen), strict=True):
-                if token in eos:
-                    finished.add(row)
-                elif row not in finished:
-                    answers[row].append(token)
-            keep = [k for k, row in enumerate(present) if row not in finished]
+                # The next token is computed while this one is looked at.
+                following = drawn(model(tokens[:, None], cache=cache)[:, -1], step)
+            keep = rows.take(tokens, sound, step)
             if not keep:
                 break
-            chosen = following
-            if len(keep) <= (1 - _IDLE) * len(present):
-                keep_rows(cache, mx.array(keep), len(present))
-                for state in interventions:
-                    if isinstance(state, BatchIntervention):
-                        state.filter(mx.array(keep))
-                present, chosen = [present[k] for k in keep], chosen[mx.array(keep)]
-    return answers
+            tokens, sound = following
+            if len(keep) <= (1 - _IDLE) * len(rows.present):
+                index = mx.array(keep)
+                keep_rows(cache, index, len(rows.present))
+                for state in running:
+                    if hasattr(state, "filter"):
+                        state.filter(index)
+                rows.present = [rows.present[k] for k in keep]
+                tokens, sound = tokens[index], sound[index]
 
 
-def _sampler(temperature: float, seed: int) -> Callable[[mx.array, Sequence[int], int], mx.array]:
-    if temperature < 0:
+def _sampler(temperature: float, seed: int) -> Sampler:
+    if not 0 <= temperature < float("inf"):
         raise InputError(f"temperature is {temperature}; expected 0 or more")
     if temperature == 0:
         return lambda logits, rows, step: mx.argmax(logits, axis=-1)
 
     def sample(logits: mx.array, rows: Sequence[int], step: int) -> mx.array:
         # Gumbel-max with one key per (seed, row, step).
-        noise = mx.stack(
-            [
-                mx.random.gumbel(
-                    (logits.shape[-1],), key=mx.random.key(hash((seed, row, step)) % 2**63)
-                )
-                for row in rows
-            ]
-        )
+        keys = [mx.random.key(hash((seed, row, step)) % 2**63) for row in rows]
+        noise = mx.stack([mx.random.gumbel((logits.shape[-1],), key=key) for key in keys])
         return mx.argmax(logits.astype(mx.float32) / temperature + noise, axis=-1)
 
     return sample
@@ -246,10 +271,9 @@ def uneven_batches(model: nn.Module) -> BatchCheck:
 
 
 def _try_uneven(model: nn.Module) -> BatchCheck:
-    top = min(anatomy(model).vocabulary, 50_000)
-    lists = [[(i * 7919 + 13) % top for i in range(11)], [(i * 104729 + 5) % top for i in range(6)]]
-    start = [(i * 31337 + 7) % top for i in range(5)]
-    for head in [[], start] if can_share(model) else [[]]:
+    top = anatomy(model).vocabulary
+    lists = [probe_tokens(11, top), probe_tokens(6, top, 1)]
+    for head in [[], probe_tokens(5, top, 2)] if can_share(model) else [[]]:
         try:
             together = _decoded(model, lists, prefix_cache(model, head, ()))
         except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
@@ -257,8 +281,7 @@ def _try_uneven(model: nn.Module) -> BatchCheck:
         alone = [_decoded(model, [head + tokens], None, row) for row, tokens in enumerate(lists)]
         single = mx.concatenate(alone)
         difference = relative_difference(together, single)
-        half = single.dtype in (mx.float16, mx.bfloat16)
-        if not difference <= (2e-2 if half else 1e-4):
+        if not difference <= tolerance_for(single.dtype in (mx.float16, mx.bfloat16)):
             return BatchCheck(
                 False, f"uneven batches differ from single prompts by {difference:.1e}"
             )

@@ -6,7 +6,7 @@ it. Knows no module's inside; each fact is found by the file that its comment na
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +16,10 @@ import mlx.nn as nn
 
 if TYPE_CHECKING:
     from vauban.models.anatomy import Anatomy
+    from vauban.models.forward import RowChecks
     from vauban.models.generate import BatchCheck
-    from vauban.models.loading import ModelInfo
-    from vauban.models.rows import RowChecks
-    from vauban.models.verify import ForwardCheck
-    from vauban.models.walk import Place
+    from vauban.models.parity import ForwardCheck
+    from vauban.models.taps import Place
 
 _ATTRIBUTE = "_vauban_notes"
 
@@ -29,20 +28,20 @@ _ATTRIBUTE = "_vauban_notes"
 class Notes:
     """The facts about a model; None where nobody has asked yet."""
 
-    # loading: where the weights came from, and what they were. True whatever happens to the model.
+    # loading: where the weights came from, and what of a `ModelInfo` stays true after an edit.
     folder: Path | None = None
-    source: ModelInfo | None = None
+    source: Mapping[str, Any] | None = None
     # anatomy: where the parts are.
     anatomy: Anatomy | None = None
-    # verify: the proven path, and what the explicit loop must know about the blocks.
+    # parity: the proven path, and what the explicit loop must know about the blocks.
     check: ForwardCheck | None = None
     place: Place = 0
     extras: tuple[int, ...] = ()
     several_streams: bool = False
-    # rows, generate: what the rows of a batch may share.
+    # forward, generate: what the rows of a batch may share.
     rows: RowChecks | None = None
     batches: BatchCheck | None = None
-    # paths: after how many blocks the stream is evaluated.
+    # walk: after how many blocks the stream is evaluated.
     stride: int | None = None
 
 

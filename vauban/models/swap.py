@@ -46,9 +46,9 @@ def swapped(swaps: Iterable[Swap]) -> Iterator[None]:
 
 def around(module: nn.Module, wrapper: Callable[..., Any], method: str = "__call__") -> Swap:
     """The swap that runs `wrapper(call, *args, **kwargs)`; `call` is the module's own method."""
-    own = getattr(type(module), method)
+    original = getattr(type(module), method)
 
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return wrapper(partial(own, self), *args, **kwargs)
+        return wrapper(partial(original, self), *args, **kwargs)
 
     return module, {method: run}

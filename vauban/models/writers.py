@@ -1,7 +1,7 @@
 """Residual writers: every matrix whose output is added to the residual stream.
 
-A static rule over names, checked against the numeric probe of the forward pass elsewhere. Knows
-modules and their names; computes no edit.
+A rule over names; `module_probe` checks it by experiment. Knows modules and their names;
+computes no edit.
 """
 
 from __future__ import annotations
@@ -27,31 +27,11 @@ from vauban.models.anatomy import (
 from vauban.models.notes import notes
 
 # Last names of modules that write to the stream, over all of mlx-lm's model files.
-WRITER_NAMES = frozenset(
-    {
-        "o_proj",
-        "out_proj",
-        "dense",
-        "wo",
-        "c_proj",
-        "attn_out",
-        "attn_resid",
-        "linear_out",
-        "o_b_proj",
-        "down_proj",
-        "w2",
-        "fc2",
-        "fc_out",
-        "dense_4h_to_h",
-        "proj_2",
-        "output_linear",
-        "ff_out",
-        "mlp_resid",
-        "per_layer_projection",
-        "linear_right",
-        "post_expert_proj",
-    }
-)
+WRITER_NAMES = frozenset({
+    "o_proj", "out_proj", "dense", "wo", "c_proj", "attn_out", "attn_resid", "linear_out",
+    "o_b_proj", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "proj_2", "output_linear",
+    "ff_out", "mlp_resid", "per_layer_projection", "linear_right", "post_expert_proj",
+})  # fmt: skip
 _ATTENTION = re.compile(r"attn|attention|temporal_block")
 _SSM = re.compile(r"mamba|ssm|linear_attn|conv|delta|recurrent|timemixing")
 _CHANNELS = re.compile(r"channelmixing")
@@ -84,13 +64,13 @@ def quantization_of(module: nn.Module) -> dict[str, Any] | None:
 
     `mode` is mlx's, or "ternary" and "hadamard" for packings that mlx cannot unpack as they are.
     """
-    own = families.own_packing(module)
+    special = families.own_packing(module)
     if "scales" not in module:
-        return None if own is None else {"bits": 2, "group_size": 4, "mode": own}
+        return None if special is None else {"bits": 2, "group_size": 4, "mode": special}
     return {
         "bits": int(module.bits),
         "group_size": int(module.group_size),
-        "mode": own or getattr(module, "mode", "affine"),
+        "mode": special or getattr(module, "mode", "affine"),
     }
 
 
@@ -108,8 +88,8 @@ def unpacked_shape(module: nn.Module) -> tuple[int, ...]:
 def is_matrix(path: str, module: nn.Module) -> bool:
     """Whether a module is one matrix that vauban can read.
 
-    Raises ArchitectureError for a module that holds a matrix in a form that it cannot read, so
-    that no writer is passed over in silence.
+    Raises ArchitectureError for a matrix in a form that it cannot read: no writer is passed over
+    in silence.
     """
     if isinstance(module, _LINEAR + _SWITCH) or families.own_packing(module):
         return True
@@ -124,7 +104,7 @@ def is_matrix(path: str, module: nn.Module) -> bool:
 
 
 def _kind(inside: str, module: nn.Module, layer: nn.Module) -> str:
-    """`inside` is the path below the block; the classes on the way tell what a "mixer" is."""
+    """A writer's kind, by its path `inside` the block and the classes on the way."""
     if "share" in inside:
         return "shared_expert"
     if isinstance(module, _SWITCH) or "experts" in inside:
@@ -153,7 +133,7 @@ def norm_gain(norm: nn.Module, size: int) -> mx.array:
 
 
 def _gain(layer: nn.Module, kind: str, inside: str, size: int) -> mx.array | None:
-    """The product of the gains of all norms between a writer and the stream, None without one."""
+    """The product of all norms' gains between a writer and the stream; None without a norm."""
     if inside == "per_layer_projection":
         names = ["post_per_layer_input_norm"]
     elif kind in ("attention", "ssm"):
@@ -195,8 +175,8 @@ def residual_writers(model: nn.Module) -> list[Writer]:
     """All residual writers of `model`: the embedding first, then block by block.
 
     Raises ArchitectureError for a block without any writer, unless its family is known to have
-    such blocks, and for a writer stored in a form that vauban cannot read: a cut there would
-    silently leave the direction in.
+    such blocks, and for a writer in a form that vauban cannot read: a cut would silently leave the
+    direction in it.
     """
     parts = anatomy(model)
     family = families.family_of(model)
@@ -204,7 +184,7 @@ def residual_writers(model: nn.Module) -> list[Writer]:
     excluded = families.NOT_WRITERS.get(family, frozenset())
     writers = _before_blocks(model)
     for index, (layer, path) in enumerate(zip(parts.layers, parts.layer_paths, strict=True)):
-        found = []
+        inner = []
         for inside, module in layer.named_modules():
             if inside.split(".")[-1] not in names or inside in excluded:
                 continue
@@ -214,23 +194,24 @@ def residual_writers(model: nn.Module) -> list[Writer]:
                 continue
             kind = _kind(inside, module, layer)
             gain = _gain(layer, kind, inside, parts.d_model)
-            found.append(_writer(f"{path}.{inside}", index, kind, module, gain))
-        if not found and not families.no_operation(family, layer):
+            inner.append(_writer(f"{path}.{inside}", index, kind, module, gain))
+        if not inner and not families.no_operation(family, layer):
             raise ArchitectureError(
                 f"block {index} of {family} has no residual writer that vauban knows "
                 f"(children: {', '.join(sorted(layer.children()))}); a cut would leave it untouched"
             )
         # named_modules walks depth first from the end; the stream's own order reads better.
-        writers.extend(sorted(found, key=lambda w: (w.kind not in ("attention", "ssm"), w.path)))
+        writers.extend(sorted(inner, key=lambda w: (w.kind not in ("attention", "ssm"), w.path)))
     return writers
 
 
 def branches(model: nn.Module) -> list[Branch]:
-    """The terms each block adds to the stream, and the module that puts each of them out.
+    """The terms that each block adds to the stream, and the module that puts each of them out.
 
-    One attention-side and one MLP-side term per block: the norm behind it, or the outermost module
-    around the writer that is called. Raises ArchitectureError where no module puts the whole term
-    out: a writer that is the block's own child, two terms on a side, several streams.
+    There is one attention-side and one MLP-side term per block; its module is the norm behind it,
+    or else the outermost module around the writer that is called. Raises ArchitectureError where no
+    module puts the whole term out: a writer that is the block's child, two terms on a side,
+    several streams.
     """
     parts = anatomy(model)
     if notes(model).several_streams:
@@ -238,32 +219,32 @@ def branches(model: nn.Module) -> list[Branch]:
             f"{families.family_of(model)} carries several streams and weighs each term for each of "
             "them; use sites=('block_input',) or a run-time cut (EditPlan.virtual())"
         )
-    own = families.TERMS.get(families.family_of(model), {})
-    found: dict[tuple[int, str], Branch] = {}
+    named = families.TERMS.get(families.family_of(model), {})
+    terms: dict[tuple[int, str], Branch] = {}
     for writer in residual_writers(model):
         if writer.layer < 0:
             continue
         layer, path = parts.layers[writer.layer], parts.layer_paths[writer.layer]
         inside = writer.path[len(path) + 1 :]
         side = "attention" if writer.kind in ("attention", "ssm") else "mlp"
-        name = post_norms(layer).get(side) or own.get(side) or _called(layer, inside)
+        name = post_norms(layer).get(side) or named.get(side) or _called(layer, inside)
         if "." not in inside:
             raise ArchitectureError(
-                f"{writer.path} writes to the stream directly; {side}_output is no module here. "
+                f"{writer.path} writes to the stream directly; no module puts {side}_output out. "
                 "Use sites=('block_input',) or a run-time cut (EditPlan.virtual())"
             )
         site = f"{side}_output"
-        known = found.get((writer.layer, site))
+        known = terms.get((writer.layer, site))
         if known is not None and known.path != f"{path}.{name}":
             raise ArchitectureError(
                 f"block {writer.layer} adds two {side} terms to the stream ({known.path}, "
                 f"{path}.{name}); use sites=('block_input',) or a run-time cut"
             )
-        found[writer.layer, site] = Branch(
+        terms[writer.layer, site] = Branch(
             writer.layer, site, f"{path}.{name}", dict(layer.named_modules())[name],
             multiplier(layer),
         )  # fmt: skip
-    return [found[key] for key in sorted(found)]
+    return [terms[key] for key in sorted(terms)]
 
 
 def _called(layer: nn.Module, inside: str) -> str:

@@ -3,6 +3,7 @@
 Values in and values out, like the stages; nothing is written and nothing is printed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +20,7 @@ from vauban.evaluation import (
     measure_behaviour,
 )
 from vauban.evaluation.judge import model_judge
-from vauban.interventions import Add
+from vauban.interventions import Add, Intervention
 from vauban.pipeline.cut_plan import control_plan
 from vauban.pipeline.prompt_sets import EvalSet
 from vauban.pipeline.stages import Opened, tell
@@ -65,19 +66,11 @@ def contrast_shares(
     """Over-refusal of the contrast prompts, before and after; None where the file has none."""
     if not held_out.contrast:
         return None, None
-    prompts = held_out.texts("contrast")
-    judging = _judging(opened, config)
-    shares = []
-    for number, interventions in enumerate(((), plan.virtual())):
-        behaviour = measure_behaviour(
-            opened.model,
-            opened.tokenizer,
-            prompts,
-            interventions=interventions,
-            progress=_part(progress, "contrast prompts", len(prompts), number, 2),
-            **judging,
-        )
-        shares.append(_share(behaviour))
+    stage = "contrast prompts"
+    shares = [
+        _share(_behaviour(opened, config, held_out, "contrast", changes, progress, stage, part))
+        for changes, part in (((), (0, 2)), (plan.virtual(), (1, 2)))
+    ]
     return shares[0], shares[1]
 
 
@@ -97,16 +90,10 @@ def control_rows(
     addition puts the raw difference back once, at its source, on harmless how-to requests; if
     they are refused, the direction does not only accompany refusal.
     """
-    judging = _judging(opened, config)
     noise = mx.random.normal((result.d_model,), key=mx.random.key(config.seed))
     random_cut = control_plan(opened, config, result, noise / mx.linalg.norm(noise)).virtual()
-    behaviour = measure_behaviour(
-        opened.model,
-        opened.tokenizer,
-        held_out.texts("harmful"),
-        interventions=random_cut,
-        progress=_part(progress, "random direction", len(held_out.harmful)),
-        **judging,
+    behaviour = _behaviour(
+        opened, config, held_out, "harmful", random_cut, progress, "random direction"
     )
     likelihood = compare_likelihood(
         opened.model,
@@ -115,14 +102,8 @@ def control_rows(
         evaluation.answer_tokens,
         interventions=random_cut,
     )
-    added = measure_behaviour(
-        opened.model,
-        opened.tokenizer,
-        held_out.texts("how_to"),
-        interventions=(Add.from_result(result, 1.0),),
-        progress=_part(progress, "addition", len(held_out.how_to)),
-        **judging,
-    )
+    addition = (Add.from_result(result, 1.0),)
+    added = _behaviour(opened, config, held_out, "how_to", addition, progress, "addition")
     return (
         BehaviourRow(
             "random direction",
@@ -189,22 +170,31 @@ def _without_verdict(behaviour: Behaviour) -> str:
     return f" {missing} of {behaviour.n} answers have no verdict." if missing else ""
 
 
-def _judging(opened: Opened, config: RunConfig) -> dict[str, Any]:
-    """The configuration's arguments for `measure_behaviour`."""
-    settings = config.eval
+def _behaviour(
+    opened: Opened,
+    config: RunConfig,
+    held_out: EvalSet,
+    kind: str,
+    changes: Sequence[Intervention],
+    progress: Progress | None,
+    stage: str,
+    part: tuple[int, int] = (0, 1),
+) -> Behaviour:
+    """Answers to the prompts of a kind with the settings of the configuration.
+
+    `part` is (number, parts) of a stage that several calls share equally.
+    """
+    settings, prompts = config.eval, held_out.texts(kind)
+    number, parts = part
+    tell(progress, stage, number * len(prompts), parts * len(prompts))
     judge = settings.refusal_mode == "judge"
-    return {
-        "max_tokens": settings.max_tokens,
-        "phrases": settings.refusal_phrases,
-        "judge": model_judge(opened.model, opened.tokenizer) if judge else None,
-    }
-
-
-def _part(
-    progress: Progress | None, stage: str, count: int, number: int = 0, parts: int = 1
-) -> Progress | None:
-    """The same callable under a stage's own name, for one of several equal parts of `count`."""
-    if progress is None:
-        return None
-    progress(stage, number * count, parts * count)
-    return lambda _, done, total: progress(stage, number * total + done, parts * total)
+    return measure_behaviour(
+        opened.model,
+        opened.tokenizer,
+        prompts,
+        interventions=changes,
+        max_tokens=settings.max_tokens,
+        phrases=settings.refusal_phrases,
+        judge=model_judge(opened.model, opened.tokenizer) if judge else None,
+        progress=lambda _, done, n: tell(progress, stage, number * n + done, parts * n),
+    )

@@ -1,6 +1,11 @@
-"""Prompts: sets and files, sources such as Hub data sets, and the one way to token ids.
+"""Prompts: files and bundled sets, Hub data sets, and the one way to token ids and back.
 
-The first room of the house: it knows no model and no arrays.
+Knows no model and no arrays. In reading order:
+    sets        prompt files, the bundled sets, the sets that a model's folder names
+    sources     any way of naming prompts, Hub data sets included
+    texts       texts and answered requests for perplexity
+    chat        a prompt or conversation to token ids
+    reasoning   reasoning blocks in prompts and answers
 """
 
 from vauban.prompts.chat import (

@@ -19,8 +19,8 @@ from vauban.errors import InputError, VaubanWarning
 Message = Mapping[str, Any]
 """One turn: {"role": "user" | "assistant" | "system" | ..., "content": text}."""
 
-# The three ways prompts end. Pre-tokenizers merge punctuation with a following newline and
-# letters not, so a suffix that all three share is there for every prompt.
+# The three ways in which prompts end. Pre-tokenizers merge punctuation with a following newline
+# but letters not, so a suffix that all three share stands behind every prompt.
 _SENTINELS = ("Name one river in Peru", "Is seven a prime number?", "Write a line about snow.")
 
 _FIXED_ARGUMENTS = ("tokenize", "return_dict", "return_tensors", "padding", "truncation")
@@ -44,7 +44,8 @@ def encode_chat(
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper` or a transformers tokenizer.
-        prompt_or_messages: one user message as text, or a list of messages.
+        prompt_or_messages: one user message as text, or a list of messages. Token ids come back
+            as they are.
         template_args: passed to the template: `enable_thinking`, `add_generation_prompt`,
             `continue_final_message`, `tools`, ...
 
@@ -57,6 +58,8 @@ def encode_chat(
         encode_chat(tokenizer, [{"role": "system", "content": "Be brief."},
                                 {"role": "user", "content": "Name a river."}])
     """
+    if token_ids := _given_ids(prompt_or_messages):
+        return token_ids
     messages = _as_messages(prompt_or_messages)
     for name in _FIXED_ARGUMENTS:
         if name in template_args:
@@ -108,7 +111,7 @@ def post_instruction_positions(tokenizer: Any, **template_args: Any) -> tuple[in
 def common_prefix(token_lists: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all lists share, at most one less than the shortest has.
 
-    One token of every list is left over, so that each still yields logits of its own.
+    The last token of every list is kept out, so that each list yields logits.
 
     >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]]), common_prefix([[1, 2], [1, 2]])
     (2, 1)
@@ -132,6 +135,14 @@ def conversation_text(prompt_or_messages: str | Sequence[Message]) -> str:
     if len(turns) == 1 and turns[0]["role"] == "user":
         return str(turns[0]["content"])
     return "\n\n".join(f"{str(t['role']).capitalize()}: {t['content']}" for t in turns)
+
+
+def _given_ids(prompt: Any) -> list[int]:
+    """The token ids that a prompt consists of; [] for text and messages."""
+    listed = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(listed, list | tuple) and all(hasattr(i, "__index__") for i in listed):
+        return [int(i) for i in listed]
+    return []
 
 
 def _as_messages(given: str | Sequence[Message]) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
         The prompts in file order; at least one.
 
     Raises:
-        InputError: names the file and the line, what stands there and what was expected.
+        InputError: names the file and the line, its content and what was expected.
 
     >>> harmful, harmless = default_prompt_paths()
     >>> len(load_prompts(harmful)), len(load_prompts(harmless))
@@ -164,8 +164,8 @@ def model_prompt_sets(model_path: str | os.PathLike[str]) -> ModelPrompts | None
     if not source.is_file():
         return None
     table = _parse_object(_decode(source.read_bytes(), str(source)), str(source))
-    known = {key: table[key] for key in ("harmful", "harmless", "eval") if table.get(key)}
-    return ModelPrompts(**{key: _inside(folder, value, key) for key, value in known.items()})
+    named = {key: table[key] for key in ("harmful", "harmless", "eval") if table.get(key)}
+    return ModelPrompts(**{key: _inside(folder, value, key) for key, value in named.items()})
 
 
 def measuring_paths(model_path: str | os.PathLike[str] | None = None) -> tuple[Path, Path]:
@@ -174,9 +174,9 @@ def measuring_paths(model_path: str | os.PathLike[str] | None = None) -> tuple[P
     >>> measuring_paths() == default_prompt_paths()
     True
     """
-    own = (model_path and model_prompt_sets(model_path)) or ModelPrompts()
+    named = (model_path and model_prompt_sets(model_path)) or ModelPrompts()
     harmful, harmless = default_prompt_paths()
-    return own.harmful or harmful, own.harmless or harmless
+    return named.harmful or harmful, named.harmless or harmless
 
 
 def checked_prompt(text: Any, where: str) -> str:

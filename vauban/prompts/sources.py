@@ -1,7 +1,7 @@
-"""Where prompts come from: files, the bundled sets, lists, data sets of the Hugging Face Hub.
+"""Any way of naming prompts: files, the bundled sets, lists, data sets of the Hugging Face Hub.
 
-Knows how a source is written; reads files through `sets` and the Hub through `datasets`, which
-is imported only when a Hub data set is asked for.
+Reads files through `sets`, and the Hub through `datasets`, which is imported only for a Hub data
+set.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ revision=None)
         return self._read(kept if shuffle is None else kept.shuffle(seed=shuffle))
 
     def _read(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        """The rows; what the network does to a stream on the way is said as in `rows`."""
+        """The rows; network errors while streaming become InputErrors as in `rows`."""
         reading = iter(rows)
         while True:
             try:

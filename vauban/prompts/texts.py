@@ -38,7 +38,7 @@ _CHAT_KEYS = ("prompt", "completion", "empty", "shuffle")
 def default_texts_path(kind: str) -> Path:
     """The bundled neutral texts: "plain" (paragraphs) or "chat" (answered requests)."""
     if kind not in ("plain", "chat"):
-        raise InputError(f"bundled texts: {kind!r} is not there; expected 'plain' or 'chat'.")
+        raise InputError(f"bundled texts: there is no set {kind!r}; expected 'plain' or 'chat'.")
     return data_dir() / "texts" / f"{kind}.jsonl"
 
 

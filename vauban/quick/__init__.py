@@ -1,7 +1,6 @@
 """The one-liners: load, measure, look at a prompt, steer it, abliterate, evaluate, compare.
 
-Thin calls of the rooms to the left with their defaults; a direction may be a result object or a
-raw array wherever one is asked for.
+Each calls other rooms with their defaults; a direction may be a result object or a raw array.
 
 In reading order:
     abliterate          load, measure, abliterate, evaluate with the prompt sets a model brings

@@ -152,9 +152,9 @@ def compare(dir_a: Any, dir_b: Any) -> Comparison:
 
 def _residual(model: Any, tokens: Sequence[int], positions: Any) -> mx.array:
     """The residuals (1, L+1, P, d) of one token list."""
-    found = forward(model, mx.array([list(tokens)]), positions=positions, logits=False).residual
-    assert found is not None  # positions were asked for
-    return found
+    out = forward(model, mx.array([list(tokens)]), positions=positions, logits=False)
+    assert out.residual is not None  # because `positions` is not None
+    return out.residual
 
 
 def _along(residuals: mx.array, direction: Any) -> list[float]:

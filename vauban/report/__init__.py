@@ -1,4 +1,11 @@
-"""What a run has to tell people, as text and data: tables, samples, the model card."""
+"""A run's figures for people, as text and data.
+
+In reading order:
+    figures   numbers, intervals, sizes and shortened answers as text
+    table     the before/after table
+    samples   the answers that are shown
+    card      the model card
+"""
 
 from vauban.report.card import model_card, refusal_statement
 from vauban.report.figures import (

@@ -1,7 +1,7 @@
 """The model card: a README.md that says what was changed, from which model, and what it did.
 
-Reads only the run document (what run.json holds) and the rows and samples chosen from it, so a
-card can be written again from a run folder. Every figure in it is one of that document.
+Reads the run document (what run.json holds) and the rows and samples of it, so that a card can be
+written again from a run folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -160,7 +160,7 @@ def _samples(samples: Sequence[Sample]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """One line of an answer as literal text: a model may write markdown or HTML of its own."""
+    """One line of an answer as literal text: a model may write markdown or HTML."""
     line = shorten(text, _SAMPLE_WIDTH) or "(empty)"
     for sign in "\\`*_<>[]#|":
         line = line.replace(sign, "\\" + sign)

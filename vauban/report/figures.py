@@ -1,7 +1,4 @@
-"""How figures and texts are written for people: percentages, intervals, sizes, cut-off answers.
-
-Takes numbers and text, returns text. It measures nothing and prints nothing.
-"""
+"""Figures and texts as people read them: percentages, intervals, sizes, shortened answers."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,4 @@
-"""Chooses the few before/after answers that a terminal or a model card shows.
-
-The full answers are kept in the output folder; here they are only picked, never changed.
-"""
+"""Chooses the few before/after answers that a terminal or a model card shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

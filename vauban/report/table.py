@@ -1,7 +1,7 @@
 """The before/after table as data, and as markdown or plain lines.
 
-One row is one state of the model: before, cut, random direction, addition. It measures nothing;
-the command line makes its own coloured table of the same cells.
+One row is one state of the model: before, cut, random direction, addition. The command line
+prints the same cells in colour.
 """
 
 from collections.abc import Sequence

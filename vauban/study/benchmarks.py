@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,44 +39,30 @@ _COUNTED = ("acc", "exact_match")
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """`correct` of `n` questions: `acc`, its standard error and 95 % Wilson `interval`.
+    """`correct` of `n` questions: accuracy `acc` with its standard error and 95 % Wilson interval.
 
     `name` is the caller's name of the task, `task` lm-eval's; `version` and `num_fewshot` are the
     task's. A group (MMLU) pools its questions; `subtasks` holds (correct, n) of each part.
-    `others` are further metrics as lm-eval reports them (acc_norm). Where the benchmark does not
-    apply to a model, `acc`, `stderr` and `interval` are None and `reason` says why.
+    `others` are further metrics as lm-eval reports them (acc_norm).
     """
 
     name: str
     task: str
-    acc: float | None
+    acc: float
     correct: int
     n: int
     stderr: float | None
-    interval: tuple[float, float] | None
+    interval: tuple[float, float]
     version: str
     num_fewshot: int | None
     subtasks: dict[str, tuple[int, int]] = field(default_factory=dict)
     others: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-
-    @classmethod
-    def not_applicable(cls, name: str, reason: str) -> BenchmarkResult:
-        """The benchmark that a model cannot do, with the reason; never a 0."""
-        if not reason:
-            raise InputError(f"{name}: say why the benchmark does not apply")
-        task = LM_EVAL_NAMES.get(name, name)
-        return cls(name, task, None, 0, 0, None, None, "", None, reason=reason)
 
     def metric(self) -> Metric:
         """Accuracy as a `Metric`, higher is better."""
-        if self.acc is None:
-            return Metric.not_applicable(self.name, self.reason, better="higher")
         return Metric.rate(self.name, self.correct, self.n, better="higher", unit="questions")
 
     def summary(self) -> str:
-        if self.acc is None:
-            return self.metric().summary()
         return f"{self.metric().summary()}; {self.task} v{self.version}, {self.num_fewshot}-shot"
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,10 +79,9 @@ def run_benchmarks(
     include_path: str | os.PathLike[str] | None = None,
     interventions: Iterable[Intervention] = (),
     seed: int = 0,
-    not_applicable: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, BenchmarkResult]:
-    """Run lm-eval tasks on `model` under `interventions`; one `BenchmarkResult` per task asked for.
+    """Run lm-eval tasks on `model` under `interventions`: {name of the task: result}.
 
     Args:
         tasks: lm-eval task or group names, or `arc_cloze` and `arc_letter5` (`LM_EVAL_NAMES`).
@@ -103,37 +89,46 @@ def run_benchmarks(
         limit: questions per task, of a group per subtask; for trying out.
         include_path: a folder with task files of your own, searched first.
         seed: draws the examples where a task draws them.
-        not_applicable: {task: reason} for tasks the model cannot do, which are not run.
 
     Scored by log-likelihood, plain text, no chat template. The data come from the Hub through
     lm-eval, unless the task files name local ones. lm-eval writes its own log and bars.
 
     Raises InputError without lm-eval (extra `bench`), for unknown tasks, for data that cannot be
-    loaded and for tasks that count nothing right or wrong.
+    loaded and for tasks that count nothing right or wrong; CheckError when the logits are NaN.
 
     Sources: Hendrycks et al. 2021 (MMLU), Clark et al. 2018 (ARC), Gao et al. (lm-eval harness).
-
-    >>> run_benchmarks(None, None, ["mmlu"], not_applicable={"mmlu": "knows no facts"})["mmlu"].acc
     """
     if isinstance(tasks, str) or not tasks:
         raise InputError(f"tasks is {tasks!r}; expected a list of task names that is not empty")
-    skipped = dict(not_applicable or {})
-    foreign = [name for name in skipped if name not in tasks]
-    if foreign:
-        raise InputError(f"not_applicable names {foreign[0]!r}, which is not among the tasks")
-    names = {name: LM_EVAL_NAMES.get(name, name) for name in tasks if name not in skipped}
-    raw: Mapping[str, Any] = {}
-    if names:
-        raw = _evaluated(
-            model, tokenizer, tuple(interventions), sorted(set(names.values())),
-            {"num_fewshot": num_fewshot, "limit": limit}, include_path, seed, progress,
-        )  # fmt: skip
-    return {
-        name: BenchmarkResult.not_applicable(name, skipped[name])
-        if name in skipped
-        else _result(name, names[name], raw)
-        for name in tasks
-    }
+    names = {name: LM_EVAL_NAMES.get(name, name) for name in tasks}
+    check_benchmarks(tasks, include_path)
+    import lm_eval
+
+    from vauban.study.lm_eval_model import InterventionLM
+
+    try:
+        returned = lm_eval.simple_evaluate(
+            model=InterventionLM(model, tokenizer, interventions, progress=progress),
+            tasks=sorted(set(names.values())),
+            task_manager=_task_manager(list(names.values()), include_path),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            # Examples are drawn from `seed`; no global seed is set.
+            fewshot_random_seed=seed,
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+            # The standard error is computed from the counts, below.
+            bootstrap_iters=0,
+        )
+    except OSError as error:  # what datasets and the Hub raise is of this family
+        raise InputError(
+            f"the data of {', '.join(tasks)} could not be loaded ({type(error).__name__}: "
+            f"{error}). They come from the Hugging Face Hub; check the connection, or give "
+            "task files with local data by include_path."
+        ) from error
+    assert returned is not None
+    return {name: _result(name, task, returned) for name, task in names.items()}
 
 
 def check_benchmarks(
@@ -143,57 +138,11 @@ def check_benchmarks(
 
     Whether a task's data can be loaded is not checked.
     """
-    _lm_eval()
-    _task_manager([LM_EVAL_NAMES.get(name, name) for name in tasks], include_path)
-
-
-def _lm_eval() -> Any:
-    try:
-        import lm_eval
-    except ImportError as error:
+    if importlib.util.find_spec("lm_eval") is None:
         raise InputError(
             "benchmarks need lm-eval, which is not installed:  pip install 'vauban[bench]'"
-        ) from error
-    return lm_eval
-
-
-def _evaluated(
-    model: nn.Module,
-    tokenizer: Any,
-    interventions: tuple[Intervention, ...],
-    names: list[str],
-    options: dict[str, Any],
-    include_path: str | os.PathLike[str] | None,
-    seed: int,
-    progress: Progress | None,
-) -> Mapping[str, Any]:
-    """What lm-eval returns for these tasks."""
-    lm_eval = _lm_eval()
-    from vauban.study.lm_eval_model import InterventionLM
-
-    manager = _task_manager(names, include_path)
-    try:
-        returned = lm_eval.simple_evaluate(
-            model=InterventionLM(model, tokenizer, interventions, progress=progress),
-            tasks=names,
-            task_manager=manager,
-            # Examples are drawn from `seed`; no global seed is set.
-            fewshot_random_seed=seed,
-            random_seed=None,
-            numpy_random_seed=None,
-            torch_random_seed=None,
-            # The standard error is computed from the counts, below.
-            bootstrap_iters=0,
-            **options,
         )
-    except OSError as error:  # what datasets and the Hub raise is of this family
-        raise InputError(
-            f"the data of {', '.join(names)} could not be loaded ({type(error).__name__}: "
-            f"{error}). They come from the Hugging Face Hub; check the connection, or give "
-            "task files with local data by include_path."
-        ) from error
-    assert returned is not None
-    return returned
+    _task_manager([LM_EVAL_NAMES.get(name, name) for name in tasks], include_path)
 
 
 def _task_manager(names: Sequence[str], include_path: Any) -> Any:

@@ -37,21 +37,11 @@ BETTER: Mapping[str, Better] = MappingProxyType(
 """The better direction of every figure of the study, in one place.
 
 `non_refusal_harmful` is the attack success rate: higher means that an intervention which is meant
-to remove refusal removes it. `unsafe_harmful` has two views, and the instruments ask for one:
-"safety" (lower is better, the default) reads it as harm done, "compliance" (higher is better) as
-the share of harmful requests that were really answered. `refusal_harmless` is over-refusal where
+to remove refusal removes it. `unsafe_harmful` is read as harm done; as a share of harmful requests
+that were really answered its gain has the other sign. `refusal_harmless` is over-refusal where
 refusal is removed; where it is induced on purpose, read the raw value. Perplexity and
 cross-entropy are better when lower, so their gain is minus their change.
 """
-
-View = Literal["safety", "compliance"]
-
-
-def unsafe_better(view: View) -> Better:
-    """The better direction of an unsafe share under one of its two views."""
-    if view not in ("safety", "compliance"):
-        raise InputError(f"view is {view!r}; expected 'safety' or 'compliance'")
-    return "lower" if view == "safety" else "higher"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from vauban.errors import InputError
 from vauban.evaluation import wilson_interval
 from vauban.prompts import LabelledPrompt, split_reasoning
-from vauban.study.figures import Metric, View, unsafe_better
+from vauban.study.figures import Metric
 
 Verdict = Literal["safe", "unsafe", "unparsed"]
 
@@ -107,17 +107,16 @@ class GuardResult:
     def _count(self, verdict: Verdict) -> int:
         return sum(v.verdict == verdict for v in self.verdicts)
 
-    def metric(self, view: View = "safety") -> Metric:
-        """The unsafe share as a `Metric`; `view` "safety": lower is better, "compliance": higher.
+    def metric(self) -> Metric:
+        """The unsafe share as a `Metric`, lower is better.
 
         Not applicable when no verdict could be read, because a rate of 0 would then be invented.
         """
         name = f"unsafe_harmful ({self.judge})"
-        better = unsafe_better(view)
         if all(v.judged == "unparsed" for v in self.verdicts):
             reason = f"none of {self.n} verdicts of the judge could be read"
-            return Metric.not_applicable(name, reason, better=better)
-        return Metric(name, self.rate, self.n, self.interval, better)
+            return Metric.not_applicable(name, reason)
+        return Metric.rate(name, self.unsafe, self.n)
 
     def summary(self) -> str:
         """A few lines; a stand-in says so in the first one."""
