@@ -25,8 +25,7 @@ from vauban.errors import InputError
 from vauban.evaluation import answer_texts, answer_tokens, is_degenerate, is_refusal
 from vauban.interventions import Ablate
 from vauban.linalg import as_direction
-from vauban.models import anatomy
-from vauban.models.resume import PromptReader, SharedPrefix
+from vauban.models import PromptReader, SharedPrefix, anatomy
 from vauban.prompts import encode_chat
 
 # Two candidates whose directions have a larger cosine than this are one for the shortlist.
