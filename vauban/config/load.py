@@ -75,12 +75,7 @@ def make_config(values: Values) -> RunConfig:
 
 
 def _build(
-    raw: dict[str, Any],
-    overrides: Values,
-    schema: type[_Schema],
-    *,
-    source: Path | None,
-    text: str,
+    raw: dict[str, Any], overrides: Values, schema: type[_Schema], *, source: Path | None, text: str
 ) -> _Schema:
     for path, value in overrides.items():
         table = raw if len(path) == 1 else raw.setdefault(path[0], {})
