@@ -15,7 +15,6 @@ from tests.architectures.build import build
 from tests.edits.test_null_space import Letters
 from vauban.edits import Update, pack_edited
 from vauban.edits.modules import unpack
-from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
 from vauban.evaluation.likelihood import Scored
 from vauban.evaluation.likelihood import compare_sequences as compare
@@ -23,6 +22,7 @@ from vauban.export import calibrate
 from vauban.models import anatomy, eos_ids, generate_tokens
 from vauban.models.inputs import module_inputs
 from vauban.models.sensitivity import output_gradients
+from vauban.rounding import Energy, InputMoments
 
 
 @settings(max_examples=25, deadline=None)

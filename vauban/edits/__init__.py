@@ -2,10 +2,9 @@
 
 from vauban.edits.directions import biproject, sparsify_direction
 from vauban.edits.embedding import has_untie_switch
-from vauban.edits.exact import quantize_direction_exact
 from vauban.edits.flat_weights import cut, cut_biprojected, cut_subspace
 from vauban.edits.null_space import NullSpace, null_space
-from vauban.edits.packed import Packed, pack_edited
+from vauban.edits.packed import Packed, pack_edited, quantize_direction_exact, store_packed
 from vauban.edits.plan import EditPlan
 from vauban.edits.planner import plan_cut
 from vauban.edits.preservation_keys import (
@@ -20,7 +19,6 @@ from vauban.edits.sparse import (
     SparseProjectionResult,
     SparseSurgeryPlan,
 )
-from vauban.edits.storing import store_packed
 from vauban.edits.update import Update
 
 __all__ = [
