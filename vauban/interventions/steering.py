@@ -239,6 +239,8 @@ class _ConditionalRun:
         """Keep the decisions of these rows; the others have finished."""
         if self.decision is not None:
             self.decision = self.decision[rows]
+        if hasattr(self.inner, "filter"):
+            self.inner.filter(rows)
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
         at_condition = residuals(self.value.layer, "Conditional").covers(layer, n_layers)
