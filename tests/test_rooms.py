@@ -1,4 +1,4 @@
-"""The house: imports in one direction, no circle, no long file, and a package that opens lightly."""
+"""The house: one direction of imports, no circle, no long file, a package that opens lightly."""
 
 import ast
 import re

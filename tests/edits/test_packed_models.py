@@ -68,7 +68,7 @@ def test_every_writer_is_exact_and_near_plain_rounding(name: str, gaussian: bool
         stored = unpack(*naive, 64, 4, "affine")
         error = float(mx.linalg.norm(stored - target) / mx.linalg.norm(target))
         # A uniform matrix fills its packed range: there is less room to move its codes.
-        assert found.error <= (1.35 if gaussian else 1.4) * error, update.path
+        assert found.error <= (1.35 if gaussian else 1.45) * error, update.path
         assert found.leak <= 0.15, update.path
         assert update.share_left(stored, before) > 100 * found.left
 

@@ -26,7 +26,7 @@ LEAK = 0.15
 DAMPING, _MORE = 0.1, 4.0
 # Unit inputs along the removed rows count as this many mean coordinates, in later passes twice as
 # many each time, and passes over the matrix at most.
-_ALONG, _PASSES = 4.0, 6
+_ALONG, _PASSES = 8.0, 6
 # Blocks of columns (fewer lose feedback), and columns that one thread rounds (fewer cost time).
 _BLOCKS, _TOGETHER = 128, 32
 
