@@ -19,8 +19,8 @@ import numpy as np
 from requantize import Case
 
 from vauban.edits import pack_edited
-from vauban.edits.moments import InputMoments
 from vauban.export.calibrate import RANK
+from vauban.rounding import InputMoments
 
 TOKENS, BATCH = 4000, 500
 

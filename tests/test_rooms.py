@@ -1,6 +1,7 @@
-"""The house: one direction of imports, no circle, and a package that opens lightly."""
+"""The house: one direction of imports, no circle, no long file, a package that opens lightly."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -24,6 +25,7 @@ ROOMS = [
 FILES = [path for path in sorted(PACKAGE.glob("**/*.py")) if "data" not in path.parts]
 # The methods of EditPlan that call functions on its right, a line each.
 CONVENIENCES = "vauban.edits.conveniences"
+LONGEST = 350
 
 
 def module_name(path: Path) -> str:
@@ -92,6 +94,27 @@ def test_no_file_imports_in_a_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_file_is_too_long_to_read_in_one_sitting() -> None:
+    long = {
+        str(path.relative_to(PACKAGE)): lines
+        for path in FILES
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST
+    }
+    assert not long
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_rooms_first_page_lists_its_files(room: Path) -> None:
+    """In reading order, a line each."""
+    page = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    _, _, listing = page.partition("In reading order:\n")
+    names = (re.match(r"\s*([a-z_]+(?:, [a-z_]+)*)  ", line) for line in listing.splitlines())
+    listed = [name for match in names if match for name in match[1].split(", ")]
+    files = {p.stem for p in room.glob("*.py")} - {"__init__", "__main__"}
+    files |= {p.parent.name for p in room.glob("*/__init__.py")}
+    assert sorted(listed) == sorted(files)
 
 
 def test_the_names_at_the_top_exist_where_they_are_said_to_be():

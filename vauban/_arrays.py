@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 
@@ -26,6 +27,11 @@ def floats(values: mx.array) -> list[float]:
 def integers(values: mx.array) -> list[int]:
     """A one-dimensional array as Python ints."""
     return [int(v) for v in cast(list[int], values.reshape(-1).tolist())]
+
+
+def as_numpy(values: mx.array) -> np.ndarray:
+    """In NumPy, floats as float32 (it has no bfloat16), bytes as they are."""
+    return np.array(values if values.dtype == mx.uint8 else values.astype(mx.float32))
 
 
 def load_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The one exception family of vauban. Knows nothing else.
+"""The one exception family of vauban, and how values are shown in its messages.
 
 Every message says what was given, what was expected and what to do about it.
 """
@@ -26,3 +26,9 @@ class CheckError(VaubanError):
 
 class VaubanWarning(UserWarning):
     """Something the user should know, said once."""
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: its repr, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -15,12 +15,12 @@ from tests.architectures.build import build
 from tests.edits.test_null_space import Letters
 from vauban.edits import Update, pack_edited
 from vauban.edits.modules import unpack
-from vauban.edits.moments import Energy, InputMoments
 from vauban.errors import InputError
 from vauban.evaluation.likelihood import Scored
 from vauban.evaluation.likelihood import compare_sequences as compare
 from vauban.export import calibrate
 from vauban.models import anatomy, eos_ids, generate_tokens, module_inputs, output_gradients
+from vauban.rounding import Energy, InputMoments
 
 
 @settings(max_examples=25, deadline=None)

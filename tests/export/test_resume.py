@@ -13,8 +13,8 @@ import pytest
 import vauban
 import vauban.export
 from tests.export.checkpoints import load_plain, save_checkpoint, sharded, unit
-from vauban.edits.moments import Energy
 from vauban.export import CalibratedPlan, checkpoint, resume_key, write
+from vauban.rounding import Energy
 
 _PROMPTS = ["What is two and two?", "Name a colour of the sky today."]
 

@@ -141,7 +141,7 @@ def test_dtypes_are_kept() -> None:
         (lambda: AblateTo(D, {1: 2.0}, layers=[2]), "no value for residual 2"),
         (lambda: at(AblateTo(D, 1.0, layers=5)), "residuals 0 to 4"),
         (lambda: Erase(D, "all"), "has no left"),
-        (lambda: Erase({}), "layers is empty|no eraser"),
+        (lambda: Erase({}), "no eraser"),
         (lambda: Erase(fit_leace(h()[0], mx.array([0, 1, 1]))), "name the residuals"),
         (lambda: Erase({1: fit_leace(h()[0], mx.array([0, 1, 1]))}, layers=[2]), "asks for others"),
     ],

@@ -1,6 +1,7 @@
 """What holds for every intervention: one's own ones, widths, NaN, and the sites they act at."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -177,6 +178,24 @@ def test_values_read_results_that_hold_a_direction(organism: Any) -> None:
     # `Add` keeps the length of what it is given, the others do not care.
     moved = Add(fitted, 2.0, 0).change("block_input", 0, 4, True)(h) - h
     assert np.allclose(moved, mx.broadcast_to(2 * fitted.vector, moved.shape), atol=1e-5)
+
+
+def test_layers_and_positions_are_read_from_any_kind_of_integers() -> None:
+    for two in ([1, 2], (2, 1), range(1, 3), np.array([1, 2]), mx.array([1, 2]), {1, 2}):
+        assert Ablate(D, layers=two).layers.chosen == {1, 2}
+        assert sorted(Patch(D, 2, two).positions) == [1, 2]
+    for one in (3, np.int64(3), mx.array(3)):
+        assert Project(D, layers=one).layers.chosen == {3}
+        assert Add(D, 1.0, one).layer == 3 and Patch(D, one, one).positions == (3,)
+    for wrong in (1.5, [0.5], "first", None, [[1]], mx.array([0.5])):
+        with pytest.raises(vauban.InputError, match="expected 'all'"):
+            Ablate(D, layers=wrong)
+
+
+def test_a_value_can_be_replaced_in_part() -> None:
+    half = replace(Ablate(D, [1], "mlp_output"), alpha=0.5)
+    assert half.alpha == 0.5 and half.layers.chosen == {1} and half.sites == {"mlp_output"}
+    assert replace(Patch(D, 2, [0, -1]), layer=3).positions == (0, -1)
 
 
 def test_ablation_at_half_strength_halves_a_term() -> None:

@@ -47,8 +47,8 @@ def chosen(organism: Any, prompts: Any, fits: Fits) -> dict[Any, Choice]:
             *organism,
             method,
             fits,
-            prompts["harmful"][48:60],
-            prompts["harmless"][48:60],
+            prompts["harmful"][48:54],
+            prompts["harmless"][48:54],
             config(kl_threshold=0.5),
         )
         for method in ("ablation", "addition", "nullspace", "classifier")
@@ -94,8 +94,8 @@ def test_a_choice_is_select_directions_own(
     """Scoring once without filters and applying the rule afterwards changes nothing."""
     kind = {"ablation": "ablate", "nullspace": "project"}.get(method, "add")
     direct = select_direction(
-        *organism, candidates(method, fits, 0.9), prompts["harmful"][48:60],
-        prompts["harmless"][48:60], kind=kind, scope="local", multipliers=(0.5, 1.0, 2.0),
+        *organism, candidates(method, fits, 0.9), prompts["harmful"][48:54],
+        prompts["harmless"][48:54], kind=kind, scope="local", multipliers=(0.5, 1.0, 2.0),
         kl_threshold=0.5,
     )  # fmt: skip
     choice = chosen[method]

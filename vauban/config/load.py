@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from vauban.config.keys import Key, Section, keys, sections
 from vauban.config.run_schema import RunConfig
 from vauban.config.study_schema import StudyConfig
-from vauban.errors import InputError
+from vauban.errors import InputError, shown
 
 _Schema = TypeVar("_Schema", RunConfig, StudyConfig)
 
@@ -75,12 +75,7 @@ def make_config(values: Values) -> RunConfig:
 
 
 def _build(
-    raw: dict[str, Any],
-    overrides: Values,
-    schema: type[_Schema],
-    *,
-    source: Path | None,
-    text: str,
+    raw: dict[str, Any], overrides: Values, schema: type[_Schema], *, source: Path | None, text: str
 ) -> _Schema:
     for path, value in overrides.items():
         table = raw if len(path) == 1 else raw.setdefault(path[0], {})
@@ -237,8 +232,7 @@ def _given(item: Any, key: Key) -> str:
     inside = item["loc"][len(key.path) :]
     if item["type"] == "extra_forbidden":
         return f"has the unknown key {inside[-1]!r}"
-    text = repr(item["input"])
-    text = text if len(text) <= 60 else text[:57] + "..."
+    text = shown(item["input"])
     number = next((part for part in inside if isinstance(part, int)), None)
     return f"is {text}" if number is None else f"is {text} (element {number + 1})"
 

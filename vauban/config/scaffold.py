@@ -79,10 +79,7 @@ def reference() -> str:
 
 
 def _tables(schema: type[Section], level: str) -> list[str]:
-    parts = [
-        f"{level} Top level\n",
-        _table([key for key in keys(schema) if key.section is None]),
-    ]
+    parts = [f"{level} Top level\n", _table([key for key in keys(schema) if key.section is None])]
     for name, table in sections(schema).items():
         parts.append(f"{level} [{name}]\n\n{' '.join((table.__doc__ or '').split())}\n")
         parts.append(_table([key for key in keys(schema) if key.section == name]))

@@ -10,6 +10,8 @@ In reading order:
     update             one writer's change as a value
     preservation_keys  the inputs of each matrix, gathered from prompts
     modules            packed and float forms of mlx modules
+    blocks             a matrix read in float32 part by part; the edited one as a stream of rows
+    packed             an edited matrix packed again, exactly along its direction
     embedding          a shared embedding: cut, untied or kept
     affine_cut         constants instead of zero along the direction
     plan               `EditPlan`: the whole edit as a value
@@ -21,10 +23,9 @@ In reading order:
 
 from vauban.edits.directions import biproject, sparsify_direction
 from vauban.edits.embedding import has_untie_switch
-from vauban.edits.exact import quantize_direction_exact
 from vauban.edits.flat_weights import cut, cut_biprojected, cut_subspace
 from vauban.edits.null_space import NullSpace, null_space
-from vauban.edits.packed import Packed, pack_edited
+from vauban.edits.packed import Packed, pack_edited, quantize_direction_exact, store_packed
 from vauban.edits.plan import EditPlan
 from vauban.edits.planner import plan_cut
 from vauban.edits.preservation_keys import (
@@ -39,7 +40,6 @@ from vauban.edits.sparse import (
     SparseProjectionResult,
     SparseSurgeryPlan,
 )
-from vauban.edits.storing import store_packed
 from vauban.edits.update import Update
 
 __all__ = [

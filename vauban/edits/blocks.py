@@ -1,6 +1,7 @@
-"""A module's matrix read in float32 part by part, packed or not; experts one by one.
+"""A module's matrix, packed or not, in float32 by blocks of rows: as stored, and as edited.
 
-Knows mlx modules and slices; edits nothing.
+Experts one by one; memory stays near one block. What acts inside the matrix (norm modes,
+protection, sparse rows) is computed on the whole of it. Knows modules and updates; writes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.edits.modules import refuse_unknown_packing, unpack
+from vauban.edits.update import Update
+from vauban.errors import InputError
 
 # Elements of a matrix that are unpacked at a time.
 BLOCK = 1 << 20
@@ -19,7 +22,7 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Stored:
-    """One matrix of a module, unpacked part by part."""
+    """One matrix of a module: its only one, or an expert's."""
 
     module: nn.Module
     expert: int | None = None
@@ -30,41 +33,33 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(out, in) unpacked."""
         weight = self.array("weight")
         assert weight is not None
         rows, columns = weight.shape
         return rows, columns * 32 // self.module.bits if "scales" in self.module else columns
 
-    def part(self, rows: slice, columns: slice) -> mx.array:
-        """(rows, columns) in float32; column bounds are multiples of 32 and of the group."""
+    def rows(self, part: slice) -> mx.array:
+        """Some rows in float32."""
         weight = self.array("weight")
         assert weight is not None
         if "scales" not in self.module:
-            return weight[rows, columns].astype(mx.float32)
+            return weight[part].astype(mx.float32)
         m = self.module
-        words = slice(columns.start * m.bits // 32, columns.stop * m.bits // 32)
-        groups = slice(columns.start // m.group_size, columns.stop // m.group_size)
-        scales, biases = self.array("scales"), self.array("biases")
-        assert scales is not None
         return unpack(
-            weight[rows, words], scales[rows, groups],
-            None if biases is None else biases[rows, groups], m.group_size, m.bits,
-            getattr(m, "mode", "affine"),
-        )  # fmt: skip
+            weight[part], *self.grid(part), m.group_size, m.bits, getattr(m, "mode", "affine")
+        )
 
     @property
     def whole(self) -> mx.array:
         """All of it in float32."""
-        rows, columns = self.shape
-        return self.part(slice(0, rows), slice(0, columns))
+        return self.rows(slice(0, self.shape[0]))
 
-    def grid(self, rows: slice, columns: slice) -> tuple[mx.array, mx.array | None]:
-        """The stored scales and offsets of a part; column bounds are multiples of the group."""
-        group = self.module.group_size
-        groups = slice(*(end and end // group for end in (columns.start, columns.stop)))
-        scales, biases = self.array("scales"), self.array("biases")
+    def grid(self, part: slice) -> tuple[mx.array, mx.array | None]:
+        """The stored scales and offsets of some rows; float modes have no offsets."""
+        scales, offsets = self.array("scales"), self.array("biases")
         assert scales is not None
-        return scales[rows, groups], None if biases is None else biases[rows, groups]
+        return scales[part], None if offsets is None else offsets[part]
 
     @property
     def scale_dtype(self) -> mx.Dtype:
@@ -75,22 +70,6 @@ class Stored:
         return mx.bfloat16 if kept == mx.uint8 else kept
 
 
-def blocks(
-    shape: tuple[int, int], by_rows: bool, unit: int, size: int | None = None
-) -> Iterator[tuple[slice, slice]]:
-    """Blocks of `size` elements (`BLOCK`): whole rows of a table, whole columns of a matrix."""
-    rows, columns = shape
-    size = size or BLOCK
-    if by_rows:
-        step = max(1, size // columns)
-        for start in range(0, rows, step):
-            yield slice(start, min(rows, start + step)), slice(0, columns)
-        return
-    step = max(unit, size // rows // unit * unit)
-    for start in range(0, columns, step):
-        yield slice(0, rows), slice(start, min(columns, start + step))
-
-
 def matrices(module: nn.Module) -> list[Stored]:
     """The module's matrix, or that of each of its experts."""
     refuse_unknown_packing(module)
@@ -99,25 +78,52 @@ def matrices(module: nn.Module) -> list[Stored]:
     return [Stored(module)]
 
 
-def direction_norm(
-    module: nn.Module, basis: mx.array, of_rows: bool, offset: mx.array | None = None
-) -> float:
-    """‖U W‖ over all experts, or ‖W Uᵀ‖ for a table, read block by block.
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of about `BLOCK` elements at a time."""
+    step = max(1, BLOCK // shape[1])
+    return (slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step))
 
-    A table's rows count without `offset` (out,), where they were given one.
+
+def edited_blocks(stored: Stored, update: Update) -> Iterator[tuple[slice, mx.array, mx.array]]:
+    """(rows, W there, W' there) in float32, block after block.
+
+    A plain cut needs U W first (one pass over the rows), then W - α Uᵀ (U W) row by row.
     """
-    total = 0.0
+    u, alpha = update.basis, update.alpha
+    if not update.acts_on_outputs:
+        whole = stored.whole
+        yield slice(0, stored.shape[0]), whole, update.weight(whole)
+        return
+    removed = mx.zeros((len(u), stored.shape[1]))
+    if not update.writes_rows:
+        for rows in row_blocks(stored.shape):
+            removed = removed + u[:, rows] @ stored.rows(rows)
+            mx.eval(removed)
+    for rows in row_blocks(stored.shape):
+        block = stored.rows(rows)
+        if update.writes_rows:
+            edited = block - alpha * (block @ u.T) @ u
+            yield rows, block, edited if update.offset is None else edited + update.offset
+        else:
+            yield rows, block, block - alpha * (u[:, rows].T @ removed)
+
+
+def float_dtype(module: nn.Module) -> mx.Dtype:
+    """What an edited matrix is stored in when it is stored unpacked."""
+    if "scales" not in module:
+        return module.weight.dtype
+    return module.scales.dtype if module.get("biases") is not None else mx.bfloat16
+
+
+def edited_rows(module: nn.Module, update: Update) -> Iterator[mx.array]:
+    """W' in row order, expert after expert, in `float_dtype`.
+
+    Raises InputError for weights that are NaN or inf, or become so in that type.
+    """
+    dtype = float_dtype(module)
     for stored in matrices(module):
-        parts: mx.array | None = None
-        for rows, columns in blocks(stored.shape, True, 1):
-            block = stored.part(rows, columns)
-            if of_rows:
-                block = block if offset is None else block - offset
-                total += float(((block @ basis.T) ** 2).sum())
-                continue
-            part = basis[:, rows] @ block
-            parts = part if parts is None else parts + part
-            mx.eval(parts)
-        if parts is not None:
-            total += float((parts**2).sum())
-    return total**0.5
+        for _, _, edited in edited_blocks(stored, update.of_expert(stored.expert)):
+            rows = edited.astype(dtype)
+            if not bool(mx.isfinite(rows).all()):
+                raise InputError(f"{update.path}.weight becomes NaN or inf; nothing was written")
+            yield rows

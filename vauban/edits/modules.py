@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from vauban.errors import InputError
-from vauban.models import quantization_of
+from vauban.models import quantization_of, unpacked_shape
 
 
 def module_weight(module: nn.Module) -> mx.array:
@@ -65,6 +66,49 @@ def unpack(
             weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size, bits
         )
     return mx.dequantize(weight, scales, None, group_size, bits, mode=mode, dtype=mx.float32)
+
+
+def affine_group(module: nn.Module) -> int | None:
+    """The group size of a module packed anew: its own, 64, or what divides its width; else None."""
+    affine = "scales" in module and getattr(module, "mode", "affine") == "affine"
+    own = module.group_size if affine else 64
+    width = unpacked_shape(module)[-1]
+    return next((group for group in (own, 64, 128, 32) if width % group == 0), None)
+
+
+@dataclass(frozen=True)
+class PackedFormat:
+    """A packed format, and whether it is the one that the module has."""
+
+    bits: int
+    group: int
+    mode: str
+    own: bool
+
+    def read(self, arrays: dict[str, mx.array]) -> mx.array:
+        """What is stored, in float32."""
+        weight, scales, offsets = arrays["weight"], arrays["scales"], arrays.get("biases")
+        return unpack(weight, scales, offsets, self.group, self.bits, self.mode)
+
+
+def packed_format(module: nn.Module, path: str, bits: int | None) -> PackedFormat:
+    """The format of a packed module (`bits` None), or affine with other bits.
+
+    Raises InputError for an unpacked module without `bits`, a packing that would be read wrongly,
+    and a width that no group divides.
+    """
+    refuse_unknown_packing(module)
+    if "scales" in module and bits in (None, module.bits):
+        mode = getattr(module, "mode", "affine")
+        return PackedFormat(module.bits, module.group_size, mode, True)
+    if bits is None:
+        raise InputError(f"{path} is not packed; name the bits to pack it with")
+    group = affine_group(module)
+    if group is None:
+        raise InputError(
+            f"{path} has {unpacked_shape(module)[-1]} columns; packing takes a multiple of 32"
+        )
+    return PackedFormat(bits, group, "affine", False)
 
 
 def float_module(module: nn.Module) -> nn.Module:

@@ -1,13 +1,13 @@
 """Store an edited matrix in a packed format again, exactly along its direction.
 
-Chooses the grid of every group, rounds direction-exactly, reads back what came of it, and says so.
-Matrices are unpacked in blocks, experts one by one: memory stays near one float32 matrix. Knows
-modules, no model.
+Cuts the matrix, chooses a grid for every group, rounds (`vauban.rounding`), reads back what came of
+it, and takes a wider format where too much is left. Experts are taken one by one, tables in blocks
+of rows: memory stays near one float32 matrix. Knows modules, no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,24 +15,33 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from vauban._arrays import as_numpy
 from vauban._backend import one_blas_thread
-from vauban.edits.blocks import Stored, blocks, matrices
-from vauban.edits.damped import damped_codes
-from vauban.edits.exact import exact_codes, first_shifts, pack_codes
-from vauban.edits.modules import refuse_unknown_packing, unpack
-from vauban.edits.moments import Energy
-from vauban.edits.problem import Problem, problem
-from vauban.edits.refit import fresh_grid, refit
-from vauban.edits.two_sided import one_behind, orthonormal
+from vauban.edits.blocks import Stored, edited_blocks, matrices, row_blocks
+from vauban.edits.modules import PackedFormat, affine_group, packed_format
 from vauban.edits.update import Update
 from vauban.errors import InputError
-from vauban.models import unpacked_shape
+from vauban.rounding import (
+    Axis,
+    Energy,
+    Problem,
+    fresh_grid,
+    fresh_is_better,
+    orthonormal,
+    pack,
+    problem,
+    round_matrix,
+    round_table,
+    shifted_target,
+)
 
+PRECISIONS = (None, "same", "8bit", "float", "adapter")
 # How far from planned the rest of a direction may be, read back in float32, before a wider format
 # is used.
 LIMIT = 1e-3
-# Elements that are rounded together where parts are rounded on their own.
-_PART = 1 << 22
+# The error of calibrated rounding as a multiple of naive requantization's, at most. Below 4 bits
+# that gives most of the cut back, and is no measure.
+MOST, _BOUNDED_BITS = 1.34, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,54 +73,40 @@ class Packed:
         return {n: mx.stack(v) if self.stacked else v[0] for n, v in self.parts.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """What there is to say of it, without the arrays."""
-        held = ("parts", "stacked")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in held}
+        """Format and figures, without the arrays."""
+        arrays = ("parts", "stacked")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in arrays}
 
 
-@dataclass(frozen=True)
-class _Format:
-    bits: int
-    group: int
-    mode: str
+def check_precision(precision: str | None) -> None:
+    """InputError for a storage format that does not exist."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected None or one of {PRECISIONS[1:]}")
 
 
-@dataclass
-class _Sums:
-    """Squared norms over all blocks and experts.
+def store_packed(
+    module: nn.Module,
+    update: Update,
+    precision: str | None,
+    energies: Sequence[Energy | None] = (),
+) -> Packed | None:
+    """The edited matrix packed, or None where it is to be stored as floats.
 
-    basis (k, out) is the update's, exact (j, out) what is to be met exactly; `by_rows` for a table.
+    A packed module keeps its format (None, "same") as long as what is left of the direction in it
+    is within `LIMIT` of what was planned; then 8 bits, then the float type are taken, by name in
+    the report. A module whose width no group divides goes from its own format to floats.
     """
-
-    basis: np.ndarray
-    exact: np.ndarray
-    by_rows: bool
-    left: float = 0.0
-    missed: float = 0.0
-    had: float = 0.0
-    error: float = 0.0
-    target: float = 0.0
-    leak: float = 0.0
-    leak_had: float = 0.0
-
-    def add(self, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Take in a part as it was stored and as it should be; returns the difference.
-
-        In NumPy: on a CPU mlx sums a whole array to one number far slower than BLAS does, and
-        takes in a slice of a larger array element by element.
-        """
-        difference = values - wanted
-        target = np.ascontiguousarray(wanted)
-
-        def along(basis: np.ndarray, matrix: np.ndarray) -> float:
-            found = matrix @ basis.T if self.by_rows else basis @ matrix
-            return float(np.vdot(found, found))
-
-        self.left += along(self.basis, values)
-        self.missed += along(self.exact, difference)
-        self.error += float(np.vdot(difference, difference))
-        self.target += float(np.vdot(target, target))
-        return difference
+    check_precision(precision)
+    packed = "scales" in module
+    widths: list[int | None] = [None] if packed and precision in (None, "same") else []
+    if (packed and precision != "float") or precision == "8bit":
+        # A width that no group divides cannot be packed anew.
+        widths += [8] if affine_group(module) else []
+    for bits in widths:
+        stored = pack_edited(module, update, energies, bits=bits)
+        if stored.missed <= LIMIT:
+            return stored
+    return None
 
 
 @one_blas_thread()
@@ -128,237 +123,211 @@ def pack_edited(
     how much each direction of its rows matters; () rounds alike for any input.
 
     Raises InputError for an unpacked module without `bits`, a packing that would be read wrongly,
-    and a width that no affine group divides.
+    a width that no affine group divides, and weights that are NaN or inf.
     """
-    refuse_unknown_packing(module)
-    form, own = _format(module, update.path, bits)
-    own_basis = np.array(update.basis.astype(mx.float32))
-    sums = _Sums(own_basis, _basis(update), update.writes_rows)
-    two_sided = not update.writes_rows
-
-    def one(stored: Stored, update: Update) -> dict[str, mx.array]:
+    form = packed_format(module, update.path, bits)
+    parts: dict[str, list[mx.array]] = {}
+    total = dict.fromkeys(_NORMS, 0.0)
+    for stored in matrices(module):
         energy = energies[stored.expert or 0] if energies else None
-        if update.acts_on_outputs and not two_sided:
-            arrays = _by_parts(stored, update, energy, form, own, sums)
-        else:
-            arrays = _matrix(stored, update, energy, form, own, two_sided, sums)
-        mx.eval(arrays)
-        return arrays
-
-    stacked = module.weight.ndim == 3
-    found = [one(stored, update.of_expert(stored.expert)) for stored in matrices(module)]
+        blocks: dict[str, list[mx.array]] = {}
+        for rows, target, removed, had in _cut(stored, update.of_expert(stored.expert)):
+            arrays = _round(stored, rows, target, removed, update, form, energy)
+            norms = _read_back(arrays, target, removed, update, form) | {"had": had}
+            total = {name: total[name] + value for name, value in norms.items()}
+            for name, array in arrays.items():
+                blocks.setdefault(name, []).append(array)
+        for name, pieces in blocks.items():
+            parts.setdefault(name, []).append(mx.concatenate(pieces))
+            mx.eval(parts[name][-1])
+    size = max(total["had"], 1e-30)
     return Packed(
-        {name: [arrays[name] for arrays in found] for name in found[0]},
-        stacked,
+        parts,
+        module.weight.ndim == 3,
         form.bits,
         form.group,
         form.mode,
-        left=float(np.sqrt(sums.left / max(sums.had, 1e-30))),
-        missed=float(np.sqrt(sums.missed / max(sums.had, 1e-30))),
-        error=float(np.sqrt(sums.error / max(sums.target, 1e-30))),
-        leak=float(np.sqrt(sums.leak) / max(sums.leak_had, 1e-30)),
-        had=float(np.sqrt(sums.had)),
+        left=(total["left"] / size) ** 0.5,
+        missed=(total["missed"] / size) ** 0.5,
+        error=(total["error"] / max(total["target"], 1e-30)) ** 0.5,
+        leak=total["leak"] ** 0.5 / max(total["removed"], 1e-30),
+        had=total["had"] ** 0.5,
     )
 
 
-def affine_group(module: nn.Module) -> int | None:
-    """The group size of a module packed anew: its own, 64, or what divides its width; else None."""
-    affine = "scales" in module and getattr(module, "mode", "affine") == "affine"
-    own = module.group_size if affine else 64
-    width = unpacked_shape(module)[-1]
-    return next((group for group in (own, 64, 128, 32) if width % group == 0), None)
+_NORMS = ("left", "missed", "error", "target", "leak", "removed", "had")
 
 
-def _format(module: nn.Module, path: str, bits: int | None) -> tuple[_Format, bool]:
-    """How to store a module, and whether that is its own format."""
-    if "scales" in module and bits in (None, module.bits):
-        return _Format(module.bits, module.group_size, getattr(module, "mode", "affine")), True
-    if bits is None:
-        raise InputError(f"{path} is not packed; name the bits to pack it with")
-    group = affine_group(module)
-    if group is None:
-        raise InputError(
-            f"{path} has {unpacked_shape(module)[-1]} columns; packing takes a multiple of 32"
-        )
-    return _Format(bits, group, "affine"), False
+def _cut(stored: Stored, update: Update) -> Iterator[tuple[slice, np.ndarray, np.ndarray, float]]:
+    """(rows, T, R, ‖U W‖²): a table block by block, a matrix on the whole.
 
-
-def _by_parts(
-    stored: Stored, update: Update, energy: Energy | None, form: _Format, own: bool, sums: _Sums
-) -> dict[str, mx.array]:
-    """Pack what is rounded part by part: a table by rows, a matrix one-sided by columns.
-
-    mlx cuts the next part and reads back the last one while NumPy rounds.
+    R = U W (k, in) are the rows that the cut takes out, of a table U Wᵀ (k, rows).
     """
-    axis = 0 if update.writes_rows else 1
-    parts = list(blocks(stored.shape, update.writes_rows, _unit(stored, form), _PART))
-    words: list[mx.array] = []
-    grids: list[tuple[mx.array, mx.array | None]] = []
-    before: tuple[mx.array, np.ndarray, np.ndarray] | None = None
-    ahead = _cut(stored, update, parts[0])
-    leak = np.zeros((stored.shape[0], len(update.basis)))
-
-    def meanwhile() -> None:
-        nonlocal ahead
-        if len(words) + 1 < len(parts):
-            ahead = _cut(stored, update, parts[len(words) + 1])
-
-    def compare(read: np.ndarray, target: np.ndarray, removed: np.ndarray) -> None:
-        difference = sums.add(read, target)
-        # The inputs of a table are single rows: there is no leak to speak of.
-        if not update.writes_rows:
-            np.add(leak, difference @ removed.T, out=leak)
-            sums.leak_had += float(np.vdot(removed, removed))
-
-    with one_behind() as behind:
-        for part in parts:
-            target, removed = (np.array(a) for a in ahead)
-            sums.had += float(np.vdot(removed, removed))
-            packed, grid = _round(stored, target, update, energy, form, own, None, part, meanwhile)
-            if before is not None:
-                behind(compare, np.array(before[0]), *before[1:])
-            read = _read(packed, *grid, form)
-            mx.async_eval(read)
-            before = read, target, removed
-            words.append(packed)
-            grids.append(grid)
-        assert before is not None
-        behind(compare, np.array(before[0]), *before[1:])
-    sums.leak += float((leak**2).sum())
-    scales, offsets = zip(*grids, strict=True)
-    found = {"weight": words, "scales": list(scales), "biases": list(offsets)}
-    return {n: mx.concatenate(a, axis) for n, a in found.items() if a[0] is not None}
-
-
-def _cut(stored: Stored, update: Update, part: tuple[slice, slice]) -> tuple[mx.array, mx.array]:
-    """(the cut part, what was removed), which mlx sets out to compute."""
-    before = stored.part(*part)
-    found = update.weight(before), update.removed(before)
-    mx.async_eval(*found)
-    return found
-
-
-def _unit(stored: Stored, form: _Format) -> int:
-    """Columns that fill whole words and groups, as stored and as they are to be."""
-    return int(np.lcm.reduce([32, form.group, getattr(stored.module, "group_size", 1)]))
-
-
-def _matrix(
-    stored: Stored,
-    update: Update,
-    energy: Energy | None,
-    form: _Format,
-    own: bool,
-    two_sided: bool,
-    sums: _Sums,
-) -> dict[str, mx.array]:
-    """Pack a matrix on the whole; a plain cut is made by blocks of columns."""
-    shape = stored.shape
-    parts = [(slice(0, shape[0]), slice(0, shape[1]))]
-    if update.acts_on_outputs:
-        parts = list(blocks(shape, False, _unit(stored, form)))
-    target = np.empty(shape, np.float32)
-    removed = []
-
-    def keep(part: tuple[slice, slice], values: np.ndarray) -> None:
-        target[part] = values
-
-    with one_behind() as behind:
-        for part in parts:
-            before = stored.part(*part)
-            after = update.weight(before)
-            had = update.removed(before)
-            sums.had += float((had**2).sum())
-            removed.append(np.array(update.taken(before) if update.protection else had))
-            behind(keep, part, np.array(after))
-    along = None if update.writes_rows else np.concatenate(removed, axis=1)
-    packed, grid = _round(stored, target, update, energy, form, own, along if two_sided else None)
-    leak = np.zeros((shape[0], len(update.basis)))
-
-    def compare(rows: slice, columns: slice, values: np.ndarray) -> None:
-        difference = sums.add(values, target[rows, columns])
-        if along is not None:
-            np.add(leak, difference @ along[:, columns].T, out=leak)
-
-    with one_behind() as behind:
-        for rows, columns in parts:
-            groups = slice(columns.start // form.group, columns.stop // form.group)
-            words = slice(columns.start * form.bits // 32, columns.stop * form.bits // 32)
-            scales, offsets = (None if a is None else a[rows, groups] for a in grid)
-            assert scales is not None
-            read = _read(packed[rows, words], scales, offsets, form)
-            behind(compare, rows, columns, np.array(read))
-    if along is not None:
-        sums.leak += float((leak**2).sum())
-        sums.leak_had += float((along * along).sum())
-    found = {"weight": packed, "scales": grid[0]}
-    if grid[1] is not None:
-        found["biases"] = grid[1]
-    return found
+    shape, by_rows = stored.shape, update.writes_rows
+    target = np.empty((0 if by_rows else shape[0], shape[1]), np.float32)
+    removed = mx.zeros((len(update.basis), shape[1]))
+    for rows, before, after in edited_blocks(stored, update):
+        if by_rows:
+            had = update.basis @ before.T
+            yield rows, np.array(after), np.array(had), _square(had)
+            continue
+        removed = removed + update.basis[:, rows] @ before
+        mx.eval(removed)
+        target[rows] = np.array(after)
+    if not by_rows:
+        taken = removed if update.protection is None else update.protection.taken(removed)
+        yield slice(0, shape[0]), target, np.array(taken), _square(removed)
 
 
 def _round(
-    stored: Stored,
-    target: np.ndarray,
-    update: Update,
-    energy: Energy | None,
-    form: _Format,
-    own: bool,
-    removed: np.ndarray | None,
-    part: tuple[slice, slice] = (slice(None), slice(None)),
-    meanwhile: Callable[[], None] = lambda: None,
-) -> tuple[mx.array, tuple[mx.array, mx.array | None]]:
-    """Packed weight and grid of the `target` of a part, two-sided where `removed` is given.
+    stored: Stored, rows: slice, target: np.ndarray, removed: np.ndarray, update: Update,
+    form: PackedFormat, energy: Energy | None,
+) -> dict[str, mx.array]:  # fmt: skip
+    """weight, scales and biases of some rows.
 
-    `meanwhile` sets mlx to work once nothing but NumPy is needed.
-
-    With `energy` errors are weighed by what the matrix reads, or by what the rows of a table
-    are used for, as long as that is not too dear (`damped`). Affine groups keep their grid or get a
-    better one (`refit`); the float modes have relative grids and keep theirs; a new width gets the
-    grid that mlx would choose.
+    A group keeps its stored grid unless a fresh one rounds better what is wanted; the scales of the
+    float modes are relative and always kept.
     """
 
-    def ask(scales: mx.array, biases: mx.array | None) -> Problem:
+    def ask(scales: mx.array, offsets: mx.array | None) -> Problem:
         return problem(
-            target, mx.array(basis), scales, biases, group_size=form.group, bits=form.bits,
-            mode=form.mode, axis="input" if update.writes_rows else "output", aim=aim,
+            target, basis, as_numpy(scales), None if offsets is None else as_numpy(offsets),
+            group_size=form.group, bits=form.bits, mode=form.mode,
+            axis="input" if update.writes_rows else "output", aim=aim, name=update.path,
         )  # fmt: skip
 
-    basis, aim, shifts = _basis(update), None, None
-    if not update.whole:
-        # What stays along U on purpose is to be there after rounding as well.
-        aim = basis @ (target.T if update.writes_rows else target)
-    if own:
-        scales, biases = stored.grid(*part)
-        if biases is not None:
-            # The one-sided form ("fast") of a matrix saves itself the first of two passes, and the
-            # descent moves few codes far: what stays on its grid costs it nothing.
-            if removed is not None or (update.writes_rows and energy is None):
-                shifts = first_shifts(ask(scales, biases), removed)
-            scales, biases = refit(target, scales, biases, form.bits, form.group, shifts)
+    basis = _exact_basis(update)
+    # What is to stay along U on purpose is to be there after rounding as well.
+    aim = None if update.whole else basis @ (target.T if update.writes_rows else target)
+    grid = kept = stored.grid(rows) if form.own else None
+    if kept is None or kept[1] is not None:
+        wanted = target
+        if kept is not None and not update.writes_rows:
+            wanted = shifted_target(ask(*kept))
+        fresh = fresh_grid(wanted, form.bits, form.group)
+        scales, offsets = (mx.array(a).astype(stored.scale_dtype) for a in fresh)
+        grid = scales, offsets
+        if kept is not None and kept[1] is not None:
+            old, new = (as_numpy(kept[0]), as_numpy(kept[1])), (as_numpy(scales), as_numpy(offsets))
+            better = mx.array(fresh_is_better(wanted, old, new, form.bits))
+            grid = mx.where(better, scales, kept[0]), mx.where(better, offsets, kept[1])
+    assert grid is not None
+    asked = ask(*grid)
+    most = np.inf if energy is None or form.bits < _BOUNDED_BITS else _most(target, form)
+    if update.writes_rows:
+        codes = round_table(asked, energy, most)
     else:
-        scales, biases = fresh_grid(target, form.bits, form.group, stored.scale_dtype)
-    mx.eval(scales, biases)
-    asked = ask(scales, biases)
-    meanwhile()
-    if energy is not None and (update.writes_rows or removed is not None):
-        found = damped_codes(asked, energy, removed)
-        if found is None:
-            return _round(stored, target, update, None, form, own, removed, part)
-        codes = found
-    else:
-        codes = exact_codes(asked, removed, start=None if update.writes_rows else shifts)
-    return mx.array(pack_codes(asked, codes)), (scales, biases)
+        codes = round_matrix(asked, removed, energy, most)
+    # An affine grid's codes are its indices.
+    codes = codes if asked.grid.uniform else asked.grid.codes[codes]
+    arrays = {"weight": mx.array(pack(codes, form.bits)), "scales": grid[0]}
+    return arrays if grid[1] is None else {**arrays, "biases": grid[1]}
 
 
-def _basis(update: Update) -> np.ndarray:
-    """(k, out): the directions to be met exactly. A sparse cut moves codes in its own rows only."""
-    basis = np.array(update.basis.astype(mx.float32))
+def _most(target: np.ndarray, form: PackedFormat) -> float:
+    """What ‖Ŵ - T‖² may be: `MOST` times as much as MLX's own quantization of T has."""
+    total = 0.0
+    for rows in row_blocks(target.shape):
+        part = mx.array(target[rows])
+        stored = mx.quantize(part, form.group, form.bits, mode=form.mode)
+        names = ("weight", "scales", "biases")
+        total += _square(form.read(dict(zip(names, stored, strict=False))) - part)
+    return MOST**2 * total
+
+
+def _read_back(
+    arrays: dict[str, mx.array], target: np.ndarray, removed: np.ndarray, update: Update,
+    form: PackedFormat,
+) -> dict[str, float]:  # fmt: skip
+    """Squared norms of what is stored, in float32: see `Packed`."""
+    by_rows, norms = update.writes_rows, dict.fromkeys(_NORMS, 0.0)
+    basis, exact = as_numpy(update.basis), _exact_basis(update)
+    left, missed = (np.zeros((len(u), target.shape[1]), np.float32) for u in (basis, exact))
+    for rows in row_blocks(target.shape):
+        read = np.array(form.read({name: array[rows] for name, array in arrays.items()}))
+        off = read - target[rows]
+        norms["error"] += _square(off)
+        norms["target"] += _square(target[rows])
+        if by_rows:
+            norms["left"] += _square(read @ basis.T)
+            norms["missed"] += _square(off @ exact.T)
+            continue
+        left += basis[:, rows] @ read
+        missed += exact[:, rows] @ off
+        # The inputs of a table are single rows: there is no leak to speak of.
+        norms["leak"] += _square(off @ removed.T)
+    norms["removed"] = 0.0 if by_rows else _square(removed)
+    norms["left"] += _square(left)
+    norms["missed"] += _square(missed)
+    return norms
+
+
+def _exact_basis(update: Update) -> np.ndarray:
+    """(j, out): the directions to be met exactly. A sparse cut moves codes in its own rows only."""
+    basis = as_numpy(update.basis)
     if update.rows is None:
         return basis
     kept = orthonormal(basis * np.array(update.rows).T)
-    return basis if kept is None else kept
+    return kept.astype(np.float32) if len(kept) else basis
 
 
-def _read(weight: mx.array, scales: mx.array, biases: mx.array | None, form: _Format) -> mx.array:
-    return unpack(weight, scales, biases, form.group, form.bits, form.mode)
+def _square(a: mx.array | np.ndarray) -> float:
+    """‖a‖², in NumPy: on a CPU mlx sums a whole array far slower than BLAS does."""
+    flat = np.ascontiguousarray(a).reshape(-1)
+    return float(flat @ flat)
+
+
+@one_blas_thread()
+def quantize_direction_exact(
+    target: mx.array,
+    directions: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    *,
+    group_size: int,
+    bits: int,
+    mode: str = "affine",
+    removed: mx.array | None = None,
+    axis: Axis = "output",
+) -> mx.array:
+    """Packed weight (uint32) of `target` on the given grid with (almost) nothing of U in it.
+
+    target (out, in) or (E, out, in) float: the cut matrix. directions (k, out) row-orthonormal.
+    scales, biases (..., out, in/group_size) as stored; biases None for mxfp4, mxfp8 and nvfp4.
+    removed (k, in) = U W, the rows the cut took out: with it inputs along them see no substitute
+    either. axis "input" takes directions (k, in) and empties every ROW, for embeddings.
+
+    Raises InputError for shapes that do not fit, and for NaN and inf.
+
+    >>> import mlx.core as mx
+    >>> w = mx.random.normal((256, 128), key=mx.random.key(0))
+    >>> u = mx.full((1, 256), 1 / 16)
+    >>> q, s, b = mx.quantize(w, group_size=64, bits=4)
+    >>> w = mx.dequantize(q, s, b, group_size=64, bits=4)
+    >>> packed = quantize_direction_exact(w - u.T @ (u @ w), u, s, b, group_size=64, bits=4)
+    >>> left = u @ mx.dequantize(packed, s, b, group_size=64, bits=4)
+    >>> (mx.linalg.norm(left) / mx.linalg.norm(u @ w)).item() < 1e-3
+    True
+    """
+    if target.ndim == 3:
+        if scales.ndim != 3 or len(scales) != len(target):
+            raise InputError(f"scales {scales.shape} do not fit target {target.shape}")
+        experts = [
+            quantize_direction_exact(
+                target[e], directions, scales[e], None if biases is None else biases[e],
+                group_size=group_size, bits=bits, mode=mode, axis=axis,
+                removed=removed[e] if removed is not None and removed.ndim == 3 else removed,
+            )
+            for e in range(len(target))
+        ]  # fmt: skip
+        return mx.stack(experts)
+    asked = problem(
+        as_numpy(target), as_numpy(directions), as_numpy(scales),
+        None if biases is None else as_numpy(biases), group_size=group_size, bits=bits, mode=mode,
+        axis=axis,
+    )  # fmt: skip
+    if axis == "input":
+        codes = round_table(asked)
+    else:
+        codes = round_matrix(asked, None if removed is None else np.atleast_2d(as_numpy(removed)))
+    return mx.array(pack(asked.grid.codes[codes], bits))

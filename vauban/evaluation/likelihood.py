@@ -289,12 +289,7 @@ def kl_divergence(
     True
     """
     answers = answer_tokens(
-        model_a,
-        tokenizer,
-        prompts,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        progress=progress,
+        model_a, tokenizer, prompts, max_tokens=max_tokens, batch_size=batch_size, progress=progress
     )
     sequences = with_answers(tokenizer, prompts, answers)
     return compare_sequences(

@@ -9,15 +9,14 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from vauban._common import Progress
+from vauban.edits.blocks import edited_rows
 from vauban.edits.embedding import untie
 from vauban.edits.modules import float_module, refuse_unknown_packing, repacked_module
+from vauban.edits.packed import check_precision, store_packed
 from vauban.edits.plan import EditPlan
-from vauban.edits.storing import check_precision, store_packed
-from vauban.edits.streamed import edited_rows
 from vauban.errors import InputError, VaubanWarning
 from vauban.export.calibrate import calibrate_from_folder, inputs_of
-from vauban.models import folder_of, forget
-from vauban.models.writers import unpacked_shape
+from vauban.models import folder_of, forget, unpacked_shape
 
 
 def apply_plan(

@@ -17,7 +17,6 @@ import numpy as np
 
 from vauban._arrays import integers
 from vauban._common import Progress
-from vauban.edits.moments import Energy, InputMoments
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
 from vauban.models import (
@@ -35,6 +34,7 @@ from vauban.models import (
     unpacked_shape,
 )
 from vauban.prompts import encode_chat, load_prompts, measuring_paths
+from vauban.rounding import Energy, InputMoments
 
 Inputs = Mapping[str, tuple[Energy | None, ...]]
 """By writer path what the matrix reads: one moment, or one per expert (None: never routed to)."""

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.edits import Update
-from vauban.edits.blocks import blocks, matrices
+from vauban.edits.blocks import matrices, row_blocks
 
 
 def rows_along(
@@ -24,8 +24,8 @@ def rows_along(
     for stored in matrices(module):
         tables: list[mx.array] = []
         total: mx.array | None = None
-        for rows, columns in blocks(stored.shape, True, 1):
-            block = stored.part(rows, columns)
+        for rows in row_blocks(stored.shape):
+            block = stored.rows(rows)
             if of_rows:
                 block = block if offset is None else block - offset
                 tables.append(basis @ block.T)

@@ -13,8 +13,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from vauban._common import Progress, largest
+from vauban.edits.packed import check_precision
 from vauban.edits.plan import EditPlan
-from vauban.edits.storing import check_precision
 from vauban.errors import InputError
 from vauban.export.adapter import adapter_shares, write_adapter
 from vauban.export.calibrate import calibrate_from_folder

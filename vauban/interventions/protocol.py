@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 import mlx.core as mx
@@ -102,7 +103,7 @@ def check_width(interventions: Iterable[Intervention], width: int) -> None:
     for intervention in interventions:
         given = getattr(intervention, "width", None)
         if given is not None and given != width:
-            name = type(intervention).__name__.removesuffix("Run")
+            name = type(intervention).__name__.removeprefix("_").removesuffix("Run")
             raise InputError(
                 f"{name}: direction has {given} components; the residual stream has {width}"
             )
@@ -134,6 +135,18 @@ class Checked:
         """Components of the vectors that the value holds."""
         arrays = (value for value in vars(self).values() if isinstance(value, mx.array))
         return int(next(arrays).shape[-1])
+
+
+def indices(value: Any, name: str, expected: str) -> tuple[int, ...]:
+    """One integer or several, of Python, NumPy or mlx; an InputError opens with `name`."""
+    try:
+        return (index(value),)
+    except (TypeError, ValueError):
+        pass
+    try:
+        return tuple(map(index, value))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is {value!r}; expected {expected}") from error
 
 
 def number(name: str) -> Reader:
@@ -181,13 +194,7 @@ def _scope(layers: Any, owner: str, unit: str) -> Scope:
         return layers
     if isinstance(layers, str) and layers == "all":
         return Scope(None, owner, unit)
-    try:
-        listed = [layers] if hasattr(layers, "__index__") else list(layers)
-        chosen = frozenset(int(i) for i in listed)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{owner}: layers is {layers!r}; expected 'all', an int or a list of ints"
-        ) from error
+    chosen = frozenset(indices(layers, f"{owner}: layers", "'all', an int or a list of ints"))
     if not chosen:
         raise InputError(f"{owner}: layers is empty; name at least one {unit} or 'all'")
     if min(chosen) < 0:

@@ -14,7 +14,15 @@ from typing import Annotated, Any
 import mlx.core as mx
 
 from vauban.errors import InputError
-from vauban.interventions.protocol import SITES, Change, Checked, blocks, number, residuals
+from vauban.interventions.protocol import (
+    SITES,
+    Change,
+    Checked,
+    Scope,
+    blocks,
+    number,
+    residuals,
+)
 from vauban.linalg import as_basis, as_direction, as_vector, project_out
 
 
@@ -131,6 +139,21 @@ class Flip(Checked):
         return flip
 
 
+def _erasers(given: Any, owner: str) -> dict[int | None, Any]:
+    """By residual; under None the eraser for all of them."""
+    erasers = dict(given) if isinstance(given, Mapping) else {None: given}
+    for value in erasers.values():
+        missing = [n for n in ("left", "right", "mean") if not hasattr(value, n)]
+        if missing:
+            raise InputError(
+                f"{owner}: {type(value).__name__} has no {missing[0]}; expected fit_leace's "
+                "result or {residual: result}"
+            )
+    if len({value.mean.shape[-1] for value in erasers.values()}) != 1:
+        raise InputError(f"{owner}: no eraser is given, or erasers of different width")
+    return erasers
+
+
 @dataclass(frozen=True, eq=False)
 class Erase(Checked):
     """r(h) = h - left (right (h - mean)) at each named residual, for example by LEACE.
@@ -140,44 +163,32 @@ class Erase(Checked):
     "all" is every residual from the embedding to the output of the last block.
     """
 
-    eraser: Any
+    eraser: Annotated[Any, _erasers]
     layers: Any = None
 
     def __post_init__(self) -> None:
-        for value in self._erasers.values():
-            missing = [n for n in ("left", "right", "mean") if not hasattr(value, n)]
-            if missing:
-                raise InputError(
-                    f"Erase: {type(value).__name__} has no {missing[0]}; expected fit_leace's "
-                    "result or {residual: result}"
-                )
-        if len({value.mean.shape[-1] for value in self._erasers.values()}) != 1:
-            raise InputError("Erase: no eraser given, or erasers of different width")
+        super().__post_init__()
+        if self.layers is None and None in self.eraser:
+            raise InputError("Erase: name the residuals, layers=[...] or 'all'")
         chosen = self._scope.chosen
-        if isinstance(self.eraser, Mapping) and (chosen is None or not chosen <= set(self.eraser)):
+        if None not in self.eraser and (chosen is None or not chosen <= set(self.eraser)):
             raise InputError(
                 f"Erase: erasers for residuals {sorted(self.eraser)}; layers {self.layers!r} "
                 "asks for others"
             )
 
-    @property
-    def _erasers(self) -> dict[int, Any]:
-        return dict(self.eraser) if isinstance(self.eraser, Mapping) else {-1: self.eraser}
-
     @cached_property
-    def _scope(self) -> Any:
-        if self.layers is None and not isinstance(self.eraser, Mapping):
-            raise InputError("Erase: name the residuals, layers=[...] or 'all'")
-        return residuals(self._erasers if self.layers is None else self.layers, "Erase")
+    def _scope(self) -> Scope:
+        return residuals(self.eraser if self.layers is None else self.layers, "Erase")
 
     @property
     def width(self) -> int:
-        return int(next(iter(self._erasers.values())).mean.shape[-1])
+        return int(next(iter(self.eraser.values())).mean.shape[-1])
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
         if not self._scope.covers(layer, n_layers) or site != "block_input":
             return None
-        value = self.eraser[layer] if isinstance(self.eraser, Mapping) else self.eraser
+        value = self.eraser.get(layer, self.eraser.get(None))
         left, right, mean = value.left, value.right, value.mean
 
         def erase(h: mx.array) -> mx.array:

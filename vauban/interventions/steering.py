@@ -20,6 +20,7 @@ from vauban.interventions.protocol import (
     Checked,
     Intervention,
     check_width,
+    indices,
     number,
     residual,
     residuals,
@@ -82,10 +83,7 @@ def _patch_rows(value: Any, owner: str) -> mx.array:
 
 
 def _patch_positions(given: Any, owner: str) -> tuple[int, ...]:
-    try:
-        listed = tuple(int(p) for p in ([given] if hasattr(given, "__index__") else given))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{owner}: positions is {given!r}; expected ints") from error
+    listed = indices(given, f"{owner}: positions", "an int or a list of ints")
     if not listed:
         raise InputError(f"{owner}: positions is empty; name at least one token")
     return listed
@@ -241,6 +239,8 @@ class _ConditionalRun:
         """Keep the decisions of these rows; the others have finished."""
         if self.decision is not None:
             self.decision = self.decision[rows]
+        if hasattr(self.inner, "filter"):
+            self.inner.filter(rows)
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
         at_condition = residuals(self.value.layer, "Conditional").covers(layer, n_layers)

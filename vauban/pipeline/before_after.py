@@ -12,13 +12,7 @@ from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
-from vauban.evaluation import (
-    Behaviour,
-    EvalResult,
-    compare_likelihood,
-    evaluate,
-    measure_behaviour,
-)
+from vauban.evaluation import Behaviour, EvalResult, compare_likelihood, evaluate, measure_behaviour
 from vauban.evaluation.judge import model_judge
 from vauban.interventions import Add, Intervention
 from vauban.pipeline.cut_plan import control_plan
@@ -151,10 +145,7 @@ def comparison_rows(
             **kl,
         )
 
-    kl = {
-        "kl": evaluation.kl_divergence,
-        "kl_interval": evaluation.intervals["kl_divergence"],
-    }
+    kl = {"kl": evaluation.kl_divergence, "kl_interval": evaluation.intervals["kl_divergence"]}
     return row("before", "original", contrast[0]), row("cut", "modified", contrast[1], **kl)
 
 

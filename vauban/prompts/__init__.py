@@ -15,12 +15,7 @@ from vauban.prompts.chat import (
     has_chat_template,
     post_instruction_positions,
 )
-from vauban.prompts.reasoning import (
-    decode_answer,
-    open_reasoning,
-    split_reasoning,
-    strip_thinking,
-)
+from vauban.prompts.reasoning import decode_answer, open_reasoning, split_reasoning, strip_thinking
 from vauban.prompts.sets import (
     LabelledPrompt,
     ModelPrompts,

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vauban.errors import InputError, VaubanWarning
+from vauban.errors import InputError, VaubanWarning, shown
 
 Message = Mapping[str, Any]
 """One turn: {"role": "user" | "assistant" | "system" | ..., "content": text}."""
@@ -73,7 +73,7 @@ def encode_chat(
         encoded = tokenizer.encode("\n\n".join(_plain_content(turn) for turn in messages))
     token_ids = _single_bos(_flat_ids(encoded), getattr(tokenizer, "bos_token_id", None))
     if not token_ids:
-        raise InputError(f"{_shown(prompt_or_messages)} gives no tokens; the prompt is empty.")
+        raise InputError(f"{shown(prompt_or_messages)} gives no tokens; the prompt is empty.")
     return token_ids
 
 
@@ -150,13 +150,13 @@ def _as_messages(given: str | Sequence[Message]) -> list[dict[str, Any]]:
         return [{"role": "user", "content": given}]
     if not isinstance(given, Sequence) or not given:
         raise InputError(
-            f"expected a text or a list of messages that is not empty, given {_shown(given)}."
+            f"expected a text or a list of messages that is not empty, given {shown(given)}."
         )
     messages = []
     for number, turn in enumerate(given):
         if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
             raise InputError(
-                f"message {number} is {_shown(turn)}; "
+                f"message {number} is {shown(turn)}; "
                 'expected a mapping with role and content, like {"role": "user", "content": "Hi"}.'
             )
         messages.append(dict(turn))
@@ -215,7 +215,7 @@ def _has_own_renderer(tokenizer: Any) -> bool:
 def _plain_content(turn: dict[str, Any]) -> str:
     if not isinstance(turn["content"], str):
         raise InputError(
-            f"a model without a chat template takes texts only, given {_shown(turn['content'])}."
+            f"a model without a chat template takes texts only, given {shown(turn['content'])}."
         )
     return turn["content"]
 
@@ -264,8 +264,3 @@ def _shared_length(rows: Sequence[Sequence[int]]) -> int:
 
 def _name_of(tokenizer: Any) -> str:
     return getattr(tokenizer, "name_or_path", None) or type(_bare(tokenizer)).__name__
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from vauban._paths import data_dir
-from vauban.errors import InputError
+from vauban.errors import InputError, shown
 
 T = TypeVar("T")
 
@@ -183,7 +183,7 @@ def checked_prompt(text: Any, where: str) -> str:
     """`text` if it is a prompt a tokenizer can take; otherwise an InputError naming `where`."""
     if not isinstance(text, str):
         raise InputError(
-            f"{where}: a prompt has to be a text, given {type(text).__name__} {_shown(text)}."
+            f"{where}: a prompt has to be a text, given {type(text).__name__} {shown(text)}."
         )
     if not text.strip():
         raise InputError(f"{where}: the prompt is empty; write a text or remove the entry.")
@@ -214,7 +214,7 @@ def _inside(folder: Path, value: Any, key: str) -> Path:
     """The file that `vauban.json` names, after checking that it lies in the model folder."""
     where = f"{folder / MODEL_PROMPTS_FILE}: {key}"
     if not isinstance(value, str) or "\0" in value:
-        raise InputError(f"{where}: expected a path relative to the folder, given {_shown(value)}.")
+        raise InputError(f"{where}: expected a path relative to the folder, given {shown(value)}.")
     parts = PurePosixPath(value).parts + PureWindowsPath(value).parts
     absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).anchor
     root = folder.resolve()
@@ -280,7 +280,7 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise InputError(
-            f'{where}: expected a JSON object, like {{"prompt": "..."}}, given {_shown(value)}.'
+            f'{where}: expected a JSON object, like {{"prompt": "..."}}, given {shown(value)}.'
         )
     return value
 
@@ -293,7 +293,7 @@ def _text_of(row: dict[str, Any], key: str, where: str) -> str:
         return checked_prompt(row[key], where)
     if not isinstance(row[key], str) or not row[key].strip():
         raise InputError(
-            f"{where}: {key!r} has to be a text that is not empty, given {_shown(row[key])}."
+            f"{where}: {key!r} has to be a text that is not empty, given {shown(row[key])}."
         )
     return row[key]
 
@@ -302,8 +302,3 @@ def _not_empty(rows: list[Any], path: Path) -> list[Any]:
     if not rows:
         raise InputError(f"{path}: holds no prompts; write at least one line.")
     return rows
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

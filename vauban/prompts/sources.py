@@ -235,10 +235,7 @@ PromptSource = str | os.PathLike[str] | Mapping[str, Any] | Sequence[str] | Data
 
 
 def resolve_prompts(
-    source: PromptSource,
-    kind: str | None = None,
-    *,
-    base_dir: str | os.PathLike[str] | None = None,
+    source: PromptSource, kind: str | None = None, *, base_dir: str | os.PathLike[str] | None = None
 ) -> list[str]:
     """Turn any way of naming prompts into the prompts.
 

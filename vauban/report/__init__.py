@@ -28,6 +28,7 @@ from vauban.report.table import (
     cells,
     contrast_line,
     interval_lines,
+    markdown_row,
     markdown_table,
     plain_table,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "decimal",
     "interval_lines",
     "json_safe",
+    "markdown_row",
     "markdown_table",
     "model_card",
     "percent",

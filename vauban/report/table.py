@@ -102,8 +102,8 @@ def contrast_line(rows: Sequence[BehaviourRow]) -> str | None:
 
 def markdown_table(rows: Sequence[BehaviourRow]) -> str:
     """The table as markdown, notes below it."""
-    lines = [_pipe(HEADINGS), _pipe(["---"] + ["---:"] * (len(HEADINGS) - 1))]
-    lines += [_pipe(cells(row)) for row in rows]
+    lines = [markdown_row(HEADINGS), markdown_row(["---"] + ["---:"] * (len(HEADINGS) - 1))]
+    lines += [markdown_row(cells(row)) for row in rows]
     notes = [f"*{row.name}*: {row.note}" for row in rows if row.note]
     contrast = contrast_line(rows)
     if contrast:
@@ -133,5 +133,6 @@ def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int =
     ]
 
 
-def _pipe(parts: Sequence[str]) -> str:
+def markdown_row(parts: Sequence[str]) -> str:
+    """One line of a markdown table."""
     return "| " + " | ".join(parts) + " |"

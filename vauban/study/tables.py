@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vauban.report.figures import decimal
-from vauban.report.table import aligned
+from vauban.report import aligned, decimal, markdown_row
 
 Figure = Mapping[str, Any]
 
@@ -122,17 +121,13 @@ def study_table(block: Mapping[str, Any], *, markdown: bool = False) -> str:
     better = ["better", *(f"*{by_name[0][n]['better']}*" for n in names)]
     lines = [
         f"### {block['model']}\n",
-        _pipe(headings),
-        _pipe(["---"] + ["---:"] * len(names)),
-        _pipe(better),
+        markdown_row(headings),
+        markdown_row(["---"] + ["---:"] * len(names)),
+        markdown_row(better),
     ]
     lines += [
-        _pipe([c["name"], *(cell(figures[n], change=n_row > 0) for n in names)])
+        markdown_row([c["name"], *(cell(figures[n], change=n_row > 0) for n in names)])
         for n_row, (c, figures) in enumerate(zip(conditions, by_name, strict=True))
     ]
     notes = [f"\n{note[0].upper()}{note[1:]}." for note in _notes(conditions, names)]
     return "\n".join([*lines, *notes])
-
-
-def _pipe(parts: Sequence[str]) -> str:
-    return "| " + " | ".join(parts) + " |"

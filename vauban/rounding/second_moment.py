@@ -2,7 +2,7 @@
 
 F is a sketch by Frequent Directions (Liberty 2013, "Simple and deterministic matrix sketching"),
 with what it leaves out of every coordinate's energy kept in `rest`: exact where the inputs have no
-more coordinates than the sketch has rows. NumPy only; sees no model.
+more coordinates than the sketch has rows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ class Energy:
         """Mean energy of a coordinate."""
         return float((np.vdot(self.factor, self.factor) + self.rest.sum()) / len(self.rest))
 
+    def scaled(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
+        """(X, D) in float64 with H = XᵀX + diag(D) for a mean energy of 1, plus `damping`."""
+        scale = 1.0 / max(self.mean, 1e-30)
+        factor = self.factor.astype(np.float64) * np.sqrt(scale)
+        diagonal: np.ndarray = self.rest.astype(np.float64) * scale + damping
+        if not np.isfinite(factor).all() or not np.isfinite(diagonal).all():
+            raise InputError("the second moment of a matrix's inputs holds NaN or inf")
+        return factor, diagonal
+
 
 class InputMoments:
     """Take in inputs (n, in) batch by batch; memory stays below 3 · `rank` rows.
@@ -42,62 +51,36 @@ class InputMoments:
             raise InputError(f"rank is {rank}; expected at least 1")
         self.rank = rank
         self.rows = 0
-        self._held = np.zeros((0, size), np.float32)
-        # Where the sketch would hold everything the sum itself is no larger, and is exact.
-        self._sum = np.zeros((size, size)) if size <= rank else None
-        self._square = np.zeros(size)
+        self._sketch = np.zeros((0, size), np.float32)
+        self._squares = np.zeros(size)
 
     def update(self, rows: np.ndarray) -> InputMoments:
         """Add rows (n, in); raises InputError for another width, NaN or inf."""
-        if rows.ndim != 2 or rows.shape[1] != len(self._square):
-            raise InputError(f"inputs have shape {rows.shape}; expected (n, {len(self._square)})")
+        if rows.ndim != 2 or rows.shape[1] != len(self._squares):
+            raise InputError(f"inputs have shape {rows.shape}; expected (n, {len(self._squares)})")
         if not np.isfinite(rows).all():
             raise InputError("the inputs of a matrix hold NaN or inf")
         self.rows += len(rows)
-        self._square += np.einsum("ni,ni->i", rows, rows, dtype=np.float64)
-        if self._sum is not None:
-            # Few large products: on CPUs the threads of NumPy's BLAS and of mlx's get in each
-            # other's way every time that the one follows the other.
-            self._held = np.concatenate([self._held, rows.astype(np.float32)])
-            if len(self._held) > 2 * self.rank:
-                self._add_held()
-            return self
+        self._squares += np.einsum("ni,ni->i", rows, rows, dtype=np.float64)
         for start in range(0, len(rows), self.rank):
             part = rows[start : start + self.rank].astype(np.float32)
-            self._held = np.concatenate([self._held, part])
-            if len(self._held) > 2 * self.rank:
-                self._held = _sketch(self._held, self.rank)
+            self._sketch = np.concatenate([self._sketch, part])
+            if len(self._sketch) > 2 * self.rank:
+                self._sketch = _shrunk(self._sketch, self.rank)
         return self
 
     def energy(self) -> Energy:
         """The means over everything taken in. Raises InputError for no rows."""
         if not self.rows:
             raise InputError("no inputs were read; expected at least one row")
-        self._add_held()
-        factor = _sketch(self._held, self.rank) if self._sum is None else _root(self._sum)
-        rest = np.maximum(self._square - np.einsum("ni,ni->i", factor, factor, dtype=np.float64), 0)
-        scale = 1.0 / self.rows
-        return Energy(
-            (factor * np.sqrt(scale)).astype(np.float32),
-            (rest * scale).astype(np.float32),
-            self.rows,
-        )
-
-    def _add_held(self) -> None:
-        """Take the rows held so far into the sum, where there is one."""
-        if self._sum is not None and len(self._held):
-            wide = self._held.astype(np.float64)
-            self._sum += wide.T @ wide
-            self._held = self._held[:0]
+        factor = _shrunk(self._sketch, self.rank)
+        kept = np.einsum("ni,ni->i", factor, factor, dtype=np.float64)
+        rest = np.maximum(self._squares - kept, 0) / self.rows
+        factor = factor / np.float32(np.sqrt(self.rows))
+        return Energy(factor, rest.astype(np.float32), self.rows)
 
 
-def _root(total: np.ndarray) -> np.ndarray:
-    """B with BᵀB = `total`, a sum of x xᵀ."""
-    values, vectors = np.linalg.eigh(total)
-    return (np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).astype(np.float32)
-
-
-def _sketch(held: np.ndarray, rank: int) -> np.ndarray:
+def _shrunk(held: np.ndarray, rank: int) -> np.ndarray:
     """At most `rank` rows B with BᵀB as near to heldᵀ held as shrinking every direction allows."""
     if len(held) <= rank:
         return held
