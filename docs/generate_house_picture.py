@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("prompts", "interventions", "models", "activations", "directions", "rounding", "edits"),
-    *("evaluation", "export", "report", "config", "pipeline", "study", "quick", "cli"),
+    *("evaluation", "search", "export", "report", "config", "pipeline", "study", "quick", "cli"),
 )
 # (from, to, what travels, margin): the way of the data, beside the imports.
 DATA = (

@@ -46,6 +46,7 @@ _EXPORTS = {
         "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
         "measure_behaviour measure_perplexity perplexity wilson_interval"
     ),
+    "vauban.search": "AnswerChoice choose_by_answers",
     "vauban.export": "ExportReport export_model verify_export",
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
