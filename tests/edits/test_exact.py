@@ -14,7 +14,7 @@ from tests.conftest import build
 from vauban.edits import pack_edited, quantize_direction_exact
 from vauban.edits.modules import unpack
 from vauban.edits.update import Update
-from vauban.rounding.grid import AFFINE_BITS, FLOAT_MODES, fresh_grid
+from vauban.rounding.grid import AFFINE_BITS, FLOAT_MODES
 
 
 def orthonormal(k: int, size: int, seed: int = 0) -> mx.array:
@@ -267,16 +267,6 @@ def test_a_module_reports_what_its_rounding_did() -> None:
     assert found.left <= 1e-3 and (found.bits, found.group_size) == (4, 32)
     wide = pack_edited(module, update, bits=8)
     assert wide.bits == 8 and wide.error < found.error / 3 and wide.left <= 1e-4
-
-
-@pytest.mark.parametrize("bits", AFFINE_BITS)
-def test_fresh_grids_are_mlx_own(bits: int) -> None:
-    full = mx.random.normal((64, 256), key=mx.random.key(bits))
-    full[0] = 0.0
-    full[1] = mx.abs(full[1])
-    _, s, b = mx.quantize(full, group_size=64, bits=bits)
-    step, offset = fresh_grid(np.array(full), bits, 64)
-    assert np.allclose(step, s, rtol=1e-6) and np.allclose(offset, b, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -125,6 +125,7 @@ def test_only_stored_tensors_and_plain_stacks_of_them_are_stacks(change: str) ->
 
     class Converting(nn.Module):
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            assert weights["x.0.y.0.scale"].shape == ()
             parts = {k: [weights[f"x.{e}.y.0.{k}"] for e in (1, 0)] for k in ("a", "b")}
             return {
                 "plain": mx.stack(parts["a"]),
@@ -138,6 +139,8 @@ def test_only_stored_tensors_and_plain_stacks_of_them_are_stacks(change: str) ->
             *((f"x.{e}.y.0.{k}", (8, 8)) for e in (0, 1) for k in ("a", "b")),
             ("x.whole", (2, 8, 8)),
             ("norm", (8,)),
+            # A scale of one expert is a single number; it must stay one in the rehearsal.
+            ("x.0.y.0.scale", ()),
         ]
     }
     origins = stack_origins(Converting(), ["plain", "changed", "whole"], stored)

@@ -73,6 +73,44 @@ def test_ones_own_interventions() -> None:
     assert np.allclose(moved - before, mx.broadcast_to(D, moved.shape), atol=1e-5)
 
 
+class OwnRow:
+    """One that holds something for every row of a batch: row i is moved by its prompt's length."""
+
+    def start(self, lengths: Sequence[int]) -> Any:
+        class Run:
+            moves = 0.02 * mx.array(lengths).astype(mx.float32)[:, None, None]
+
+            def filter(self, rows: mx.array) -> None:
+                self.moves = self.moves[rows]
+
+            def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Any:
+                here = (site, layer) == ("block_input", 1)
+                return (lambda h: h + self.moves * D) if here else None
+
+        return Run()
+
+    def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Any:
+        raise AssertionError("asked before it was started")
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_rows_that_finish_leave_their_state_too(conditional: bool) -> None:
+    """Also of a state inside a condition: the rows that stay keep what is theirs."""
+    model = build("llama")
+    lists = [[7, 8, 9, *random_tokens(1, n, seed=n)[0].tolist()] for n in (2, 5, 9)]
+    change: Any = Conditional(D, -1.0, OwnRow(), layer=1) if conditional else OwnRow()
+
+    def answers(rows: list[list[int]], eos: frozenset[int]) -> list[list[int]]:
+        return generate_tokens(model, rows, eos=eos, max_tokens=8, interventions=[change])
+
+    # The token of one answer ends that one at once and leaves the others.
+    first = answers(lists[:1], frozenset())[0]
+    eos = frozenset([first[0]])
+    alone = [answers([row], eos)[0] for row in lists]
+    assert len({len(a) for a in alone}) > 1
+    assert answers(lists, eos) == alone
+
+
 def eraser(d: int) -> Any:
     return vauban.fit_leace(mx.random.normal((9, d)), mx.arange(9) % 2)
 

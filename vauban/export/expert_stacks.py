@@ -119,8 +119,8 @@ def _of_experts(name: str, tensor: TensorOnDisk) -> bool:
 
 
 def _small_shape(tensor: TensorOnDisk) -> tuple[int, ...]:
-    """The tensor's number of axes; the first of three, the experts, keeps its size."""
-    return *tensor.shape[:-2], *_SMALL[-len(tensor.shape) :]
+    """As many axes as the tensor has; the first of three, the experts, keeps its size."""
+    return *tensor.shape[:-2], *_SMALL[max(0, 2 - len(tensor.shape)) :]
 
 
 def _digest(value: mx.array) -> bytes:
