@@ -146,7 +146,7 @@ def embedding_mode(
 ) -> Literal["cut", "untie", "tied", "kept"]:
     """What happens to the table: "cut", "untie", "tied" or "kept" (see `plan_cut`).
 
-    `wanted`: whether "auto" is to cut it.
+    `wanted`: whether "auto" is to cut a table of its own. A shared one it keeps.
     """
     if embedding not in ("auto", "untie", "tied", True, False):
         raise InputError(f"embedding is {embedding!r}; expected 'auto', 'untie', 'tied' or False")
@@ -154,6 +154,8 @@ def embedding_mode(
         return "kept"
     if not is_tied(model):
         return "cut"
+    if embedding == "auto":
+        return "kept"
     if embedding == "tied":
         return "tied"
     if has_untie_switch(model):

@@ -64,7 +64,9 @@ def block_set(layers: Any, existing: Collection[int], name: str) -> set[int]:
     return chosen
 
 
-def layer_factors(layer_weights: Any, chosen: Collection[int]) -> dict[int, float]:
+def layer_factors(
+    layer_weights: Any, chosen: Collection[int], name: str = "layer_weights"
+) -> dict[int, float]:
     """{block: factor on α}, every block one that is cut.
 
     Raises InputError for a key that is no int (TOML and JSON have text as keys) or names a block
@@ -73,15 +75,14 @@ def layer_factors(layer_weights: Any, chosen: Collection[int]) -> dict[int, floa
     if layer_weights is None:
         return {}
     if not isinstance(layer_weights, Mapping):
-        raise InputError(f"layer_weights is {layer_weights!r}; expected {{block: factor}}")
+        raise InputError(f"{name} is {layer_weights!r}; expected {{block: factor}}")
     factors = {
-        whole(block, "a key of layer_weights"): finite(factor, f"layer_weights[{block!r}]")
+        whole(block, f"a key of {name}"): finite(factor, f"{name}[{block!r}]")
         for block, factor in layer_weights.items()
     }
     unused = sorted(set(factors) - set(chosen))
     if unused:
         raise InputError(
-            f"layer_weights names {unused}, which are not cut; the blocks that are cut: "
-            f"{sorted(chosen)}"
+            f"{name} names {unused}, which are not cut; the blocks that are cut: {sorted(chosen)}"
         )
     return factors

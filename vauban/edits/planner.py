@@ -5,7 +5,7 @@ Planning reads shapes and gains, no weights. Knows models through `vauban.models
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ def plan_cut(
     alpha: float = 1.0,
     layer_weights: Mapping[int, float] | None = None,
     norm_preserve: NormMode = None,
-    components: Iterable[str] | Mapping[str, float] = ("attention", "mlp"),
+    components: Iterable[str] | Mapping[str, float | Mapping[int, float]] = ("attention", "mlp"),
     embedding: EmbeddingMode = "auto",
     biases: bool | None = None,
     preserve: Preserve | PreservationKeys | None = None,
@@ -54,12 +54,14 @@ def plan_cut(
     where a post-norm with gain g stands behind the writer.
     `layers` "all", a block or several; `layer_weights` {block: factor on α} names some of them, and
     -1 the embedding. `components` chooses "attention" (with SSM and conv writers), "mlp" (with all
-    experts) and "embedding"; a mapping gives each a factor on α.
-    `embedding` "auto" cuts it where every block is cut at one strength, and at that strength; else
-    it is kept, unless `components` or `layer_weights` name it. It is cut by itself when untied;
-    untied where the model's own code allows it, so that the head keeps its matrix; else the shared
-    matrix is cut, and a note says so. False keeps it, "untie" and "tied" ask for one of the two,
-    True asks for whichever "auto" would take.
+    experts) and "embedding"; a mapping gives each a factor on α, or one per block ({block: factor};
+    a block that it does not name, or gives 0, keeps these writers).
+    `embedding` "auto" cuts a table of its own where every block is cut at one strength, and at that
+    strength; one that the head shares is kept, because untying it makes the file larger: the share
+    of the direction that it goes on writing stands in `stream_leak`. True is the whole cut: a
+    shared matrix is untied where the model's own code allows it, so that the head keeps its own,
+    else cut for both, and a note says so. "untie" and "tied" ask for one of the two, False keeps
+    it. What `components` or `layer_weights` name is cut.
     Negative α strengthens the direction.
     `biases` True (and None, but beside `preserve`) cuts the writers' biases as well; False leaves
     them, and a note says how many of them still write the direction at every token.
@@ -84,7 +86,7 @@ def plan_cut(
     parts = anatomy(model)
     basis = as_basis(direction_or_basis, "plan_cut", parts.d_model)
     chosen = block_set(layers, range(parts.n_layers), "layers")
-    named = _component_settings(components)
+    named = _component_settings(components, chosen)
     strengths = _Strengths(
         finite(alpha, "alpha"),
         _kinds(named),
@@ -111,13 +113,16 @@ def plan_cut(
             bias_left=writer.bias and not cut_biases,
         )  # fmt: skip
 
-    cut_writers = [w for w in writers if w.layer in chosen and w.kind in strengths.kinds]
+    cut_writers = [w for w in writers if w.layer in chosen and strengths.include(w)]
     if not cut_writers:
         raise InputError(
             f"no writer is left to cut: layers {sorted(chosen)}, kinds {sorted(strengths.kinds)}"
         )
     updates = [update(w) for w in cut_writers]
     kept_biases = [u.path for u in updates if u.bias_left]
+    # An affine cut has to reach whatever writes, and what is named is meant.
+    if embedding == "auto" and (set_to is not None or strengths.name_embedding):
+        embedding = True
     how = embedding_mode(model, embedding, wanted=bool(strengths.of_embedding))
     if how == "kept" and strengths.name_embedding:
         raise InputError(
@@ -167,16 +172,30 @@ def plan_cut(
 
 @dataclass(frozen=True)
 class _Strengths:
-    """α times the factors of a writer's component (by kind) and block."""
+    """α times the factors of a writer's component (by kind; one number, or one per block)."""
 
     alpha: float
-    kinds: Mapping[str, float]
+    kinds: Mapping[str, float | Mapping[int, float]]
     factors: Mapping[int, float]
     chosen: set[int]
     blocks: range
 
     def of(self, writer: Writer) -> float:
-        return self.alpha * self.kinds[writer.kind] * self.factors.get(writer.layer, 1.0)
+        return self.alpha * self._kind(writer.kind, writer.layer) * self._factor(writer.layer)
+
+    def include(self, writer: Writer) -> bool:
+        """Whether a writer of a chosen block is cut; a component's own 0 for the block keeps it."""
+        factor = self.kinds.get(writer.kind)
+        if isinstance(factor, Mapping):
+            return bool(factor.get(writer.layer))
+        return factor is not None
+
+    def _kind(self, kind: str, block: int) -> float:
+        factor = self.kinds.get(kind, 1.0)
+        return factor.get(block, 0.0) if isinstance(factor, Mapping) else factor
+
+    def _factor(self, block: int) -> float:
+        return self.factors.get(block, 1.0)
 
     @property
     def name_embedding(self) -> bool:
@@ -190,10 +209,10 @@ class _Strengths:
         None where it is not named and the blocks are cut in part, or at several strengths.
         """
         if self.name_embedding:
-            return self.alpha * self.kinds.get("embedding", 1.0) * self.factors.get(-1, 1.0)
+            return self.alpha * self._kind("embedding", -1) * self._factor(-1)
         every = {*_COMPONENTS["attention"], *_COMPONENTS["mlp"]} <= self.kinds.keys()
         factors = {
-            self.kinds[kind] * self.factors.get(block, 1.0)
+            self._kind(kind, block) * self._factor(block)
             for block in self.chosen
             for kind in self.kinds
         }
@@ -257,8 +276,10 @@ def _values(set_to: Any, direction: Any) -> float | dict[int, float]:
     return finite(set_to, "set_to")
 
 
-def _kinds(chosen: dict[str, float] | list[str]) -> dict[str, float]:
-    """The factor on α of every kind of writer that is cut."""
+def _kinds(
+    chosen: dict[str, float | dict[int, float]] | list[str],
+) -> dict[str, float | dict[int, float]]:
+    """The factor on α, or the one per block, of every kind of writer that is cut."""
     unknown = [c for c in chosen if c not in _COMPONENTS]
     if unknown or not chosen:
         raise InputError(f"components {unknown or chosen}; expected some of {tuple(_COMPONENTS)}")
@@ -266,10 +287,17 @@ def _kinds(chosen: dict[str, float] | list[str]) -> dict[str, float]:
     return {kind: factor for name, factor in factors.items() for kind in _COMPONENTS[name]}
 
 
-def _component_settings(components: Any) -> dict[str, float] | list[str]:
-    """The chosen components as they are written down: names, or {name: factor}."""
+def _component_settings(
+    components: Any, blocks: Collection[int]
+) -> dict[str, float | dict[int, float]] | list[str]:
+    """The chosen components as they are written down: names, or {name: factor or factors}."""
     if isinstance(components, Mapping):
-        return {str(c): finite(f, f"components[{c!r}]") for c, f in components.items()}
+        return {
+            str(c): layer_factors(f, {-1} if c == "embedding" else blocks, f"components[{c!r}]")
+            if isinstance(f, Mapping)
+            else finite(f, f"components[{c!r}]")
+            for c, f in components.items()
+        }
     if not isinstance(components, Iterable):
         raise InputError(f"components is {components!r}; expected some of {tuple(_COMPONENTS)}")
     return [components] if isinstance(components, str) else [str(c) for c in components]
