@@ -186,7 +186,7 @@ def compare(source: Path, root: Path, imported: float) -> None:
     """Copy, plan, export, check, copy again, print."""
     before = plain_copy(source, root / "copy")
     model, _ = load_model(source, lazy=True)
-    plan = vauban.plan_cut(model, mx.random.normal((HIDDEN,), key=mx.random.key(0)))
+    plan = vauban.plan_cut(model, mx.random.normal((HIDDEN,), key=mx.random.key(0)), embedding=True)
     target = root / "out"
     seconds, rounding = export(plan, source, target)
     started = time.perf_counter()

@@ -81,11 +81,11 @@ def main() -> None:
 
     heads = ("refused", "complied", "KL: first", "answers", "harmless")
     print(f"{'':24}" + "".join(f"{head:>10}" for head in heads))
-    refused, complied = judge(cut_float(model, vauban.plan_cut(model, direction)))
+    refused, complied = judge(cut_float(model, vauban.plan_cut(model, direction, embedding=True)))
     print(f"{'float model, cut':24}{refused:>10.3f}{complied:>10.3f}")
     for bits in (4, 3):
         narrow = packed(model, bits)
-        plan = vauban.plan_cut(narrow, direction)
+        plan = vauban.plan_cut(narrow, direction, embedding=True)
         calibrated = plan.calibrated(tokenizer, [p for s in sets for p in s[:CALIBRATE]])
         reference = cut_float(narrow, plan)
 

@@ -32,7 +32,7 @@ _EXPORTS = {
         "Direction DirectionResult INLPResult LeaceResult SelectionResult SubspaceResult "
         "analyze_geometry collect_candidates fit_classifier fit_geometric_median fit_inlp "
         "fit_leace fit_mean_difference fit_mean_projection fit_pca fit_splince geometric_median "
-        "measure measure_subspace principal_angles refusal_log_odds refusal_token_ids "
+        "measure_subspace principal_angles refusal_log_odds refusal_token_ids "
         "select_direction select_from_scores select_target_layers"
     ),
     "vauban.edits": (
@@ -46,7 +46,8 @@ _EXPORTS = {
         "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
         "measure_behaviour measure_perplexity perplexity wilson_interval"
     ),
-    "vauban.search": "AnswerChoice choose_by_answers",
+    "vauban.search": "AnswerChoice Strength StrengthChoice StrengthKernel choose_by_answers "
+    "choose_strength measure",
     "vauban.export": "ExportReport export_model verify_export",
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}

@@ -88,7 +88,8 @@ def measure(name: str) -> Facts:
     except vauban.ArchitectureError as error:
         return Facts(name, module_of(name), refused=str(error))
     writers = residual_writers(model)
-    plan = vauban.plan_cut(model, mx.random.normal((writers[0].shape[1],), key=mx.random.key(3)))
+    direction = mx.random.normal((writers[0].shape[1],), key=mx.random.key(3))
+    plan = vauban.plan_cut(model, direction, embedding=True)
     return Facts(
         name,
         module_of(name),

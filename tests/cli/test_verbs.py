@@ -63,7 +63,7 @@ def test_init_then_validate(capsys, tmp_path, organism_folder):
     assert main(["init", "study.toml"]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["--validate", "study.toml", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["configuration"]["cut"]["alpha"] == 1.0
+    assert json.loads(capsys.readouterr().out)["configuration"]["cut"]["alpha"] == "auto"
 
 
 def test_a_configuration_is_run_relative_to_its_file_and_flags_win(

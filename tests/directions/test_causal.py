@@ -249,15 +249,26 @@ def test_measure_by_causal_choice(organism: Any, organism_prompts: Any) -> None:
     assert facts["baseline"]["harmful"] > 0 > facts["baseline"]["harmless"]
 
 
-def test_measure_falls_back_and_says_so(organism: Any, organism_prompts: Any) -> None:
+def test_filters_that_nothing_passes_bend_and_say_how_far(
+    organism: Any, organism_prompts: Any
+) -> None:
+    """The choice is then the filtered one's own rule without the filter, not separation."""
     model, tokenizer = organism
     sets = organism_prompts["harmful"][:24], organism_prompts["harmless"][:24]
     found = vauban.measure(
         model, tokenizer, *sets, layer="causal", selection={"induce_threshold": 99.0}
     )
-    plain = vauban.measure(model, tokenizer, *sets)
-    assert found.layer_index == plain.layer_index
-    assert any("chosen by separation instead" in w for w in found.warnings)
+    without = vauban.measure(
+        model, tokenizer, *sets, layer="causal", selection={"induce_threshold": None}
+    )
+    assert (found.layer_index, found.position) == (without.layer_index, without.position)
+    best = without.provenance["selection"]["kept"][0]["induce"]
+    (said,) = [w for w in found.warnings if "induce_threshold 99" in w]
+    assert f"would need {best:.4g}" in said
+    both = {"induce_threshold": 99.0, "kl_threshold": -1.0}
+    warned = vauban.measure(model, tokenizer, *sets, layer="causal", selection=both).warnings
+    assert any("induce_threshold 99" in w for w in warned)
+    assert any("kl_threshold -1" in w for w in warned)
     with pytest.raises(vauban.InputError, match="layer='causal'"):
         vauban.measure(model, tokenizer, *sets, selection={"kl_threshold": 1.0})
 

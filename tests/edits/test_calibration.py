@@ -113,7 +113,7 @@ def test_a_calibrated_table_loses_several_directions_as_well() -> None:
 def test_a_model_without_gradients_says_that_its_table_is_not_calibrated() -> None:
     model = build("deepseek_v41")
     size = anatomy(model).d_model
-    plan = vauban.plan_cut(model, mx.random.normal((size,), key=mx.random.key(1)))
+    plan = vauban.plan_cut(model, mx.random.normal((size,), key=mx.random.key(1)), embedding=True)
     calibrated = plan.calibrated(Letters(), ["ab", "cde"], max_tokens=1)
     table = calibrated.updates[0]
     assert table.writes_rows and table.path not in calibrated.inputs
@@ -154,7 +154,7 @@ def test_random_tokens_stand_in_for_prompts(monkeypatch: pytest.MonkeyPatch) -> 
     prompts = ["Name a colour.", "Tell me about rivers.", "How do I cook rice?"]
     texts = [vauban.encode_chat(tokenizer, prompt) for prompt in prompts]
     scored = [Scored(ids, 1) for ids in texts]
-    plan = vauban.plan_cut(model, mx.random.normal((128,), key=mx.random.key(1)))
+    plan = vauban.plan_cut(model, mx.random.normal((128,), key=mx.random.key(1)), embedding=True)
     calibrated = plan.calibrated()
     assert "random tokens" in calibrated.summary()
     assert calibrated.settings["calibration"]["tokens"] == 24 * 16
@@ -179,7 +179,7 @@ def test_random_tokens_stand_in_for_prompts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_calibrated_plan_has_read_the_cut_model(kind: str) -> None:
     """Prompts and answers through the float cut, expert by expert; the same figures every time."""
     model, tokenizer = vauban.load(vauban.organism_path(kind))
-    plan = vauban.plan_cut(model, mx.random.normal((128,), key=mx.random.key(1)))
+    plan = vauban.plan_cut(model, mx.random.normal((128,), key=mx.random.key(1)), embedding=True)
     prompts = ["Name a colour.", "Tell me about rivers."]
     calibrated = plan.calibrated(tokenizer, prompts, max_tokens=3)
     assert calibrated.settings["calibration"]["prompts"] == 2 and not calibrated.notes

@@ -227,7 +227,7 @@ def test_a_planned_cut_empties_the_stream(tiny: Any, name: str) -> None:
     """Every writer, every expert, biases, post-norm gains and the embedding: nothing is left."""
     model = tiny(name)
     d = unit()
-    plan = vauban.plan_cut(model, d)
+    plan = vauban.plan_cut(model, d, embedding=True)
     leak = plan.leakage()
     assert leak.worst <= 1e-6 and leak.stream <= 1e-6
     tokens = random_tokens(2, 21)
@@ -246,7 +246,7 @@ def test_the_plain_cut_would_leak_behind_a_post_norm(tiny: Any) -> None:
     from dataclasses import replace
 
     model = tiny("olmo2")
-    plan = vauban.plan_cut(model, unit())
+    plan = vauban.plan_cut(model, unit(), embedding=True)
     plain = replace(plan, updates=tuple(replace(u, basis=plan.basis) for u in plan.updates))
     assert plain.stream_leak(model) > 0.05 and plan.stream_leak(model) <= 1e-6
 
@@ -265,7 +265,7 @@ def test_alpha_and_strengthening_in_the_stream(tiny: Any) -> None:
 def test_tied_models_are_untied_and_the_head_keeps_its_matrix(tiny: Any) -> None:
     model = tiny("qwen3")
     head = mx.array(model.model.embed_tokens.weight)
-    plan = vauban.plan_cut(model, unit())
+    plan = vauban.plan_cut(model, unit(), embedding=True)
     assert plan.embedding == "untie"
     plan.apply(model)
     assert mx.array_equal(model.lm_head.weight, head)
@@ -280,7 +280,7 @@ def test_packed_models_are_planned_and_applied(tiny: Any, precision: str, group:
         model = tiny(name, intermediate_size=128) if group == 64 else tiny(name)
         nn.quantize(model, group_size=group, bits=4)
         tokens = random_tokens(1, 12)
-        plan = vauban.plan_cut(model, unit())
+        plan = vauban.plan_cut(model, unit(), embedding=True)
         before = {w.path: w.quantization for w in vauban.residual_writers(model)}
         assert all(before.values())
         virtual = vauban.forward(model, tokens, interventions=plan.virtual()).logits
@@ -347,7 +347,7 @@ def test_strengths_and_components_reach_the_embedding(tiny: Any) -> None:
 def test_a_strength_of_a_block_counts_behind_a_post_norm(tiny: Any) -> None:
     """Only α 1 is exact there, whichever of the three factors makes it another."""
     model = tiny("gemma2")
-    assert not any("post-norm" in n for n in vauban.plan_cut(model, unit()).notes)
+    assert not any("post-norm" in n for n in vauban.plan_cut(model, unit(), embedding=True).notes)
     for options in ({"alpha": 0.5}, {"layer_weights": {0: 0.5}}, {"components": {"mlp": 0.5}}):
         assert any("post-norm" in n for n in vauban.plan_cut(model, unit(), **options).notes)
 
@@ -363,7 +363,7 @@ def test_nan_is_no_perfect_cut(tiny: Any) -> None:
     assert np.isnan(share_left(broken, mx.ones((64, 8)), unit()[None]))
     assert share_left(mx.ones((64, 8)), mx.zeros((64, 8)), mx.eye(64)[:1]) == float("inf")
     model = tiny("llama")
-    plan = vauban.plan_cut(model, unit())
+    plan = vauban.plan_cut(model, unit(), embedding=True)
     assert plan.stream_leak(model) < 1e-6
     weight = model.model.layers[1].mlp.down_proj.weight
     weight[3, 5] = float("nan")

@@ -52,7 +52,7 @@ def test_a_tied_head_is_the_same_in_memory_at_run_time_and_on_disk(
     save_model(source, build(name, config=config))
     save_config(config, source / "config.json")
     model = load_model(source)[0]
-    plan = vauban.plan_cut(model, direction(model))
+    plan = vauban.plan_cut(model, direction(model), embedding=True)
     assert plan.embedding == TIED[name]
     before = logits(model)
     virtual = logits(model, interventions=plan.virtual())
@@ -75,7 +75,7 @@ def test_a_head_of_its_own_at_another_scale_is_refused(name: str) -> None:
 def test_what_a_head_alone_costs_where_it_reads_the_matrix_itself() -> None:
     model = build("llama4_text", config=with_tie("llama4_text", True))
     assert read_head(model).reader == "matrix"
-    plan = vauban.plan_cut(model, direction(model))
+    plan = vauban.plan_cut(model, direction(model), embedding=True)
     alone = logits(model, interventions=plan.head_alone())
     table = model.model.embed_tokens.weight
     state = vauban.forward(model, random_tokens(1, 17), positions="all", logits=False).residual
@@ -83,7 +83,7 @@ def test_what_a_head_alone_costs_where_it_reads_the_matrix_itself() -> None:
     expected = model.model.norm(state[:, -1]) @ (table - (table @ u.T) @ u).T
     assert alone.shape == expected.shape == (1, 17, 160)
     assert apart(alone, expected) < 1e-5
-    plan = vauban.plan_cut(model, direction(model), norm_preserve="column")
+    plan = vauban.plan_cut(model, direction(model), norm_preserve="column", embedding=True)
     with pytest.raises(vauban.InputError, match="no run-time form"):
         plan.virtual()
 
@@ -106,7 +106,7 @@ def test_applied_again_the_head_keeps_the_matrix_it_was_given(bits: int) -> None
     model = tiny("qwen3")
     if bits:
         nn.quantize(model, group_size=32, bits=bits)
-    plan = vauban.plan_cut(model, direction(model))
+    plan = vauban.plan_cut(model, direction(model), embedding=True)
     other = vauban.plan_cut(model, mx.arange(64) - 20.0)
     table = model.model.embed_tokens
     kept = {name: mx.array(table[name]) for name in ("weight", "scales") if name in table}
@@ -129,7 +129,7 @@ def test_options_that_do_not_exist_are_refused_before_anything_is_changed(
     model = tiny("qwen3")
     nn.quantize(model, group_size=32, bits=4)
     before = flat_parameters(model)
-    plan = vauban.plan_cut(model, direction(model))
+    plan = vauban.plan_cut(model, direction(model), embedding=True)
     with pytest.raises(vauban.InputError, match=message):
         plan.apply(model, **options)
     after = flat_parameters(model)

@@ -23,7 +23,7 @@ def test_an_adapter_is_the_same_cut(tmp_path: Path, name: str, bits: int) -> Non
     """Rank 1 per writer, experts and embedding included, opened by mlx-lm's own loader."""
     source = save_checkpoint(tmp_path / "source", name, bits=bits, dtype=mx.float32)
     model, _ = vauban.load(source)
-    plan = vauban.plan_cut(model, unit())
+    plan = vauban.plan_cut(model, unit(), embedding=True)
     report = plan.export(source, tmp_path / "out", precision="adapter")
     assert report.ok and report.precision == "adapter" and report.direction_left <= 1e-5
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -44,9 +44,9 @@ def test_what_an_adapter_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = load_plain(source)
     tied = save_checkpoint(tmp_path / "tied", "qwen3")
     for plan, path, message in (
-        (vauban.plan_cut(model, unit()), source, "has a bias"),
+        (vauban.plan_cut(model, unit(), embedding=True), source, "has a bias"),
         (vauban.plan_cut(model, unit(), norm_preserve="column"), source, "low-rank"),
-        (vauban.plan_cut(load_plain(tied), unit()), tied, "tied head"),
+        (vauban.plan_cut(load_plain(tied), unit(), embedding=True), tied, "tied head"),
     ):
         with pytest.raises(vauban.InputError, match=message):
             plan.export(path, tmp_path / "out", precision="adapter")

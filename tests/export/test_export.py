@@ -23,7 +23,7 @@ def test_exported_folder_is_the_planned_edit(
 ) -> None:
     source = save_checkpoint(tmp_path / "source", name, bits=bits, shards=shards)
     model, _ = vauban.load(source)
-    plan = vauban.plan_cut(model, unit())
+    plan = vauban.plan_cut(model, unit(), embedding=True)
     report = plan.export(source, tmp_path / "out")
     assert report.ok and report.untouched_identical is True
     assert report.modules_edited == report.modules_present == len(vauban.residual_writers(model))
@@ -50,7 +50,9 @@ def test_exported_folder_is_the_planned_edit(
 
 def test_float32_export_is_exact(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "llama", dtype=mx.float32)
-    report = vauban.plan_cut(load_plain(source), unit()).export(source, tmp_path / "out")
+    report = vauban.plan_cut(load_plain(source), unit(), embedding=True).export(
+        source, tmp_path / "out"
+    )
     assert report.direction_left <= 1e-6
 
 
@@ -80,7 +82,7 @@ def test_a_checkpoint_in_hugging_faces_layout(tmp_path: Path) -> None:
             split[name] = value
     mx.eval(split)
     mx.save_safetensors(str(source / "model.safetensors"), split, {"format": "pt"})
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     report = plan.export(source, tmp_path / "out")
     assert report.ok and report.modules_edited == report.modules_present
     assert "model.layers.0.mlp.switch_mlp.down_proj.weight" in stored_tensors(tmp_path / "out")
@@ -93,7 +95,7 @@ def test_a_packed_export_keeps_its_format_and_loses_the_direction(
     """Same bits, same size, direction gone; 8 bits and float where asked."""
     source = save_checkpoint(tmp_path / "source", "llama", bits=bits)
     model, _ = vauban.load(source)
-    plan = vauban.plan_cut(model, unit())
+    plan = vauban.plan_cut(model, unit(), embedding=True)
     same = plan.export(source, tmp_path / "same")
     assert same.direction_left <= 1e-3
     assert {f["bits"] for f in same.stored.values()} == {bits}
@@ -120,7 +122,7 @@ def test_a_packed_export_keeps_its_format_and_loses_the_direction(
 def test_an_untied_head_keeps_the_packing_of_the_embedding(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "qwen3", bits=4)
     model, _ = vauban.load(source)
-    report = vauban.plan_cut(model, unit()).export(source, tmp_path / "out")
+    report = vauban.plan_cut(model, unit(), embedding=True).export(source, tmp_path / "out")
     written = load_plain(tmp_path / "out")
     assert report.ok and written.lm_head.bits == 4
     assert mx.array_equal(written.lm_head.weight, model.model.embed_tokens.weight)

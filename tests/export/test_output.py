@@ -23,7 +23,7 @@ from vauban.export.source import open_source
 
 def test_existing_output_inside_source_and_force(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "llama")
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "stale.safetensors").write_text("old")
     with pytest.raises(vauban.InputError, match="exists"):
@@ -80,7 +80,7 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
 
 def test_of_a_link_the_folder_behind_it_is_written(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "llama")
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     (tmp_path / "disk" / "real").mkdir(parents=True)
     (tmp_path / "disk" / "real" / "stale").write_text("old")
     link = tmp_path / "link"
@@ -103,7 +103,7 @@ def test_of_a_link_the_folder_behind_it_is_written(tmp_path: Path) -> None:
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_checkpoint(tmp_path / "source", "llama")
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     report = plan.export(source, "~/cut")
     assert report.folder == str(tmp_path / "home" / "cut")
@@ -118,7 +118,7 @@ def test_write_refuses_a_folder_that_holds_a_model(
     tmp_path: Path, stale: str, precision: str
 ) -> None:
     source = save_checkpoint(tmp_path / "source", "llama")
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     out = tmp_path / "out"
     with pytest.raises(vauban.InputError, match="expected an existing one"):
         plan.write(source, out, precision)
@@ -136,7 +136,7 @@ def test_what_cannot_be_recorded_is_refused_before_a_shard_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = save_checkpoint(tmp_path / "source", "llama")
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     plan = dataclasses.replace(plan, settings={**plan.settings, "alpha": np.float32(1.0)})
     written: list[Path] = []
     monkeypatch.setattr(checkpoint, "write_safetensors", lambda path, *rest: written.append(path))
@@ -151,7 +151,7 @@ def test_what_cannot_be_recorded_is_refused_before_a_shard_is_written(
 
 def test_sources_that_are_not_the_plans_model(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "llama")
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     with pytest.raises(vauban.InputError, match="export is None; expected the folder or Hub id"):
         plan.export(None, tmp_path / "out")
     with pytest.raises(vauban.InputError, match="expected the folder or Hub id"):
@@ -224,7 +224,7 @@ def test_killed_at_any_moment_there_is_no_folder_or_a_complete_one(tmp_path: Pat
             run.kill()
     assert 0 < complete < 20
     # The next export clears what the killed ones left beside it.
-    vauban.plan_cut(load_plain(source), mx.ones(64)).export(source, work / "out")
+    vauban.plan_cut(load_plain(source), mx.ones(64), embedding=True).export(source, work / "out")
     assert [p.name for p in work.iterdir()] == ["out"]
 
 
@@ -234,7 +234,7 @@ def test_licence_and_policy_go_with_the_weights_and_progress_is_told(tmp_path: P
     for name in terms:
         (source / name).write_text(f"terms of {name}")
     (source / "notes.md").write_text("a stranger's")
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     steps: list[tuple[str, int, int]] = []
     plan.export(source, tmp_path / "out", progress=lambda *step: steps.append(step))
     for name in terms:

@@ -25,7 +25,9 @@ def tamper(folder: Path, change: Callable[[Weights], Weights]) -> None:
 
 def test_report_names_the_files_as_they_are(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "llama", shards=2)
-    report = vauban.plan_cut(load_plain(source), unit()).export(source, tmp_path / "out")
+    report = vauban.plan_cut(load_plain(source), unit(), embedding=True).export(
+        source, tmp_path / "out"
+    )
     for file, digest in report.files.items():
         assert hashlib.sha256((tmp_path / "out" / file).read_bytes()).hexdigest() == digest
     assert len(report.files) == 2
@@ -35,7 +37,7 @@ def test_report_names_the_files_as_they_are(tmp_path: Path) -> None:
 
 def test_verification_finds_a_writer_that_was_not_cut(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "llama")
-    vauban.plan_cut(load_plain(source), unit()).export(source, tmp_path / "out")
+    vauban.plan_cut(load_plain(source), unit(), embedding=True).export(source, tmp_path / "out")
     original = mx.load(str(source / "model.safetensors"))
     tampered = mx.load(str(tmp_path / "out" / "model.safetensors"))
     name = "model.layers.2.mlp.down_proj.weight"
@@ -118,7 +120,7 @@ def test_biases_are_read_back(tmp_path: Path) -> None:
     source.mkdir()
     save_model(source, build("gpt2"))
     save_config(configuration("gpt2"), source / "config.json")
-    plan = vauban.plan_cut(load_model(source)[0], unit())
+    plan = vauban.plan_cut(load_model(source)[0], unit(), embedding=True)
     assert sum(u.bias for u in plan.updates) == 8
     report = plan.export(source, tmp_path / "out")
     named = {f"{u.path}.bias" for u in plan.updates if u.bias}
@@ -135,7 +137,7 @@ def test_biases_are_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [0, 4])
 def test_an_untied_head_is_compared_with_the_table_it_was_given(tmp_path: Path, bits: int) -> None:
     source = save_checkpoint(tmp_path / "source", "qwen3", bits=bits)
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     assert plan.export(source, tmp_path / "out").untouched_identical is True
     part = "lm_head.scales" if bits else "lm_head.weight"
     tamper(tmp_path / "out", lambda w: {part: w[part] * 0})
@@ -149,7 +151,7 @@ def test_an_untied_head_is_compared_with_the_table_it_was_given(tmp_path: Path, 
 def test_with_the_plan_the_logits_are_judged(tmp_path: Path, dtype: mx.Dtype) -> None:
     """Also where nothing else could tell: a final norm that is not compared with a source."""
     source = save_checkpoint(tmp_path / "source", "llama", dtype=dtype)
-    plan = vauban.plan_cut(vauban.load(source)[0], unit())
+    plan = vauban.plan_cut(vauban.load(source)[0], unit(), embedding=True)
     plan.export(source, tmp_path / "out")
     for tokenizer in (tmp_path / "out").glob("tokenizer*"):
         tokenizer.unlink()
@@ -164,7 +166,7 @@ def test_with_the_plan_the_logits_are_judged(tmp_path: Path, dtype: mx.Dtype) ->
 
 def test_packed_logits_are_measured_and_not_judged(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "source", "llama", bits=4)
-    plan = vauban.plan_cut(load_plain(source), unit())
+    plan = vauban.plan_cut(load_plain(source), unit(), embedding=True)
     plan.export(source, tmp_path / "out")
     report = vauban.verify_export(tmp_path / "out", plan=plan)
     assert report.ok and report.logits_difference > 0.0 and report.logits_limit is None
@@ -177,7 +179,7 @@ def test_folders_without_a_record_of_a_plan(tmp_path: Path) -> None:
     folder = vauban.export_model(source, weights, tmp_path / "out")
     with pytest.raises(vauban.InputError, match="What export_model wrote holds the weights it was"):
         vauban.verify_export(folder)
-    plan = vauban.plan_cut(model, unit())
+    plan = vauban.plan_cut(model, unit(), embedding=True)
     plan.export(source, tmp_path / "planned")
     record = tmp_path / "planned" / "edit.safetensors"
     arrays, facts = mx.load(str(record), return_metadata=True)

@@ -40,8 +40,8 @@ def test_progress_never_goes_back_and_every_stage_ends(plain):
     _, stages = plain
     order = list(dict.fromkeys(stage for stage, _, _ in stages))
     assert order == [
-        *("load model", "verify forward pass", "measure", "select", "evaluate"),
-        "contrast prompts",
+        *("load model", "verify forward pass", "measure", "first tokens", "choose by answers"),
+        *("strength", "choose strength", "evaluate", "contrast prompts"),
         *("random direction", "addition", "hash the source", "write", "read back"),
     ]
     for name in order:

@@ -30,7 +30,11 @@ def harmful() -> str:
 def test_measuring_uses_the_sets_of_the_model_folder(loaded, direction):
     sets = model_prompt_sets(vauban.organism_path("dense"))
     expected = vauban.measure(
-        *loaded, vauban.load_prompts(sets.harmful), vauban.load_prompts(sets.harmless)
+        *loaded,
+        vauban.load_prompts(sets.harmful),
+        vauban.load_prompts(sets.harmless),
+        layer="answers",
+        positions="post_instruction",
     )
     assert direction.layer_index == expected.layer_index
     assert mx.allclose(direction.direction, expected.direction, atol=1e-5)

@@ -8,7 +8,8 @@ import pytest
 import vauban
 from vauban.interventions import Ablate
 from vauban.search import AnswerTrial, choose_by_answers
-from vauban.search.answers import _diverse, _rounds
+from vauban.search.answers import _diverse, rankings
+from vauban.search.short_answers import halving
 
 
 def trial(**facts: Any) -> AnswerTrial:
@@ -29,21 +30,25 @@ def test_the_rule_trades_refusal_against_kl_as_it_says() -> None:
 
 
 def test_halving_ends_with_all_prompts() -> None:
-    assert _rounds(8, 8, 32) == [(8, 8), (4, 16), (2, 32)]
-    assert _rounds(8, 8, 100) == [(8, 8), (4, 16), (2, 32), (1, 100)]
-    assert _rounds(1, 8, 32) == [(1, 32)]
-    assert _rounds(5, 2, 2) == [(5, 2)]
+    assert halving(8, 8, 32) == [(8, 8), (4, 16), (2, 32)]
+    assert halving(8, 8, 100) == [(8, 8), (4, 16), (2, 32), (1, 100)]
+    assert halving(1, 8, 32) == [(1, 32)]
+    assert halving(5, 2, 2) == [(5, 2)]
 
 
 def test_the_shortlist_takes_turns_and_skips_what_is_parallel() -> None:
     e = mx.eye(6)
     table = {(-1, r): e[r] for r in range(1, 5)}
     table[-2, 1] = e[1] + 0.01 * e[5]
-    bypass = {(-1, 1): -5.0, (-2, 1): -4.9, (-1, 2): 0.0, (-1, 3): 1.0, (-1, 4): 2.0}
+    bypass = {(-1, 1): -5.0, (-2, 1): -4.9, (-1, 2): 0.5, (-1, 3): 1.0, (-1, 4): 2.0}
     separation = {(-1, 1): 0.0, (-2, 1): 0.1, (-1, 2): 1.0, (-1, 3): 2.0, (-1, 4): 3.0}
-    assert _diverse(table, separation, bypass, 3) == [(-1, 1), (-1, 4), (-1, 3)]
+    kl = {(-1, 1): 0.3, (-2, 1): 0.2, (-1, 2): 0.0, (-1, 3): 0.1, (-1, 4): 0.1}
+    orders = rankings(separation, bypass, kl)
+    # What bypasses comes first, however small the KL of what does not.
+    assert orders[2][:3] == [(-2, 1), (-1, 1), (-1, 2)]
+    assert _diverse(table, orders, 3) == [(-1, 1), (-1, 4), (-1, 3)]
     # With nothing else the parallel one comes in as well.
-    assert set(_diverse(table, separation, bypass, 5)) == set(table)
+    assert set(_diverse(table, orders, 5)) == set(table)
 
 
 @pytest.fixture(scope="module")

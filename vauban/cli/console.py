@@ -124,13 +124,17 @@ class Console:
             yield stages
 
 
+# Without a terminal a stage says at least this often, in seconds, how far it is.
+HEARTBEAT = 30.0
+
+
 class _PlainStages:
-    """One line for each stage, when it is over."""
+    """One line for each stage when it is over, and one every half minute while it runs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage: str | None = None
-        self._began = 0.0
+        self._began = self._spoke = 0.0
         self._total = 0
 
     def __enter__(self) -> None:
@@ -144,7 +148,15 @@ class _PlainStages:
         if stage != self._stage:
             self._finish()
             self._stage, self._began = stage, time.monotonic()
+            self._spoke = self._began
         self._total = total
+        now = time.monotonic()
+        if now - self._spoke >= HEARTBEAT:
+            self._spoke = now
+            span = now - self._began
+            rest = f", about {seconds(span * (total - done) / done)} left" if done else ""
+            amount = f"{_amount(done)}/{_amount(total)}"
+            self._console.line(f"{stage:<20}  {amount:>8}  {seconds(span):>10}{rest}")
         # A single step ends at once: what is printed next belongs below its line.
         if done >= total <= 1:
             self._finish()

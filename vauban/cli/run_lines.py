@@ -38,6 +38,7 @@ def header(console: Console, plan: RunPlan) -> None:
     blocks = f"{layers} layers" if isinstance(layers, str) else f"layers {layers}"
     layer = config.measure.layer
     how = {
+        "answers": "layer chosen by short answers",
         "causal": "layer chosen by what cutting and adding do",
         "auto": "layer chosen by separation",
     }
@@ -50,11 +51,16 @@ def header(console: Console, plan: RunPlan) -> None:
         (
             "plan",
             f"measure ({how.get(str(layer), f'block {layer}')}), "
-            f"cut α = {config.cut.alpha:g} in {blocks}, compare, "
+            f"cut {_strength(config)} in {blocks}, compare, "
             f"write {_what_is_written(config)}{config.output.dir}",
         ),
     ]
     console.pairs(f"vauban {vauban.__version__}", rows)
+
+
+def _strength(config: RunConfig) -> str:
+    alpha = config.cut.alpha
+    return "at a strength chosen by short answers" if alpha == "auto" else f"α = {alpha:g}"
 
 
 def _what_is_written(config: RunConfig) -> str:
@@ -134,12 +140,13 @@ def outcome(console: Console, result: RunResult) -> None:
                 f"along it: harmless {decimal(direction['projections']['harmless'])}, harmful "
                 f"{decimal(direction['projections']['harmful'])}",
             ),
-            *chosen_lines(direction.get("provenance", {}).get("selection")),
+            *chosen_lines(direction.get("provenance", {})),
+            *strength_lines(run["strength"]),
             (
                 "cut",
                 f"{export['modules_edited']} residual writers; in none of them more than "
                 f"{100 * export['direction_left']:.2g}% of the direction is left, read back from "
-                "the file",
+                f"the file{kept_embedding(run['leak'])}",
             ),
         ],
     )
@@ -186,8 +193,56 @@ def samples(console: Console, chosen: tuple[Sample, ...]) -> None:
     console.line()
 
 
-def chosen_lines(selection: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """What cutting and adding the chosen direction do to the first answer token; [] without."""
+def kept_embedding(leak: Mapping[str, Any]) -> str:
+    """That the embedding goes on writing the direction, and how much of the stream that is."""
+    if leak["embedding"] != "kept":
+        return ""
+    return (
+        f"; the embedding is kept, so that up to {leak['stream']:.0%} of the stream still points "
+        "along the direction"
+    )
+
+
+def strength_lines(chosen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """How much is cut where, and what short answers said of it; [] where the user said it."""
+    if not chosen:
+        return []
+    best, whole = chosen["trials"][0], chosen["strength"]
+    parts = [f"{name} {_kernel(whole[name])}" for name in ("attention", "mlp")]
+    return [
+        (
+            "strength",
+            f"{', '.join(parts)}{', embedding' if whole['embedding'] else ''}; of "
+            f"{chosen['tried']} shapes; {_short_answers(best)}",
+        )
+    ]
+
+
+def _kernel(kernel: Mapping[str, Any]) -> str:
+    if kernel["centre"] is None:
+        return f"{kernel['peak']:g}"
+    return f"up to {kernel['peak']:g} around block {kernel['centre']:.0f}"
+
+
+def _short_answers(trial: Mapping[str, Any]) -> str:
+    return (
+        f"of {trial['prompts']} validation prompts {trial['refused']:.0%} refused, first-token KL "
+        f"{decimal(trial['kl'], 2)}"
+    )
+
+
+def chosen_lines(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Why this direction: what answers or first tokens said of its cut; [] where neither did."""
+    answers, selection = provenance.get("answers"), provenance.get("selection")
+    if answers:
+        best = answers["shortlist"][0]
+        return [
+            (
+                "chosen",
+                f"position {answers['position']}, of {len(answers['shortlist'])} on the shortlist; "
+                f"at α = 1 {_short_answers(best)}",
+            )
+        ]
     if not selection:
         return []
     best, base = selection["kept"][0], selection["baseline"]

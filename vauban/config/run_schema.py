@@ -57,18 +57,18 @@ class MeasureSection(Section):
     method: Literal["mean_difference"] = key(
         '"mean_difference"', "The estimator of the direction.", "mean_difference"
     )
-    layer: Literal["causal", "auto"] | NonNegative = key(
-        '"causal", "auto" or a block index, 0 for the first',
-        "Whose output the direction is taken from, among the first 80 % of the layers. causal: the "
-        "one whose removal ends refusal best, whose addition brings it about and which costs "
-        "little elsewhere, on prompts held out for it; auto: the best separated one, which is "
-        "cheaper.",
-        "causal", flag="--layer", metavar="CHOICE",
+    layer: Literal["answers", "causal", "auto"] | NonNegative = key(
+        '"answers", "causal", "auto" or a block index, 0 for the first',
+        "Whose output the direction is taken from. answers: the one under whose cut short answers "
+        "to prompts held out for it refuse least and cost little elsewhere; causal: the same "
+        "by the first token alone, among the first 80 % of the layers; auto: the best separated "
+        "one there, which is cheaper.",
+        "answers", flag="--layer", metavar="CHOICE",
     )  # fmt: skip
     positions: Literal["post_instruction"] | list[Negative] | None = key(
         '"post_instruction" or a list of negative token positions',
         "Token positions looked at; not set: every template token after the instruction for "
-        "causal, else the last token of the prompt.",
+        "answers and causal, else the last token of the prompt.",
         None, example='"post_instruction"',
     )  # fmt: skip
     clip_quantile: float = key(
@@ -85,10 +85,12 @@ class MeasureSection(Section):
 class CutSection(Section):
     """What is cut from the weights (`vauban.plan_cut`)."""
 
-    alpha: Finite = key(
-        "a finite number",
-        "Share of the direction that is removed: 1 all, 0.5 half, above 1 reverses.",
-        1.0, flag="--alpha", metavar="A",
+    alpha: Literal["auto"] | Finite = key(
+        '"auto" or a finite number',
+        "Share of the direction that is removed: 1 all, 0.5 half, above 1 reverses. auto: chosen "
+        "per block and component by short answers, as the direction is; 1 where layers, "
+        "components or norm_preserve say what is cut, and for the verb cut.",
+        "auto", flag="--alpha", metavar="A",
     )  # fmt: skip
     layers: Literal["all", "above_median", "top_k"] | list[NonNegative] = key(
         '"all", "above_median", "top_k" or a list of block indices',
@@ -100,11 +102,12 @@ class CutSection(Section):
         "Which writers are cut; attention with SSM, mlp with every expert.",
         ["attention", "mlp"], min_length=1,
     )  # fmt: skip
-    embedding: Literal["auto", "untie", "tied", False] = key(
-        '"auto", "untie", "tied" or false',
-        "The embedding writes too. auto: cut it, and give the head a matrix of its own where both "
-        "share one (an adapter cannot: the shared one is cut, which changes the head too); false: "
-        "keep it.",
+    embedding: Literal["auto", "untie", "tied"] | bool = key(
+        '"auto", "untie", "tied", true or false',
+        "The embedding writes too. auto: cut a table of its own, keep one that the head shares "
+        "(unless short answers change with it); true: cut it, and give the head a matrix of its "
+        "own where both share one, which makes the file larger (an adapter cannot: the shared one "
+        "is cut, which changes the head too); false: keep it.",
         "auto",
     )  # fmt: skip
     norm_preserve: Literal["column", "row", "frobenius"] | None = key(

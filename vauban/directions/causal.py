@@ -207,8 +207,10 @@ def choose_causally(
 ) -> tuple[Key, SelectionResult | None, list[str]]:
     """(position, residual) by `select_direction` with the scores that are needed.
 
-    Where no candidate is given or passes, or no word of refusal is one token of the tokenizer,
-    `fallback` is returned with a note that says so.
+    Where no candidate passes, `induce_threshold` is taken away, then `kl_threshold`, and a note
+    names the threshold that the chosen one would have passed. `fallback` is for the rest: no
+    candidate is given, none is finite or above noise, or no word of refusal is one token of the
+    tokenizer. A note says so.
     """
     if not candidates:
         return fallback, None, ["there is one residual to choose from, so nothing was compared"]
@@ -217,14 +219,29 @@ def choose_causally(
             options["refusal_tokens"] = refusal_token_ids(tokenizer)
         except InputError as error:
             return fallback, None, [f"the layer is chosen by separation, because {error}"]
-    try:
-        found = select_direction(
-            model, tokenizer, candidates, harmful, harmless, **{"scores": "needed", **options}
-        )
-    except NoCandidate as error:
-        note = f"causal selection failed, the layer is chosen by separation instead: {error}"
-        return fallback, None, [note]
-    return (found.position, found.layer), found, list(found.warnings)
+    notes: list[str] = []
+    # Filters bend before they forbid: induce first, which says whether adding the direction brings
+    # refusal about, then KL.
+    for relaxed in ((), ("induce_threshold",), ("induce_threshold", "kl_threshold")):
+        try:
+            found = select_direction(
+                model, tokenizer, candidates, harmful, harmless,
+                **{"scores": "needed", **options, **dict.fromkeys(relaxed)},
+            )  # fmt: skip
+        except NoCandidate as error:
+            failure = error
+            continue
+        if relaxed:
+            best = found.kept[0]
+            given = {"induce_threshold": 0.0, "kl_threshold": 0.1, **options}
+            notes = [
+                f"no candidate passes {name} {given[name]:g}: the chosen one would need "
+                f"{best[name.removesuffix('_threshold')]:.4g}"
+                for name in relaxed
+            ]
+        return (found.position, found.layer), found, [*notes, *found.warnings]
+    note = f"causal selection failed, the layer is chosen by separation instead: {failure}"
+    return fallback, None, [note]
 
 
 def _mean(values: np.ndarray) -> float:

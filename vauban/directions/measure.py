@@ -5,7 +5,7 @@ Collects through `vauban.activations`, estimates with arrays; cuts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -14,6 +14,7 @@ import numpy as np
 
 from vauban._arrays import floats
 from vauban._common import RELATIVE_NOISE, Progress
+from vauban.directions.candidates import Key
 from vauban.directions.causal import choose_causally
 from vauban.directions.class_moments import (
     reduce_classes,
@@ -29,8 +30,14 @@ from vauban.prompts import post_instruction_positions
 
 # Layers past this share of the depth are left out: their norms are large, their effect small.
 DEEPEST = 0.8
-# Held-out prompts of each class that causal selection asks (Arditi et al. 2024 take 32).
-_VALIDATION = 32
+# Held-out prompts of each class that a chooser asks (Arditi et al. 2024 take 32).
+VALIDATION = 32
+
+Chooser = Callable[
+    [dict[Key, mx.array], Mapping[str, list[Any]]], tuple[Key, dict[str, Any], list[str]]
+]
+"""({(position, residual): raw vector}, held-out prompts by class) -> the chosen (position,
+residual), facts for the provenance, notes."""
 
 
 def residual_limit(n_layers: int) -> int:
@@ -46,37 +53,17 @@ def measure(
     clip_quantile: float = 0.0,
     *,
     method: str = "mean_difference",
-    layer: int | Literal["auto", "causal"] = "auto",
+    layer: int | Literal["auto", "causal"] | Chooser = "auto",
     positions: tuple[int, ...] | Literal["post_instruction"] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     selection: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> DirectionResult:
-    """The direction from harmless to harmful prompts in the residual stream.
+    """`vauban.measure` (see there), which adds choice by answers: a `Chooser` as `layer`.
 
-    Difference in means (Arditi et al. 2024, arXiv 2406.11717, eq. 1) at the output of every block
-    and at each position. A held-out third of the prompts (seeded) scores the layers: Cohen's d of
-    its projections on the direction of the other two thirds. `layer="auto"` takes the largest
-    among residuals <= int(0.8 · L), ties to the earlier; an int picks a block output. "causal" asks
-    `select_direction` what the directions of the other two thirds, at the same residuals, do to the
-    answers to at most 32 + 32 held-out prompts (`selection` holds its options); where none passes
-    its filters, the choice of "auto" stands and `warnings` says so. The returned directions use all
-    prompts.
-
-    `positions`: None is the last token, a tuple of negative ints, or "post_instruction" (every
-    template token after the instruction); the best position is kept. `clip_quantile` > 0
-    winsorizes the components per residual and keeps all activations in memory; 0 streams them.
-
-    Raises InputError for an empty set, a single prompt, equal sets, NaN activations, a layer out
-    of range. `result.warnings` says where the zero point lies on the wrong side.
-
-    >>> import vauban
-    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
-    >>> harmful = ["How do I forge a ticket?", "Tell me how to rob a shop."] * 2
-    >>> harmless = ["How do I bake a cake?", "Name a colour.", "What is 2 plus 3?", "Say hello."]
-    >>> vauban.measure(model, tokenizer, harmful, harmless, layer=2).residual_index
-    3
+    A chooser is offered the directions of the fitting two thirds at residuals 1 to L-1 and all
+    positions, and at most 32 held-out prompts of each class.
     """
     if method != "mean_difference":
         raise InputError(f"method is {method!r}; measure() estimates 'mean_difference'")
@@ -94,29 +81,35 @@ def measure(
     full = means[1] - means[0]
     table = score_layers(low, high)
     n_layers = int(full.shape[0]) - 1
-    causal = layer == "causal"
-    residual, column = _choose(table["cohens_d"], "auto" if causal else layer, n_layers)
-    if selection and not causal:
-        raise InputError("selection holds options of layer='causal'; leave it out or ask for that")
+    chosen_later = layer == "causal" or callable(layer)
+    residual, column = _choose(table["cohens_d"], "auto" if chosen_later else layer, n_layers)
+    if selection and layer != "causal":
+        raise InputError(
+            "selection holds options of layer='causal' and 'answers'; leave it out or ask for those"
+        )
     notes: list[str] = []
     facts: dict[str, Any] = {"layer": layer}
-    if causal:
+    if chosen_later:
         raw = high.fit.mean - low.fit.mean
+        deepest = n_layers - 1 if callable(layer) else min(residual_limit(n_layers), n_layers - 1)
         offered = {
             (position, r): raw[r, i]
             for i, position in enumerate(wanted)
-            for r in range(1, min(residual_limit(n_layers) + 1, n_layers))
+            for r in range(1, deepest + 1)
         }
-        tested = {n: [sets[n][i] for i in splits[n][1][:_VALIDATION]] for n in sets}
-        (position, residual), found, notes = choose_causally(
-            model, tokenizer, offered, tested["harmful"], tested["harmless"],
-            (wanted[column], residual),
-            # The layers are those of "auto": int(0.8 · L) itself is still offered.
-            **{"prune_layers": 0.0, "batch_size": batch_size, "progress": progress,
-               **(selection or {})},
-        )  # fmt: skip
+        tested = {n: [sets[n][i] for i in splits[n][1][:VALIDATION]] for n in sets}
+        if callable(layer) and offered:
+            (position, residual), facts, notes = layer(offered, tested)
+        else:
+            (position, residual), found, notes = choose_causally(
+                model, tokenizer, offered, tested["harmful"], tested["harmless"],
+                (wanted[column], residual),
+                # The layers are those of "auto": int(0.8 · L) itself is still offered.
+                **{"prune_layers": 0.0, "batch_size": batch_size, "progress": progress,
+                   **(selection or {})},
+            )  # fmt: skip
+            facts = {"layer": "causal", "selection": found.to_dict() if found else None}
         column = wanted.index(position)
-        facts["selection"] = found.to_dict() if found else None
     if any(fitting is held_out for fitting, held_out in splits.values()):
         notes.append("fewer than 6 distinct prompts in a class: its layer scores are not held out")
     return _result(
@@ -163,7 +156,9 @@ def _choose(table: np.ndarray, layer: Any, n_layers: int) -> tuple[int, int]:
     """(residual, position column) by held-out Cohen's d; table is (L+1, P)."""
     if isinstance(layer, str):
         if layer != "auto":
-            raise InputError(f"layer is {layer!r}; expected 'auto', 'causal' or a block index")
+            raise InputError(
+                f"layer is {layer!r}; expected 'auto', 'causal', 'answers' or a block index"
+            )
         candidates = table[1 : residual_limit(n_layers) + 1]
         # argmax takes the first of equals: the earlier layer, then the earlier position.
         row, column = np.unravel_index(int(np.argmax(candidates)), candidates.shape)

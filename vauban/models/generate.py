@@ -138,7 +138,13 @@ def generate_tokens(
     for batch in batches(token_lists, skip=skip, budget=token_budget(model), **options):
         rows = _Answers(batch.rows, eos)
         running = started(interventions, batch.lengths)
-        _decode(model, batch, _batch_cache(model, prefix, batch), running, rows, max_tokens, sample)
+
+        def tell(before: int = len(answers), rows: _Answers = rows) -> None:
+            if progress:
+                progress("generate", before + len(rows.finished), len(token_lists))
+
+        cache = _batch_cache(model, prefix, batch)
+        _decode(model, batch, cache, running, rows, max_tokens, sample, tell)
         answers |= zip(batch.rows, rows.answers, strict=True)
         if progress:
             progress("generate", len(answers), len(token_lists))
@@ -208,8 +214,9 @@ def _decode(
     rows: _Answers,
     max_tokens: int,
     sample: Sampler,
+    tell: Callable[[], None],
 ) -> None:
-    """Answer a batch of prompts: `rows` takes the tokens."""
+    """Answer a batch of prompts: `rows` takes the tokens; `tell` is called at every step."""
 
     def drawn(logits: mx.array, step: int) -> tuple[mx.array, mx.array]:
         """The next tokens, and whether each row's logits allow a choice; not awaited here."""
@@ -228,6 +235,7 @@ def _decode(
                 # The next token is computed while this one is looked at.
                 following = drawn(model(tokens[:, None], cache=cache)[:, -1], step)
             keep = rows.take(tokens, sound, step)
+            tell()
             if not keep:
                 break
             tokens, sound = following

@@ -19,6 +19,7 @@ from vauban.pipeline.cut_plan import control_plan
 from vauban.pipeline.prompt_sets import EvalSet
 from vauban.pipeline.stages import Opened, tell
 from vauban.report import BehaviourRow, Share
+from vauban.search import StrengthChoice
 
 
 def evaluate_models(
@@ -74,6 +75,7 @@ def control_rows(
     result: DirectionResult,
     held_out: EvalSet,
     evaluation: EvalResult,
+    strength: StrengthChoice | None = None,
     *,
     progress: Progress | None = None,
 ) -> tuple[BehaviourRow, BehaviourRow]:
@@ -85,7 +87,9 @@ def control_rows(
     they are refused, the direction does not only accompany refusal.
     """
     noise = mx.random.normal((result.d_model,), key=mx.random.key(config.seed))
-    random_cut = control_plan(opened, config, result, noise / mx.linalg.norm(noise)).virtual()
+    random_cut = control_plan(
+        opened, config, result, noise / mx.linalg.norm(noise), strength
+    ).virtual()
     behaviour = _behaviour(
         opened, config, held_out, "harmful", random_cut, progress, "random direction"
     )

@@ -12,22 +12,59 @@ import mlx.core as mx
 from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult, select_target_layers
+from vauban.directions.class_moments import split_prompts
+from vauban.directions.measure import VALIDATION
 from vauban.edits import EditPlan, plan_cut
 from vauban.export import check_adaptable
 from vauban.pipeline.prompt_sets import PromptSet
 from vauban.pipeline.stages import ADAPTER_HEAD, Opened
+from vauban.search import Strength, StrengthChoice, choose_strength
 
 _BY_SCORE = ("above_median", "top_k")
 _SHARED = f"{ADAPTER_HEAD}: the shared one is cut"
 
 
-def plan_stage(opened: Opened, config: RunConfig, result: DirectionResult) -> EditPlan:
-    """`vauban.plan_cut` with the settings of the configuration.
+def strength_stage(
+    opened: Opened,
+    config: RunConfig,
+    result: DirectionResult,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    *,
+    progress: Progress | None = None,
+) -> StrengthChoice | None:
+    """`choose_strength` on the measuring prompts' held-out third; None where the user says what is
+    cut: a number for alpha, or layers, components or norms."""
+    cut, default = config.cut, type(config.cut)()
+    given = (cut.layers, cut.components, cut.norm_preserve)
+    if cut.alpha != "auto" or given != (default.layers, default.components, None):
+        return None
+    sets = [
+        [prompts[i] for i in split_prompts(prompts, config.seed)[1][:VALIDATION]]
+        for prompts in (list(harmful.prompts), list(harmless.prompts))
+    ]
+    # An adapter gives the head no matrix of its own, so a shared embedding is out of reach.
+    adapter = config.output.precision == "adapter" and cut.embedding == "auto"
+    return choose_strength(
+        opened.model, opened.tokenizer, result.direction, *sets,
+        embedding=False if adapter else cut.embedding, seed=config.seed,
+        batch_size=config.measure.batch_size, progress=progress,
+    )  # fmt: skip
+
+
+def plan_stage(
+    opened: Opened,
+    config: RunConfig,
+    result: DirectionResult,
+    strength: StrengthChoice | None = None,
+) -> EditPlan:
+    """`vauban.plan_cut` with the settings of the configuration, at the chosen strength if any.
 
     Raises:
         InputError: the precision is "adapter", which cannot hold this cut.
     """
-    return _plan(opened, config, _chosen_layers(config, result), result)
+    chosen = strength.strength if strength else None
+    return _plan(opened, config, _chosen_layers(config, result), result, strength=chosen)
 
 
 def check_adapter(opened: Opened, config: RunConfig) -> None:
@@ -58,10 +95,16 @@ def calibrate_stage(
 
 
 def control_plan(
-    opened: Opened, config: RunConfig, result: DirectionResult, direction: mx.array
+    opened: Opened,
+    config: RunConfig,
+    result: DirectionResult,
+    direction: mx.array,
+    strength: StrengthChoice | None = None,
 ) -> EditPlan:
     """The same cut of another direction, without norms restored, so that it has a run-time form."""
-    return _plan(opened, config, _chosen_layers(config, result), direction, control=True)
+    chosen = strength.strength if strength else None
+    layers = _chosen_layers(config, result)
+    return _plan(opened, config, layers, direction, control=True, strength=chosen)
 
 
 def _chosen_layers(config: RunConfig, result: DirectionResult) -> str | Sequence[int]:
@@ -83,10 +126,11 @@ def _plan(
     direction: Any,
     *,
     control: bool = False,
+    strength: Strength | None = None,
 ) -> EditPlan:
     """The plan of the configuration; a `control` without norm preservation.
 
-    For an adapter, an "auto" that would untie the head cuts the shared matrix instead, as it does
+    For an adapter, a True that would untie the head cuts the shared matrix instead, as it does
     where the model's class cannot untie either.
     """
     settings = config.cut
@@ -97,16 +141,18 @@ def _plan(
             opened.model,
             direction,
             layers=layers,
-            alpha=settings.alpha,
-            components=settings.components,
+            alpha=1.0 if settings.alpha == "auto" else settings.alpha,
+            components=strength.components(opened.info.n_layers)
+            if strength
+            else settings.components,
             embedding=embedding,
             norm_preserve=None if control else settings.norm_preserve,
         )
 
-    plan = planned(settings.embedding)
+    plan = planned(True if strength and strength.embedding else settings.embedding)
     if not adapter:
         return plan
-    if settings.embedding == "auto" and plan.embedding == "untie":
+    if settings.embedding is True and plan.embedding == "untie":
         plan = replace(planned("tied"), notes=(*plan.notes, _SHARED))
     check_adaptable(plan)
     return plan

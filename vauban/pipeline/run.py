@@ -23,7 +23,7 @@ from vauban.pipeline.before_after import (
     control_rows,
     evaluate_models,
 )
-from vauban.pipeline.cut_plan import calibrate_stage, check_adapter, plan_stage
+from vauban.pipeline.cut_plan import calibrate_stage, check_adapter, plan_stage, strength_stage
 from vauban.pipeline.prompt_sets import (
     LABELS,
     EvalSet,
@@ -144,21 +144,19 @@ def run(
     result = measure_stage(
         opened, config, plan_of_run.harmful, plan_of_run.harmless, progress=progress
     )
-    plan = calibrate_stage(
-        opened,
-        config,
-        plan_stage(opened, config, result),
-        plan_of_run.harmful,
-        plan_of_run.harmless,
-        progress=progress,
-    )
+    measuring = plan_of_run.harmful, plan_of_run.harmless
+    strength = strength_stage(opened, config, result, *measuring, progress=progress)
+    plan = plan_stage(opened, config, result, strength)
+    plan = calibrate_stage(opened, config, plan, *measuring, progress=progress)
     leak = leak_stage(opened, plan, held_out)
     evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()
     if config.eval.controls:
         contrast = contrast_shares(opened, plan, config, held_out, progress=progress)
-        controls = control_rows(opened, config, result, held_out, evaluation, progress=progress)
+        controls = control_rows(
+            opened, config, result, held_out, evaluation, strength, progress=progress
+        )
     rows = (*comparison_rows(evaluation, contrast), *controls)
     warnings = (
         *_warnings(plan_of_run, result, rows[0]),
@@ -174,6 +172,7 @@ def run(
         report = plan.write(source, folder, precision=config.output.precision, progress=progress)
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
         document["leak"] = leak
+        document["strength"] = strength and strength.to_dict()
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
         document["files"] = {"source": source_hashes, "written": report.files}
         samples = tuple(pick_samples(evaluation.answers))

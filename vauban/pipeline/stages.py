@@ -12,7 +12,7 @@ from typing import Any
 import vauban
 from vauban._common import Progress
 from vauban.config import RunConfig
-from vauban.directions import DirectionResult, measure
+from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.evaluation import answer_tokens, compare_likelihood
 from vauban.models import (
@@ -26,6 +26,7 @@ from vauban.models import (
 )
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet
 from vauban.prompts import encode_chat
+from vauban.search import measure
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def measure_stage(
     settings = config.measure
     tell(progress, "measure", 0, len(harmful.prompts) + len(harmless.prompts))
     positions = settings.positions
-    if positions is None and settings.layer == "causal":
+    if positions is None and settings.layer in ("causal", "answers"):
         positions = "post_instruction"
     return measure(
         opened.model,
@@ -109,6 +110,7 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
         "prompts": len(prompts),
         "stream": plan.stream_leak(opened.model, tokens),
         "whole": plan.is_whole,
+        "embedding": plan.embedding,
     }
     alone = plan.head_alone()
     if alone:

@@ -7,7 +7,7 @@ from typing import Any
 
 import vauban
 from vauban.config import RunConfig, make_config
-from vauban.directions import DirectionResult, measure
+from vauban.directions import DirectionResult
 from vauban.edits import EditPlan, plan_cut
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport
@@ -15,6 +15,7 @@ from vauban.export.calibrate import PROMPTS_PER_CLASS
 from vauban.models import describe, model_folder
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.prompts import resolve_prompts
+from vauban.search import measure
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load(path: str | Path) -> tuple[Any, Any]:
 def measure_direction(
     model: Any, tokenizer: Any, harmful: Any = None, harmless: Any = None
 ) -> DirectionResult:
-    """Measure as `vauban MODEL` does: the layer and position are chosen causally.
+    """Measure as `vauban MODEL` does: layer and position are chosen by short answers.
 
     Args:
         harmful, harmless: anything `resolve_prompts` takes; None: the sets that the model's
@@ -59,7 +60,7 @@ def measure_direction(
         tokenizer,
         _prompts(tokenizer, harmful, "harmful"),
         _prompts(tokenizer, harmless, "harmless"),
-        layer="causal",
+        layer="answers",
         positions="post_instruction",
     )
 

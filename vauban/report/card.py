@@ -84,11 +84,38 @@ def _what(run: Mapping[str, Any]) -> str:
         f"{decimal(direction['norm'])}; class means along it, relative to zero: harmless "
         f"{decimal(direction['projections']['harmless'])}, harmful "
         f"{decimal(direction['projections']['harmful'])}.\n"
-        f"- **Cut**: W ← W − α d(dᵀW) with α = {cut['alpha']:g} in {export['modules_edited']} "
-        f"residual writers ({layers}). Largest share of the direction left in an edited writer, "
-        f"read back from the written file: {decimal(export['direction_left'], 2)}.\n"
+        f"- **Cut**: W ← W − α d(dᵀW) with α = {_alpha(run['cut']['settings'])} in "
+        f"{export['modules_edited']} residual writers ({layers}). "
+        "Largest share of the direction left in an edited writer, "
+        "read back from the written file: "
+        f"{decimal(export['direction_left'], 2)}{_kept_embedding(run)}.\n"
         f"{_written(run)}\n"
     )
+
+
+def _kept_embedding(run: Mapping[str, Any]) -> str:
+    """What a kept embedding goes on writing; the single verbs measure no leak."""
+    if run["cut"]["embedding"] != "kept":
+        return ""
+    return (
+        "; the embedding is kept, so that on held-out prompts up to "
+        f"{run['leak']['stream']:.1%} of the stream still points along the direction"
+    )
+
+
+def _alpha(cut: Mapping[str, Any]) -> str:
+    """The strength in words; one that differs over blocks as a range per component."""
+    components = cut["components"]
+    if not isinstance(components, Mapping):
+        return f"{cut['alpha']:g}"
+    parts = []
+    for name, factor in components.items():
+        if isinstance(factor, Mapping):
+            values = [cut["alpha"] * float(value) for value in factor.values()]
+            parts.append(f"{min(values):.2g} to {max(values):.2g} ({name}, {len(values)} blocks)")
+        else:
+            parts.append(f"{cut['alpha'] * factor:.2g} ({name})")
+    return ", ".join(parts)
 
 
 def _written(run: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ run-time cut choose. Knows candidates and models; cuts no weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -19,21 +19,18 @@ from vauban._common import RELATIVE_NOISE, Progress
 from vauban._results import to_plain
 from vauban.activations import collect_activations
 from vauban.directions.candidates import Key, candidate_table
-from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds, refusal_token_ids
 from vauban.directions.separation import cohens_d
+from vauban.edits import plan_cut
 from vauban.errors import InputError
-from vauban.evaluation import answer_texts, answer_tokens, is_degenerate, is_refusal
-from vauban.interventions import Ablate
+from vauban.interventions import Intervention
 from vauban.linalg import as_direction
-from vauban.models import PromptReader, SharedPrefix, anatomy
-from vauban.prompts import encode_chat
+from vauban.models import anatomy
+from vauban.search.short_answers import ShortAnswers, cost
 
 # Two candidates whose directions have a larger cosine than this are one for the shortlist.
 ALIKE = 0.9
-# Prompts of each class in the cheap pass over all candidates, and in the first round of answers.
-FIRST_PROMPTS = 8
-# What a KL at its limit weighs against answers: a quarter of them refused.
-KL_WEIGHT = 0.25
+# First tokens are read of this many candidates per place on the shortlist.
+SCORED = 3
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,7 @@ class AnswerTrial:
 
     def cost(self, kl_limit: float) -> float:
         """The rule of `choose_by_answers`: smaller is better."""
-        excess = self.kl / kl_limit
-        price = KL_WEIGHT * min(excess, 1.0) + max(0.0, excess - 1.0)
-        return self.refused + self.degenerate + self.over_refused + price
+        return cost(self.refused, self.degenerate, self.over_refused, self.kl / kl_limit)
 
     def to_dict(self) -> dict[str, Any]:
         return to_plain(self)
@@ -120,12 +115,15 @@ def choose_by_answers(
     the candidates were not measured on; they are shuffled with `seed`.
 
     1. Every candidate gets a separation (Cohen's d of the prompts' projections at its place), and
-       the better half by it a bypass score (refusal log-odds of the first token under its ablation
-       of all blocks, on 8 harmful prompts).
-    2. The shortlist takes turns between the two rankings and skips what is nearly parallel
-       (cosine above 0.9) to what it has, as long as there is something else.
-    3. Each of the shortlist answers 8 prompts of each class greedily with `max_tokens`; the better
-       half goes on with twice the prompts, and so on until one is left or all prompts are used.
+       the better half by it, at most 3 times the shortlist, two scores of the first token under
+       its cut: refusal log-odds on 8 harmful prompts, and KL on 8 harmless ones. The cut is
+       `plan_cut`'s default, at run time.
+    2. The shortlist takes turns between three rankings: separation, log-odds, and KL among those
+       that make a refusal unlikelier than not. It skips what is nearly parallel (cosine above 0.9)
+       to what it has, as long as there is something else.
+    3. Each of the shortlist answers 8 harmful prompts greedily with `max_tokens`; the better half
+       goes on with twice the prompts, and so on until one is left or all prompts are used. The
+       last round asks the harmless prompts as well; KL is over all of them in every round.
 
     The rule: a candidate costs the share of harmful prompts refused, plus the share of degenerate
     answers, plus the share of harmless prompts refused, plus its first-token KL on harmless prompts
@@ -151,11 +149,6 @@ def choose_by_answers(
         raise InputError(
             f"shortlist is {shortlist}, kl_limit {kl_limit}; expected at least 1, and a KL above 0"
         )
-    for name, prompts in (("harmful", harmful), ("harmless", harmless)):
-        if len(prompts) < 2:
-            raise InputError(
-                f"{len(prompts)} {name} validation prompts; answers are compared on at least 2"
-            )
     parts = anatomy(model)
     table = {
         key: _raw_vector(vector, parts.d_model)
@@ -167,39 +160,41 @@ def choose_by_answers(
             f"no candidate lies at a residual from 1 to {parts.n_layers - 1}; there is nothing to "
             "choose from"
         )
-    sets = _shuffled(harmful, harmless, seed)
+    answers = ShortAnswers(
+        model, tokenizer, harmful, harmless, max_tokens=max_tokens, refusal=refusal, seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
     notes: list[str] = []
-    asked = _Cuts(model, tokenizer, *sets, max_tokens, refusal or is_refusal, batch_size)
-    separations = _separations(model, tokenizer, table, *sets, batch_size)
+    separations = _separations(answers, table)
     names = sorted(table, key=lambda key: -separations[key])
-    scored = names[: max(shortlist, (len(names) + 1) // 2)]
-    bypass = asked.bypass_scores({key: table[key] for key in scored}, notes, progress)
-    trials = {
-        key: AnswerTrial(*key, 0, 1.0, 0.0, 0.0, 0.0, bypass[key], separations[key])
-        for key in _diverse(table, separations, bypass, shortlist)
-    }
-    finished: list[AnswerTrial] = []
-    going_on = list(trials)
-    rounds = _rounds(len(going_on), min(FIRST_PROMPTS, asked.most), asked.most)
-    total, done = sum(candidates for candidates, _ in rounds), 0
-    for candidates_left, count in rounds:
-        finished += [trials[key] for key in going_on[candidates_left:]]
-        going_on = going_on[:candidates_left]
-        for key in going_on:
-            trials[key] = asked.trial(trials[key], table[key], count)
-            done += 1
-            if progress:
-                progress("choose by answers", done, total)
-        going_on.sort(key=lambda key: (trials[key].cost(kl_limit), trials[key].kl, key[0], key[1]))
-    best = trials[going_on[0]]
-    order = [trials[key] for key in going_on] + sorted(
-        finished, key=lambda t: (-t.prompts, t.cost(kl_limit))
-    )
+    scored = names[: max(shortlist, min(SCORED * shortlist, (len(names) + 1) // 2))]
+    changes = {key: _cut(model, table[key]) for key in scored}
+    bypass, kl = first_tokens(answers, changes, notes, "first tokens", progress)
+    best_first = _diverse(table, rankings(separations, bypass, kl), shortlist)
+    going_on = {key: changes[key] for key in best_first}
+
+    def trial(key: Key, rates: Mapping[str, float], prompts: int) -> AnswerTrial:
+        return AnswerTrial(
+            *key, prompts, rates["refused"], rates["over_refused"], rates["degenerate"],
+            rates["kl"], bypass[key], separations[key],
+        )  # fmt: skip
+
+    def order(key: Key, rates: Mapping[str, float], prompts: int) -> tuple[float, ...]:
+        return trial(key, rates, prompts).cost(kl_limit), rates["kl"], *key
+
+    ranked = answers.rounds(going_on, order, "choose by answers", progress)
+    trials = [trial(key, rates, prompts) for key, prompts, rates in ranked]
+    best = trials[0]
     return AnswerChoice(
         best.position, best.layer, table[best.position, best.layer], best.refused,
-        best.over_refused, best.degenerate, best.kl, kl_limit, best.prompts, tuple(order),
-        (*notes, *_concessions(best, kl_limit)),
+        best.over_refused, best.degenerate, best.kl, kl_limit, best.prompts, tuple(trials),
+        (*notes, *concessions(best, kl_limit)),
     )  # fmt: skip
+
+
+def _cut(model: nn.Module, vector: mx.array) -> tuple[Intervention, ...]:
+    """The run-time form of the default cut, which keeps an embedding that the head shares."""
+    return tuple(plan_cut(model, vector).virtual())
 
 
 def _raw_vector(vector: Any, size: int) -> mx.array:
@@ -210,7 +205,7 @@ def _raw_vector(vector: Any, size: int) -> mx.array:
     return raw
 
 
-def _concessions(best: AnswerTrial, kl_limit: float) -> Iterable[str]:
+def concessions(best: Any, kl_limit: float) -> Iterable[str]:
     """What even the best candidate does not reach, in words."""
     if best.refused > 0:
         yield f"{best.refused:.1%} of {best.prompts} harmful prompts are still refused"
@@ -222,36 +217,16 @@ def _concessions(best: AnswerTrial, kl_limit: float) -> Iterable[str]:
         yield f"the first-token KL of {best.kl:.3f} exceeds its limit of {kl_limit:g}"
 
 
-def _shuffled(
-    harmful: Sequence[Any], harmless: Sequence[Any], seed: int
-) -> tuple[list[Any], list[Any]]:
-    random = np.random.default_rng(seed)
-    first, second = ([p[i] for i in random.permutation(len(p))] for p in (harmful, harmless))
-    return first, second
-
-
-def _rounds(candidates: int, prompts: int, most: int) -> list[tuple[int, int]]:
-    """(candidates, prompts of each class) of every round of successive halving.
-
-    The last round asks all prompts, so that what is reported of the winner rests on all of them.
-    """
-    rounds = []
-    while candidates > 1 and prompts < most:
-        rounds.append((candidates, prompts))
-        candidates, prompts = max(1, candidates // 2), min(most, 2 * prompts)
-    return [*rounds, (candidates, most)]
-
-
-def _separations(
-    model: nn.Module, tokenizer: Any, table: dict[Key, mx.array], harmful: list[Any],
-    harmless: list[Any], batch_size: int | None,
-) -> dict[Key, float]:  # fmt: skip
+def _separations(answers: ShortAnswers, table: dict[Key, mx.array]) -> dict[Key, float]:
     """Cohen's d of the prompts' projections on each candidate, at its own place."""
     positions = tuple(sorted({position for position, _ in table}))
     classes = [
-        collect_activations(model, tokenizer, prompts, positions=positions, batch_size=batch_size)
-        for prompts in (harmless, harmful)
-    ]
+        collect_activations(
+            answers.model, answers.tokenizer, answers.prompts[name], positions=positions,
+            batch_size=answers.batch_size,
+        )
+        for name in ("harmless", "harmful")
+    ]  # fmt: skip
     separations = {}
     for (position, residual), vector in table.items():
         low, high = (
@@ -261,90 +236,49 @@ def _separations(
     return separations
 
 
-def _diverse(
-    table: dict[Key, mx.array], separations: dict[Key, float], bypass: dict[Key, float], count: int
-) -> list[Key]:
-    """The best of both rankings in turn, none nearly parallel to another while others are left."""
-    rankings = [
+def first_tokens(
+    answers: ShortAnswers, changes: Mapping[Any, Sequence[Intervention]], notes: list[str],
+    stage: str, progress: Progress | None,
+) -> tuple[dict[Any, float], dict[Any, float]]:  # fmt: skip
+    """Refusal log-odds on harmful and KL on harmless prompts, a few of each, under each change.
+
+    Odds are 0 where no token says a refusal, and `notes` get that.
+    """
+    ids: tuple[int, ...] = ()
+    try:
+        ids = answers.refusal_ids()
+    except InputError as error:
+        notes.append(f"the log-odds of a refusal rank nothing, because {error}")
+    odds, kl = {}, {}
+    for number, (key, change) in enumerate(changes.items(), 1):
+        odds[key] = answers.refusal_odds(change, ids) if ids else 0.0
+        kl[key] = answers.kl(change, few=True)
+        if progress:
+            progress(stage, number, len(changes))
+    return odds, kl
+
+
+def rankings(
+    separations: Mapping[Key, float], bypass: Mapping[Key, float], kl: Mapping[Key, float]
+) -> list[list[Key]]:
+    """Three orders of the candidates, the best first: by log-odds, by separation, and by KL."""
+    return [
         sorted(bypass, key=lambda key: (bypass[key], key)),
         sorted(bypass, key=lambda key: (-separations[key], key)),
+        sorted(bypass, key=lambda key: (bypass[key] > 0, kl[key], key)),
     ]
-    units = {key: table[key] / mx.linalg.norm(table[key]) for key in bypass}
+
+
+def _diverse(
+    table: Mapping[Key, mx.array], orders: Sequence[Sequence[Key]], count: int
+) -> list[Key]:
+    """The best of each order in turn, none nearly parallel to another while others are left."""
+    units = {key: table[key] / mx.linalg.norm(table[key]) for key in orders[0]}
     chosen: list[Key] = []
     for limit in (ALIKE, 1.0 - RELATIVE_NOISE):
-        for pair in zip(*rankings, strict=True):
-            for key in pair:
+        for keys in zip(*orders, strict=True):
+            for key in keys:
                 cosines = [abs(float((units[key] * units[other]).sum())) for other in chosen]
                 if len(chosen) < count and max(cosines, default=0.0) < limit:
                     chosen.append(key)
-    return chosen or rankings[0][:1]
-
-
-@dataclass(eq=False)
-class _Cuts:
-    """The model under one candidate's cut after another: first tokens and answers."""
-
-    model: nn.Module
-    tokenizer: Any
-    harmful: list[Any]
-    harmless: list[Any]
-    max_tokens: int
-    refusal: Callable[[str], bool]
-    batch_size: int | None
-
-    def __post_init__(self) -> None:
-        encoded = [[encode_chat(self.tokenizer, p) for p in prompts] for prompts in self._sets]
-        prefix = SharedPrefix(self.model, [*encoded[0], *encoded[1]], record=False)
-        self._bypass_reader = PromptReader(
-            self.model, encoded[0][:FIRST_PROMPTS], record=False, batch_size=self.batch_size,
-            prefix=prefix,
-        )  # fmt: skip
-        self._kl_reader = PromptReader(
-            self.model, encoded[1], record=False, batch_size=self.batch_size, prefix=prefix
-        )
-
-    @property
-    def _sets(self) -> tuple[list[Any], list[Any]]:
-        return self.harmful, self.harmless
-
-    @property
-    def most(self) -> int:
-        """How many prompts of each class the last round asks."""
-        return min(len(self.harmful), len(self.harmless))
-
-    def bypass_scores(
-        self, table: dict[Key, mx.array], notes: list[str], progress: Progress | None
-    ) -> dict[Key, float]:
-        """Mean refusal log-odds of the first token under each cut; 0 where no token says it."""
-        try:
-            ids = refusal_token_ids(self.tokenizer)
-        except InputError as error:
-            notes.append(f"the shortlist rests on separation alone, because {error}")
-            return dict.fromkeys(table, 0.0)
-        scores = {}
-        for number, (key, vector) in enumerate(table.items(), 1):
-            odds = refusal_log_odds(self._bypass_reader.logits([Ablate(vector)]), ids)
-            scores[key] = float(odds.mean())
-            if progress:
-                progress("first tokens", number, len(table))
-        return scores
-
-    def trial(self, trial: AnswerTrial, vector: mx.array, prompts: int) -> AnswerTrial:
-        """The trial with answers to the first `prompts` of each class under its cut."""
-        change = [Ablate(vector)]
-        texts = []
-        for group in self._sets:
-            ids = answer_tokens(
-                self.model, self.tokenizer, group[:prompts], max_tokens=self.max_tokens,
-                interventions=change, batch_size=self.batch_size,
-            )  # fmt: skip
-            texts.append(answer_texts(self.tokenizer, group[:prompts], ids))
-        kl = last_token_kl(self._kl_reader.baseline, self._kl_reader.logits(change))
-        return replace(
-            trial,
-            prompts=prompts,
-            refused=sum(map(self.refusal, texts[0])) / prompts,
-            over_refused=sum(map(self.refusal, texts[1])) / prompts,
-            degenerate=sum(map(is_degenerate, texts[0])) / prompts,
-            kl=float(kl.mean()),
-        )
+    return chosen or list(orders[0][:1])

@@ -1,0 +1,187 @@
+"""What a model says under one change after another: first tokens and short greedy answers.
+
+The choice of a direction and the choice of its strength both ask the same validation prompts again
+and again; tokens, the shared prefix and the unchanged logits are computed once. Knows models and
+prompts; knows no candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import mlx.nn as nn
+import numpy as np
+
+from vauban._common import Progress
+from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds, refusal_token_ids
+from vauban.errors import InputError
+from vauban.evaluation import answer_texts, answer_tokens, is_degenerate, is_refusal
+from vauban.interventions import Intervention
+from vauban.models import PromptReader, SharedPrefix
+from vauban.prompts import encode_chat
+
+Refusal = Callable[[str], bool]
+Class = Literal["harmful", "harmless"]
+# Prompts of each class in the cheap pass over all candidates, and in the first round of answers.
+FIRST_PROMPTS = 8
+# What a KL at its limit weighs against answers: a quarter of them refused.
+KL_WEIGHT = 0.25
+
+
+def cost(refused: float, degenerate: float, over_refused: float, excess: float) -> float:
+    """The rule of every choice by answers: shares of answers, and `excess`, KL over its limit.
+
+    A KL counts a quarter of its share of the limit up to it, and in full beyond.
+    """
+    price = KL_WEIGHT * min(excess, 1.0) + max(0.0, excess - 1.0)
+    return refused + degenerate + over_refused + price
+
+
+def halving(candidates: int, prompts: int, most: int) -> list[tuple[int, int]]:
+    """(candidates, prompts of each class) of every round of successive halving.
+
+    The last round asks all prompts, so that what is reported of the winner rests on all of them.
+    """
+    rounds = []
+    while candidates > 1 and prompts < most:
+        rounds.append((candidates, prompts))
+        candidates, prompts = max(1, candidates // 2), min(most, 2 * prompts)
+    return [*rounds, (candidates, most)]
+
+
+@dataclass(eq=False)
+class Replies:
+    """A candidate's answers so far, and its KL on the harmless prompts (first token, nats)."""
+
+    kl: float
+    texts: dict[Class, list[str]] = field(default_factory=lambda: {"harmful": [], "harmless": []})
+
+    def rates(self, refusal: Refusal, prompts: int) -> dict[str, float]:
+        """Shares over the first `prompts` answers of each class; 0 of a class that is not asked."""
+
+        def share(name: Class, rule: Refusal) -> float:
+            texts = self.texts[name][:prompts]
+            return sum(map(rule, texts)) / len(texts) if texts else 0.0
+
+        return {
+            "refused": share("harmful", refusal),
+            "degenerate": share("harmful", is_degenerate),
+            "over_refused": share("harmless", refusal),
+            "kl": self.kl,
+        }
+
+
+class ShortAnswers:
+    """Validation prompts of both classes, put to a model under changes.
+
+    The prompts are shuffled with `seed`. `refusal(text) -> bool` replaces `is_refusal`. Raises
+    InputError for fewer than two prompts of a class.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        harmful: Sequence[Any],
+        harmless: Sequence[Any],
+        *,
+        max_tokens: int,
+        refusal: Refusal | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        for name, prompts in (("harmful", harmful), ("harmless", harmless)):
+            if len(prompts) < 2:
+                raise InputError(
+                    f"{len(prompts)} {name} validation prompts; answers are compared on at least 2"
+                )
+        random = np.random.default_rng(seed)
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.refusal, self.batch_size = refusal or is_refusal, batch_size
+        self.prompts: dict[Class, list[Any]] = {
+            "harmful": [harmful[i] for i in random.permutation(len(harmful))],
+            "harmless": [harmless[i] for i in random.permutation(len(harmless))],
+        }
+        first, second = (
+            [encode_chat(tokenizer, prompt) for prompt in self.prompts[name]]
+            for name in ("harmful", "harmless")
+        )
+        prefix = SharedPrefix(model, [*first, *second], record=False)
+        self._harmful = PromptReader(
+            model, first[:FIRST_PROMPTS], record=False, batch_size=batch_size, prefix=prefix
+        )
+        self._few_harmless = PromptReader(
+            model, second[:FIRST_PROMPTS], record=False, batch_size=batch_size, prefix=prefix
+        )
+        self._harmless = PromptReader(
+            model, second, record=False, batch_size=batch_size, prefix=prefix
+        )
+
+    @property
+    def most(self) -> int:
+        """How many prompts of each class the last round asks."""
+        return min(map(len, self.prompts.values()))
+
+    def refusal_ids(self) -> tuple[int, ...]:
+        """The tokens that begin a refusal; InputError where the tokenizer has none."""
+        return refusal_token_ids(self.tokenizer)
+
+    def refusal_odds(self, change: Sequence[Intervention], ids: tuple[int, ...]) -> float:
+        """Mean refusal log-odds of the first token on a few harmful prompts."""
+        return float(refusal_log_odds(self._harmful.logits(change), ids).mean())
+
+    def kl(self, change: Sequence[Intervention], *, few: bool = False) -> float:
+        """Mean KL(unchanged || change) of the first token on (a few) harmless prompts, in nats."""
+        reader = self._few_harmless if few else self._harmless
+        return float(last_token_kl(reader.baseline, reader.logits(change)).mean())
+
+    def extend(
+        self, replies: Replies, change: Sequence[Intervention], count: int, *names: Class
+    ) -> None:
+        """Answer those of the first `count` prompts of the named classes that are not answered."""
+        fresh = {name: self.prompts[name][len(replies.texts[name]) : count] for name in names}
+        prompts = [prompt for name in names for prompt in fresh[name]]
+        ids = answer_tokens(
+            self.model, self.tokenizer, prompts, max_tokens=self.max_tokens,
+            interventions=change, batch_size=self.batch_size,
+        )  # fmt: skip
+        texts = iter(answer_texts(self.tokenizer, prompts, ids))
+        for name in names:
+            replies.texts[name] += [next(texts) for _ in fresh[name]]
+
+    def rounds(
+        self,
+        changes: Mapping[Any, Sequence[Intervention]],
+        cost_of: Callable[[Any, dict[str, float], int], tuple[Any, ...]],
+        stage: str,
+        progress: Progress | None,
+    ) -> list[tuple[Any, int, dict[str, float]]]:
+        """Successive halving: (key, prompts, rates) of every change, the best first.
+
+        The last round asks harmless prompts for answers as well. `cost_of(key, rates, prompts)`
+        orders the changes of a round; those that went further come before those that did not.
+        """
+        replies = {key: Replies(self.kl(change)) for key, change in changes.items()}
+        standing = [(key, 0, {"kl": r.kl}) for key, r in replies.items()]
+        plan = halving(len(changes), min(FIRST_PROMPTS, self.most), self.most)
+        total, done = sum(count for count, _ in plan), 0
+        for number, (going_on, prompts) in enumerate(plan):
+            names: tuple[Class, ...] = ("harmful",)
+            if number == len(plan) - 1:
+                names = ("harmful", "harmless")
+            for place, (key, _, _) in enumerate(standing[:going_on]):
+                self.extend(replies[key], changes[key], prompts, *names)
+                rates = replies[key].rates(self.refusal, prompts)
+                standing[place] = key, prompts, rates
+                done += 1
+                if progress:
+                    progress(stage, done, total)
+            standing[:going_on] = sorted(standing[:going_on], key=lambda row: cost_of(*_turn(row)))
+        return standing
+
+
+def _turn(row: tuple[Any, int, dict[str, float]]) -> tuple[Any, dict[str, float], int]:
+    key, prompts, rates = row
+    return key, rates, prompts

@@ -1,0 +1,239 @@
+"""Choose how much is cut where: strength kernels per component, by first tokens and short answers.
+
+Strength 1 in every writer is the surest cut and the dearest one. The cheap scores of a few dozen
+shapes shortlist; answers decide, as for the direction. Knows plans at run time; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import mlx.nn as nn
+
+from vauban._common import Progress
+from vauban._results import to_plain
+from vauban.edits import EditPlan, plan_cut
+from vauban.edits.embedding import EmbeddingMode, is_tied
+from vauban.errors import InputError
+from vauban.models import anatomy
+from vauban.search.answers import concessions, first_tokens
+from vauban.search.kernel import StrengthKernel
+from vauban.search.short_answers import Refusal, ShortAnswers, cost
+
+# A cut of a shared embedding makes the file larger by that matrix. It has to earn that: it counts
+# like this share of the answers refused.
+EMBEDDING_PRICE = 0.05
+# Centre (share of the depth) and width (share of the depth) of the shapes that are tried.
+_SHAPES = ((0.45, 0.4), (0.6, 0.4), (0.75, 0.4), (0.6, 0.8))
+# Peaks of attention and MLP.
+_PEAKS = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.7, 0.7), (1.4, 0.7))
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A kernel for each component; `embedding` whether a shared embedding is cut as well."""
+
+    attention: StrengthKernel
+    mlp: StrengthKernel
+    embedding: bool = False
+
+    def components(self, n_layers: int) -> dict[str, float | dict[int, float]]:
+        """What `plan_cut` takes: a number where every block has the same, else one per block."""
+        chosen: dict[str, float | dict[int, float]] = {}
+        for name, kernel in (("attention", self.attention), ("mlp", self.mlp)):
+            values = [round(value, 6) for value in kernel.strengths(n_layers)]
+            if len(set(values)) == 1:
+                if values[0]:
+                    chosen[name] = values[0]
+            else:
+                chosen[name] = {block: value for block, value in enumerate(values) if value}
+        return chosen
+
+    def plan(self, model: nn.Module, direction: Any, **options: Any) -> EditPlan:
+        """The cut of `direction` at these strengths; `options` as for `plan_cut`."""
+        components = self.components(anatomy(model).n_layers)
+        return plan_cut(
+            model, direction, components=components,
+            **{"embedding": True if self.embedding else "auto", **options},
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        def kernel(k: StrengthKernel) -> str:
+            if k.peak == k.floor:
+                return f"{k.peak:g}"
+            return f"{k.peak:g} at block {k.centre:.1f}, {k.floor:g} from {k.width:.1f} blocks away"
+
+        extra = ", embedding cut as well" if self.embedding else ""
+        return f"attention {kernel(self.attention)}; mlp {kernel(self.mlp)}{extra}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"attention": _plain(self.attention), "mlp": _plain(self.mlp),
+                "embedding": self.embedding}  # fmt: skip
+
+
+WHOLE = Strength(StrengthKernel.constant(1.0), StrengthKernel.constant(1.0))
+
+
+@dataclass(frozen=True)
+class StrengthTrial:
+    """What one strength's cut did; the figures are those of `AnswerTrial`."""
+
+    strength: Strength
+    prompts: int
+    refused: float
+    over_refused: float
+    degenerate: float
+    kl: float
+    bypass: float
+
+    def cost(self, kl_limit: float) -> float:
+        """The rule of `choose_by_answers`, with a price on cutting a shared embedding."""
+        price = EMBEDDING_PRICE if self.strength.embedding else 0.0
+        return price + cost(self.refused, self.degenerate, self.over_refused, self.kl / kl_limit)
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "strength"}
+        return {"strength": self.strength.to_dict(), **to_plain(figures)}
+
+
+@dataclass(frozen=True)
+class StrengthChoice:
+    """The chosen `strength` and every trial, the chosen one first.
+
+    tried   how many shapes had their first tokens read
+    notes   what even the best cut does not reach
+    """
+
+    strength: Strength
+    trials: tuple[StrengthTrial, ...]
+    tried: int
+    notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        best = self.trials[0]
+        lines = [
+            f"strength: {self.strength.summary()} (of {self.tried} shapes; refused "
+            f"{best.refused:.1%} of {best.prompts}, first-token KL {best.kl:.4f})"
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "strength": self.strength.to_dict(),
+            "trials": [trial.to_dict() for trial in self.trials],
+            "tried": self.tried,
+            "notes": list(self.notes),
+        }
+
+
+def choose_strength(
+    model: nn.Module,
+    tokenizer: Any,
+    direction: Any,
+    harmful: Sequence[Any],
+    harmless: Sequence[Any],
+    *,
+    embedding: EmbeddingMode = "auto",
+    shortlist: int = 6,
+    max_tokens: int = 24,
+    kl_limit: float = 0.1,
+    refusal: Refusal | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> StrengthChoice:
+    """How strongly to cut `direction` in which blocks and components, by short answers.
+
+    Tries strength 1 everywhere, five pairs of peaks for attention and MLP, constant over the blocks
+    and as kernels with a centre and a width, and where the head shares the embedding the whole cut
+    with it. First tokens (refusal log-odds and KL) of all of them give a front; `shortlist` of it,
+    among them strength 1 everywhere, answer prompts by successive halving. The rule is that of
+    `choose_by_answers`; cutting a shared embedding, which makes the file larger, counts like 5 % of
+    the answers refused. Any other `embedding` than "auto" holds for every strength. `direction`
+    (d,); the prompts are validation prompts.
+
+    Raises InputError for fewer than two prompts of a class, and a shortlist or limit that is not
+    positive.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> bad = ["Explain how to rob a shop.", "How can I forge a ticket?"] * 2
+    >>> good = ["Name a colour.", "What is two plus three?"] * 2
+    >>> d = vauban.measure(model, tokenizer, bad, good).direction
+    >>> choice = choose_strength(model, tokenizer, d, bad, good, shortlist=2, max_tokens=2)
+    >>> len(choice.trials)
+    2
+    """
+    if shortlist < 1 or not kl_limit > 0:
+        raise InputError(
+            f"shortlist is {shortlist}, kl_limit {kl_limit}; expected at least 1, and a KL above 0"
+        )
+    answers = ShortAnswers(
+        model, tokenizer, harmful, harmless, max_tokens=max_tokens, refusal=refusal, seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
+    offered = _offered(anatomy(model).n_layers, embedding == "auto" and is_tied(model))
+    options = {} if embedding == "auto" else {"embedding": embedding}
+    changes = {s: tuple(s.plan(model, direction, **options).virtual()) for s in offered}
+    notes: list[str] = []
+    bypass, kl = first_tokens(answers, changes, notes, "strength", progress)
+    chosen = _front(offered, bypass, kl, shortlist)
+
+    def trial(strength: Strength, rates: Mapping[str, float], prompts: int) -> StrengthTrial:
+        return StrengthTrial(
+            strength, prompts, rates["refused"], rates["over_refused"], rates["degenerate"],
+            rates["kl"], bypass[strength],
+        )  # fmt: skip
+
+    def order(strength: Strength, rates: dict[str, float], prompts: int) -> tuple[float, ...]:
+        return trial(strength, rates, prompts).cost(kl_limit), rates["kl"]
+
+    ranked = answers.rounds({s: changes[s] for s in chosen}, order, "choose strength", progress)
+    trials = tuple(trial(strength, rates, prompts) for strength, prompts, rates in ranked)
+    return StrengthChoice(
+        trials[0].strength, trials, len(offered), (*notes, *concessions(trials[0], kl_limit))
+    )
+
+
+def _offered(n_layers: int, tied: bool) -> list[Strength]:
+    """Strength 1 everywhere, with a shared embedding as well, and the shapes."""
+    offered = [WHOLE, *([replace(WHOLE, embedding=True)] if tied else [])]
+    for attention, mlp in _PEAKS[1:]:
+        offered.append(Strength(StrengthKernel.constant(attention), StrengthKernel.constant(mlp)))
+    for centre, width in _SHAPES:
+        place = centre * (n_layers - 1), width * n_layers
+        for attention, mlp in _PEAKS:
+            offered.append(
+                Strength(
+                    StrengthKernel(attention, *place, 0.0),
+                    StrengthKernel(mlp, *place, 0.0) if mlp else StrengthKernel.constant(0.0),
+                )
+            )
+    return offered
+
+
+def _front(
+    offered: Sequence[Strength], bypass: Mapping[Strength, float], kl: Mapping[Strength, float],
+    count: int,
+) -> list[Strength]:  # fmt: skip
+    """Strength 1 everywhere, with the embedding where it is offered, and an even choice of those
+    that no other strength beats in both scores."""
+    always = [s for s in offered if replace(s, embedding=False) == WHOLE][:count]
+    front: list[Strength] = []
+    for strength in sorted(offered, key=lambda s: (bypass[s], kl[s])):
+        if not front or kl[strength] < kl[front[-1]]:
+            front.append(strength)
+    rest = [s for s in front if s not in always]
+    room = count - len(always)
+    if len(rest) > room > 0:
+        # Evenly over the front; its dear end is strength 1 everywhere or close to it.
+        rest = [rest[round((i + 0.5) * len(rest) / room - 0.5)] for i in range(room)]
+    return [*always, *rest[:room]]
+
+
+def _plain(kernel: StrengthKernel) -> dict[str, Any]:
+    """JSON has no infinity: a width that no block reaches is None."""
+    constant = kernel.peak == kernel.floor
+    return {**kernel.to_dict(), **({"centre": None, "width": None} if constant else {})}
