@@ -16,12 +16,28 @@ from vauban._arrays import floats
 from vauban._common import RELATIVE_NOISE, Progress
 from vauban.directions.causal import choose_causally
 from vauban.directions.class_moments import (
+    ClassMoments,
+    Split,
     reduce_classes,
     score_layers,
     split_prompts,
     stored,
     streamed,
     unit_rows,
+)
+from vauban.directions.loud_coordinates import (
+    LOUD_MULTIPLE,
+    clip_for,
+    loud_coordinates,
+    ruling_note,
+    standing_out,
+)
+from vauban.directions.mean_estimators import (
+    MASKED,
+    Estimator,
+    check_mask,
+    estimator,
+    pooled_variance,
 )
 from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
@@ -43,9 +59,10 @@ def measure(
     tokenizer: Any,
     harmful: Sequence[Any],
     harmless: Sequence[Any],
-    clip_quantile: float = 0.0,
+    clip_quantile: float | Literal["auto"] = 0.0,
     *,
     method: str = "mean_difference",
+    loud_multiple: float | None = None,
     layer: int | Literal["auto", "causal"] = "auto",
     positions: tuple[int, ...] | Literal["post_instruction"] | None = None,
     batch_size: int | None = None,
@@ -64,12 +81,21 @@ def measure(
     its filters, the choice of "auto" stands and `warnings` says so. The returned directions use all
     prompts.
 
+    `method`: "mean_difference"; "masked_mean_difference", the same without the coordinates whose
+    mean over harmless prompts exceeds `loud_multiple` (None: 50) times the median
+    (`fit_masked_difference`; `provenance` names them); or "variance_scaled"
+    (`fit_scaled_difference`). Where one coordinate is far louder than the others (Gemma 3), it
+    rules the plain difference, and the other two do not follow it.
+
     `positions`: None is the last token, a tuple of negative ints, or "post_instruction" (every
     template token after the instruction); the best position is kept. `clip_quantile` > 0
     winsorizes the components per residual and keeps all activations in memory; 0 streams them.
+    "auto" streams, and where a coordinate is loud reads again and winsorizes the residuals that
+    have one, at the quantile of `loud_coordinates.clip_for`; `provenance` says what it chose.
 
     Raises InputError for an empty set, a single prompt, equal sets, NaN activations, a layer out
-    of range. `result.warnings` says where the zero point lies on the wrong side.
+    of range, an unknown method, a mask that leaves nothing. `result.warnings` says where the zero
+    point lies on the wrong side, and where loud coordinates rule a plain difference.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
@@ -78,20 +104,18 @@ def measure(
     >>> vauban.measure(model, tokenizer, harmful, harmless, layer=2).residual_index
     3
     """
-    if method != "mean_difference":
-        raise InputError(f"method is {method!r}; measure() estimates 'mean_difference'")
+    estimate = estimator(method, loud_multiple)
     sets = {"harmless": list(harmless), "harmful": list(harmful)}
     _check_sets(sets)
     wanted = _positions(tokenizer, positions)
     splits = {name: split_prompts(prompts, seed) for name, prompts in sets.items()}
-    if clip_quantile:
-        read = stored(model, tokenizer, sets, wanted, clip_quantile, batch_size, progress)
-    else:
-        read = streamed(model, tokenizer, sets, splits, wanted, batch_size, progress)
-    classes = reduce_classes(read, splits)
+    classes, clipped = _read_classes(
+        model, tokenizer, sets, splits, wanted, clip_quantile, estimate, batch_size, progress
+    )
     low, high = classes["harmless"], classes["harmful"]
-    means = mx.stack([low.mean, high.mean])
-    full = means[1] - means[0]
+    whole = low.whole, high.whole
+    means = mx.stack([moments.mean for moments in whole])
+    full = estimate(*whole)
     table = score_layers(low, high)
     n_layers = int(full.shape[0]) - 1
     causal = layer == "causal"
@@ -99,9 +123,9 @@ def measure(
     if selection and not causal:
         raise InputError("selection holds options of layer='causal'; leave it out or ask for that")
     notes: list[str] = []
-    facts: dict[str, Any] = {"layer": layer}
+    facts: dict[str, Any] = {"layer": layer, **clipped}
     if causal:
-        raw = high.fit.mean - low.fit.mean
+        raw = estimate(low.fit, high.fit)
         offered = {
             (position, r): raw[r, i]
             for i, position in enumerate(wanted)
@@ -119,11 +143,56 @@ def measure(
         facts["selection"] = found.to_dict() if found else None
     if any(fitting is held_out for fitting, held_out in splits.values()):
         notes.append("fewer than 6 distinct prompts in a class: its layer scores are not held out")
+    at = tuple(one[:, column] for one in (np.array(whole[0].mean), np.array(whole[0].variance)))
+    if method == MASKED:
+        facts["loud_multiple"] = LOUD_MULTIPLE if loud_multiple is None else float(loud_multiple)
+        facts["masked"] = _masked(at[0], facts["loud_multiple"])
+        check_mask(
+            full[residual, column], means[0, residual, column], means[1, residual, column],
+            facts["masked"].get(str(residual), []), f" at residual {residual}",
+        )  # fmt: skip
+    elif method == "mean_difference":
+        marked = [one for one in loud_coordinates(*at) if one.residual == residual]
+        spread = pooled_variance(*whole)[residual, column]
+        ruled = ruling_note(np.array(full[residual, column]), spread, marked)
+        notes += [ruled] if ruled else []
     return _result(
         model, tokenizer, full[1:, column], means[:, 1:, column],
         {name: values[1:, column] for name, values in table.items()},
-        residual - 1, wanted[column], clip_quantile, seed, sets, notes, facts,
+        residual - 1, wanted[column], facts.pop("clip_quantile"), seed, sets, notes, facts, method,
     )  # fmt: skip
+
+
+def _read_classes(
+    model: nn.Module, tokenizer: Any, sets: dict[str, list[Any]], splits: dict[str, Split],
+    positions: tuple[int, ...], clip_quantile: Any, estimate: Estimator,
+    batch_size: int | None, progress: Progress | None,
+) -> tuple[dict[str, ClassMoments], dict[str, Any]]:  # fmt: skip
+    """The two classes, and what was clipped: the quantile and, for "auto", the residuals."""
+    residuals: list[int] | None = None
+    chosen: dict[str, Any] = {}
+    if isinstance(clip_quantile, str) and clip_quantile != "auto":
+        raise InputError(
+            f"clip_quantile is {clip_quantile!r}; expected 'auto' or a number, 0 <= q < 0.5"
+        )
+    if not clip_quantile or clip_quantile == "auto":
+        read = streamed(model, tokenizer, sets, splits, positions, batch_size, progress)
+        classes = reduce_classes(read, splits, estimate)
+        if not clip_quantile:
+            return classes, {"clip_quantile": clip_quantile}
+        harmless = classes["harmless"].whole
+        clip_quantile, residuals = clip_for(np.array(harmless.mean), np.array(harmless.variance))
+        chosen = {"clip_chosen": "auto", "clip_residuals": residuals}
+        if not residuals:
+            return classes, {"clip_quantile": clip_quantile, **chosen}
+    read = stored(model, tokenizer, sets, positions, clip_quantile, batch_size, progress, residuals)
+    return reduce_classes(read, splits, estimate), {"clip_quantile": clip_quantile, **chosen}
+
+
+def _masked(harmless_mean: np.ndarray, multiple: float) -> dict[str, list[int]]:
+    """The masked coordinates of residuals (R, d), by residual; those without any left out."""
+    marks = standing_out(harmless_mean, multiple)
+    return {str(r): np.flatnonzero(row).tolist() for r, row in enumerate(marks) if row.any()}
 
 
 def _check_sets(sets: dict[str, list[Any]]) -> None:
@@ -177,9 +246,12 @@ def _result(
     model: nn.Module, tokenizer: Any, raw: mx.array, means: mx.array,
     table: dict[str, np.ndarray], layer: int, position: int, clip_quantile: float, seed: int,
     sets: dict[str, list[Any]], notes: list[str], facts: dict[str, Any] | None = None,
+    method: str = "mean_difference",
 ) -> DirectionResult:  # fmt: skip
     norms = mx.linalg.norm(raw, axis=-1)
-    size = float(mx.linalg.norm(means[:, layer], axis=-1).max())
+    # A masked coordinate may be far larger than the rest; it does not decide what noise is.
+    counted = mx.where(raw[layer] == 0, mx.zeros_like(means[:, layer]), means[:, layer])
+    size = float(mx.linalg.norm(counted, axis=-1).max())
     if float(norms[layer]) <= RELATIVE_NOISE * size:
         raise InputError(
             f"the class means at the output of block {layer}, position {position}, are equal: "
@@ -211,7 +283,7 @@ def _result(
         projections=projections,
         scores={name: [float(v) for v in values] for name, values in table.items()},
         position=position,
-        method="mean_difference",
+        method=method,
         provenance={
             "seed": seed,
             "clip_quantile": clip_quantile,
