@@ -14,7 +14,12 @@ import numpy as np
 from vauban.activations import ActivationMoments, stream_activations
 from vauban.cli import run_lines
 from vauban.cli.console import Console
-from vauban.directions import LoudCoordinate, loud_coordinates
+from vauban.directions.loud_coordinates import (
+    LoudCoordinate,
+    loud_coordinates,
+    ratios,
+    standing_out,
+)
 from vauban.edits import WriterScale, writer_scales
 from vauban.edits.blocks import BLOCK
 from vauban.models import (
@@ -136,13 +141,14 @@ def _loud(console: Console, opened: Opened) -> dict[str, Any]:
     moments = ActivationMoments()
     for _, values in stream_activations(opened.model, opened.tokenizer, prompts):
         moments.update(values[:, :, 0])
-    marked = loud_coordinates(np.array(moments.mean), np.array(moments.variance))
+    mean = np.array(moments.mean)
+    marked = loud_coordinates(mean, np.array(moments.variance))
     console.line()
     console.pairs(
         "loud coordinates",
         [
             ("by weights", _by_weights(scales, unread)),
-            (f"by {moments.count} prompts", _by_prompts(marked)),
+            (f"by {moments.count} prompts", _by_prompts(marked, mean)),
         ],
     )
     return {
@@ -175,9 +181,19 @@ def _by_weights(scales: Sequence[WriterScale], unread: Sequence[str]) -> str:
     )
 
 
-def _by_prompts(marked: Sequence[LoudCoordinate]) -> str:
+def _by_prompts(marked: Sequence[LoudCoordinate], mean: np.ndarray) -> str:
+    """The loud coordinates, three at most; without any, one that stands out and stays put."""
     if not marked:
-        return "no loud coordinate"
+        steady = np.argwhere(standing_out(mean))
+        if not len(steady):
+            return "no loud coordinate"
+        sizes = ratios(mean)
+        residual, coordinate = max(steady, key=lambda place: sizes[tuple(place)])
+        return (
+            f"no loud coordinate; {coordinate} stands out in residual {residual} "
+            f"({sizes[residual, coordinate]:.0f} times the median) but hardly moves between "
+            "prompts, which cancels in a difference"
+        )
     named = []
     for coordinate, _ in Counter(one.coordinate for one in marked).most_common(3):
         at = [one for one in marked if one.coordinate == coordinate]

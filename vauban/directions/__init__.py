@@ -42,7 +42,6 @@ from vauban.directions.leace import (
     fit_oracle,
     fit_splince,
 )
-from vauban.directions.loud_coordinates import LoudCoordinate, loud_coordinates
 from vauban.directions.measure import measure, residual_limit
 from vauban.directions.median import fit_geometric_median, geometric_median
 from vauban.directions.pca import Subspace, fit_pca
@@ -59,7 +58,6 @@ __all__ = [
     "Geometry",
     "INLPResult",
     "LeaceResult",
-    "LoudCoordinate",
     "NoCandidate",
     "OracleResult",
     "SelectionResult",
@@ -80,7 +78,6 @@ __all__ = [
     "fit_scaled_difference",
     "fit_splince",
     "geometric_median",
-    "loud_coordinates",
     "measure",
     "measure_subspace",
     "principal_angles",

@@ -11,7 +11,7 @@ import numpy as np
 from vauban._common import RELATIVE_NOISE
 from vauban.activations import ActivationMoments
 from vauban.directions import mean_estimators
-from vauban.directions.loud_coordinates import LOUD_MULTIPLE, check_multiple
+from vauban.directions.loud_coordinates import LOUD_MULTIPLE, MASKED, check_multiple, standing_out
 from vauban.errors import InputError
 
 
@@ -98,11 +98,11 @@ def fit_masked_difference(
     """
     multiple = check_multiple(loud_multiple)
     low, high = _moments(X, y)
-    mask = mean_estimators.standing_out(np.array(low.mean), multiple)
+    mask = standing_out(np.array(low.mean), multiple)
     masked = tuple(int(c) for c in np.flatnonzero(mask))
     vector = mean_estimators.masked_difference(low, high, multiple=multiple)
     mean_estimators.check_mask(vector, low.mean, high.mean, masked)
-    return _direction(low, high, vector, mean_estimators.MASKED, masked)
+    return _direction(low, high, vector, MASKED, masked)
 
 
 def fit_scaled_difference(X: mx.array, y: mx.array) -> Direction:

@@ -27,7 +27,10 @@ from vauban.errors import InputError, shown
 LOUD_MULTIPLE = 50.0
 """A coordinate stands out where |mean| over harmless prompts exceeds this times the median's."""
 LOUD_SPREAD = 12.0
-"""It is loud where its standard deviation also exceeds this times the median's."""
+"""It is loud where its standard deviation also exceeds this times the median's; one whose spread
+is twice that is loud at any mean."""
+MASKED = "masked_mean_difference"
+"""The estimator that leaves out what stands out."""
 MOST = 0.5
 """Loud coordinates that carry this share of a difference, or of its spread, rule it."""
 CLIP_QUANTILE = 0.005
@@ -74,12 +77,13 @@ def standing_out(harmless_mean: np.ndarray, multiple: float = LOUD_MULTIPLE) -> 
 
 
 def loud(harmless_mean: np.ndarray, harmless_variance: np.ndarray) -> np.ndarray:
-    """Which coordinates stand out and move: bool (..., d).
+    """Which coordinates stand out and move, or move far more than the rest: bool (..., d).
 
     One that stands out at the same height in every prompt cancels in a difference of means.
     """
     spread = ratios(np.sqrt(np.asarray(harmless_variance, dtype=np.float64)))
-    return standing_out(harmless_mean) & (spread > LOUD_SPREAD)
+    moves = standing_out(harmless_mean) & (spread > LOUD_SPREAD)
+    return moves | (spread > 2 * LOUD_SPREAD)
 
 
 def loud_coordinates(
@@ -99,14 +103,15 @@ def clip_for(harmless_mean: np.ndarray, harmless_variance: np.ndarray) -> tuple[
     """(quantile, residuals) that `clip_quantile="auto"` winsorizes; means are (R, P, d).
 
     Only residuals with a loud coordinate are clipped. Quantiles are taken over all components, so
-    a tail has to be wider than the coordinates that stand out: with k of d of them the quantile is
-    (k + 1) / d, at least `CLIP_QUANTILE`. (0.0, []) where nothing is loud.
+    a tail has to be wider than the coordinates that stand out or are loud: with k of d of them the
+    quantile is (k + 1) / d, at least `CLIP_QUANTILE`. (0.0, []) where nothing is loud.
     """
-    marks = loud(harmless_mean, harmless_variance).any(axis=(-2, -1))
-    residuals = [int(r) for r in np.flatnonzero(marks)]
+    marks = loud(harmless_mean, harmless_variance)
+    residuals = [int(r) for r in np.flatnonzero(marks.any(axis=(-2, -1)))]
     if not residuals:
         return 0.0, []
-    most = int(standing_out(harmless_mean)[residuals].sum(axis=-1).max())
+    large = (marks | standing_out(harmless_mean))[residuals]
+    most = int(large.sum(axis=-1).max())
     return min(max(CLIP_QUANTILE, (most + 1) / harmless_mean.shape[-1]), 0.25), residuals
 
 
@@ -143,10 +148,11 @@ def ruling_note(
         for one in at[:3]
     )
     plural = "s" if len(at) > 1 else ""
+    masked = "" if any(one.mean_ratio <= LOUD_MULTIPLE for one in at) else f"{MASKED!r} or "
     return (
         f"loud coordinate{plural} {named} of residual {at[0].residual} carr"
         f"{'y' if plural else 'ies'} {of_square:.0%} of the squared difference of means and "
         f"{of_spread:.0%} of the spread along it, so the direction may follow "
         f"{'them' if plural else 'it'} more than the concept; measure with "
-        'method="masked_mean_difference" or "variance_scaled", or with clip_quantile="auto"'
+        f"method={masked}'variance_scaled', or with clip_quantile='auto'"
     )

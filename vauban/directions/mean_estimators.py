@@ -16,13 +16,17 @@ import mlx.core as mx
 import numpy as np
 
 from vauban.activations import ActivationMoments
-from vauban.directions.loud_coordinates import LOUD_MULTIPLE, check_multiple, standing_out
+from vauban.directions.loud_coordinates import (
+    LOUD_MULTIPLE,
+    MASKED,
+    check_multiple,
+    standing_out,
+)
 from vauban.errors import InputError, shown
 
 Estimator = Callable[[ActivationMoments, ActivationMoments], mx.array]
 """(harmless, harmful) -> vectors in the shape of the means."""
 
-MASKED = "masked_mean_difference"
 METHODS = ("mean_difference", MASKED, "variance_scaled")
 
 

@@ -27,18 +27,13 @@ from vauban.directions.class_moments import (
 )
 from vauban.directions.loud_coordinates import (
     LOUD_MULTIPLE,
+    MASKED,
     clip_for,
     loud_coordinates,
     ruling_note,
     standing_out,
 )
-from vauban.directions.mean_estimators import (
-    MASKED,
-    Estimator,
-    check_mask,
-    estimator,
-    pooled_variance,
-)
+from vauban.directions.mean_estimators import Estimator, check_mask, estimator, pooled_variance
 from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
 from vauban.prompts import post_instruction_positions
