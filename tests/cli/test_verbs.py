@@ -99,6 +99,20 @@ def test_doctor_shows_machine_and_writers(capsys, organism_folder):
     assert found["model"]["forward"]["ok"]
 
 
+def test_measure_takes_the_estimator_and_automatic_clipping(capsys, organism_folder, tmp_path):
+    given = ["measure", "--model", str(organism_folder), "--layer", "2", "--json", "-o"]
+    cures = ["--method", "masked_mean_difference", "--clip-quantile", "auto"]
+    assert main([*given, str(tmp_path / "masked.safetensors"), *cures]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["method"] == "masked_mean_difference"
+    assert measured["provenance"]["masked"] == {}
+    assert measured["provenance"]["clip_chosen"] == "auto"
+    assert main([*given, str(tmp_path / "other.safetensors"), "--method", "masked"]) == 2
+    assert "variance_scaled" in capsys.readouterr().err
+    assert main([*given, str(tmp_path / "other.safetensors"), "--clip-quantile", "auot"]) == 2
+    assert "auto" in capsys.readouterr().err
+
+
 def test_doctor_tells_of_loud_coordinates(capsys, organism_folder, tmp_path):
     """Predicted from the weights and seen on a few prompts, in words and in JSON."""
     assert main(["doctor", str(organism_folder)]) == 0

@@ -8,9 +8,10 @@ construction. Knows arrays of means and variances only.
 
 Measured on last-token residuals of 128 harmless prompts. Gemma 3 270M: means up to 2903 times the
 median; where the same coordinate's spread is 17 to 250 times the median (residuals 1 to 10), the
-plain difference separates worse than the masked one; where it is 7 to 11 times (11 to 18), both
-separate alike. Qwen2.5-Coder-0.5B-Instruct and SmolLM2-135M-Instruct: means up to 75 and 103
-times, spreads at most 6 and 9 times, and no effect. The bundled organisms: at most 5 and 2 times.
+plain difference separates worse than the masked one in all but one of ten; where it is 7 to 11
+times (11 to 18), both separate alike. Qwen2.5-Coder-0.5B-Instruct and SmolLM2-135M-Instruct:
+means up to 75 and 103 times; what stands out spreads at most 6 and 9 times, and has no effect. The
+bundled organisms: at most 5 and 2 times.
 """
 
 from __future__ import annotations
