@@ -31,9 +31,10 @@ _EXPORTS = {
     "vauban.directions": (
         "Direction DirectionResult INLPResult LeaceResult SelectionResult SubspaceResult "
         "analyze_geometry collect_candidates fit_classifier fit_geometric_median fit_inlp "
-        "fit_leace fit_mean_difference fit_mean_projection fit_pca fit_splince geometric_median "
-        "measure_subspace principal_angles refusal_log_odds refusal_token_ids "
-        "select_direction select_from_scores select_target_layers"
+        "fit_leace fit_masked_difference fit_mean_difference fit_mean_projection fit_pca "
+        "fit_scaled_difference fit_splince geometric_median measure_subspace "
+        "principal_angles refusal_log_odds refusal_token_ids select_direction select_from_scores "
+        "select_target_layers"
     ),
     "vauban.edits": (
         "EditPlan NullSpace PreservationKeys Preserve SparseDirectionSurgeon "

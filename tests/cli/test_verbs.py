@@ -5,9 +5,11 @@ import json
 import os
 import pty
 import shlex
+import shutil
 import subprocess
 import sys
 
+import mlx.core as mx
 import pytest
 
 from vauban.cli import main
@@ -95,6 +97,45 @@ def test_doctor_shows_machine_and_writers(capsys, organism_folder):
     layers = {writer["layer"] for writer in found["model"]["writers"]}
     assert layers == set(range(-1, found["model"]["info"]["n_layers"]))
     assert found["model"]["forward"]["ok"]
+
+
+def test_measure_takes_the_estimator_and_automatic_clipping(capsys, organism_folder, tmp_path):
+    given = ["measure", "--model", str(organism_folder), "--layer", "2", "--json", "-o"]
+    cures = ["--method", "masked_mean_difference", "--clip-quantile", "auto"]
+    assert main([*given, str(tmp_path / "masked.safetensors"), *cures]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["method"] == "masked_mean_difference"
+    assert measured["provenance"]["masked"] == {}
+    assert measured["provenance"]["clip_chosen"] == "auto"
+    assert main([*given, str(tmp_path / "other.safetensors"), "--method", "masked"]) == 2
+    assert "variance_scaled" in capsys.readouterr().err
+    assert main([*given, str(tmp_path / "other.safetensors"), "--clip-quantile", "auot"]) == 2
+    assert "auto" in capsys.readouterr().err
+
+
+def test_doctor_tells_of_loud_coordinates(capsys, organism_folder, tmp_path):
+    """Predicted from the weights and seen on a few prompts, in words and in JSON."""
+    assert main(["doctor", str(organism_folder)]) == 0
+    assert capsys.readouterr().out.count("no loud coordinate") == 2
+    shutil.copytree(organism_folder, tmp_path / "loud")
+    file = tmp_path / "loud" / "model.safetensors"
+    weights = mx.load(str(file))
+    weights["model.layers.1.mlp.down_proj.weight"][96] *= 1500.0
+    mx.eval(weights)
+    file.unlink()
+    mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+    assert main(["doctor", str(tmp_path / "loud")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no loud coordinate" not in said
+    assert "coordinate 96 (blocks 1)" in said and "coordinate 96 in residuals 2–6" in said
+    assert "--clip-quantile auto" in said
+    assert main(["doctor", str(tmp_path / "loud"), "--json"]) == 0
+    loud = json.loads(capsys.readouterr().out)["model"]["loud"]
+    assert [(one["layer"], one["coordinate"]) for one in loud["weights"]] == [(1, 96)]
+    assert {(one["residual"], one["coordinate"]) for one in loud["activations"]} == {
+        (residual, 96) for residual in range(2, 7)
+    }
+    assert loud["prompts"] == 16 and loud["unread_writers"] == []
 
 
 def test_a_terminal_gets_a_panel_and_colours(environment, organism_folder):

@@ -74,6 +74,8 @@ Negative = Annotated[int, Field(lt=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Quantile = Annotated[float, Field(ge=0, lt=0.5)]
+LoudMultiple = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 Prompts = Text | list[Text] | HubDataset
 

@@ -12,10 +12,12 @@ from vauban.config.keys import (
     POSITIVE,
     PROMPTS,
     Finite,
+    LoudMultiple,
     Negative,
     NonNegative,
     Positive,
     Prompts,
+    Quantile,
     Section,
     Text,
     key,
@@ -54,9 +56,19 @@ class DataSection(Section):
 class MeasureSection(Section):
     """How the direction is measured (`vauban.measure`)."""
 
-    method: Literal["mean_difference"] = key(
-        '"mean_difference"', "The estimator of the direction.", "mean_difference"
-    )
+    method: Literal["mean_difference", "masked_mean_difference", "variance_scaled"] = key(
+        '"mean_difference", "masked_mean_difference" or "variance_scaled"',
+        "The estimator of the direction. masked_mean_difference leaves out the coordinates that "
+        "stand out over harmless prompts; variance_scaled divides each by its variance: for models "
+        "with a loud coordinate, as `vauban doctor` names it.",
+        "mean_difference", flag="--method", metavar="NAME",
+    )  # fmt: skip
+    loud_multiple: LoudMultiple | None = key(
+        "a number above 1",
+        "masked_mean_difference leaves out coordinates above this multiple of the median; not "
+        "set: 50.",
+        None, example="50.0",
+    )  # fmt: skip
     layer: Literal["answers", "causal", "auto"] | NonNegative = key(
         '"answers", "causal", "auto" or a block index, 0 for the first',
         "Whose output the direction is taken from. answers: the one under whose cut short answers "
@@ -71,10 +83,11 @@ class MeasureSection(Section):
         "answers and causal, else the last token of the prompt.",
         None, example='"post_instruction"',
     )  # fmt: skip
-    clip_quantile: float = key(
-        "a number from 0 up to, not including, 0.5",
-        "Winsorization: this share of extreme values is clamped.",
-        0.0, flag="--clip-quantile", metavar="Q", ge=0.0, lt=0.5,
+    clip_quantile: Literal["auto"] | Quantile = key(
+        '"auto" or a number from 0 up to, not including, 0.5',
+        "Winsorization: this share of extreme values is clamped at either end. auto: 0 where no "
+        "coordinate is loud, and otherwise what clamps the loud ones, in their residuals.",
+        0.0, flag="--clip-quantile", metavar="Q",
     )  # fmt: skip
     batch_size: Positive | None = key(
         POSITIVE, "Prompts per forward pass; not set: chosen from the memory.", None,

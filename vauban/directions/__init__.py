@@ -1,30 +1,37 @@
 """From activations to directions: estimators on arrays, the measured direction, its choice.
 
 In reading order:
-    estimators       a fitted `Direction`, and the difference in means
-    median           the geometric median, which outliers hardly move
-    pca              principal components of the paired differences, and others
-    classifiers      logistic regression, SVM and LDA as directions
-    inlp             iterative null-space projection: classifier after classifier
-    leace            least-squares concept erasure in closed form
-    class_moments    the two classes read once, with a held-out part
-    separation       how well projections tell the classes apart
-    result           `DirectionResult`: what was measured, saved and loaded
-    direction_files  the file format of results
-    measure          the difference in means at every layer, and the layer's choice
-    subspace         several directions at one layer
-    candidates       raw differences at all positions and residuals
-    refusal_odds     the first answer token: refusal log-odds and KL
-    selection_rule   the published rule on scores alone
-    causal           scores by running each candidate's cut
-    target_layers    which blocks to cut, from scores per layer
-    geometry         angles between directions and subspaces
+    loud_coordinates  which coordinates of the stream stand out, and what they do
+    mean_estimators   directions from the moments of two classes: plain, masked, scaled
+    estimators        a fitted `Direction`, and the same estimators on rows
+    median            the geometric median, which outliers hardly move
+    pca               principal components of the paired differences, and others
+    classifiers       logistic regression, SVM and LDA as directions
+    inlp              iterative null-space projection: classifier after classifier
+    leace             least-squares concept erasure in closed form
+    class_moments     the two classes read once, with a held-out part
+    separation        how well projections tell the classes apart
+    result            `DirectionResult`: what was measured, saved and loaded
+    direction_files   the file format of results
+    measure           the direction at every layer, and the layer's choice
+    subspace          several directions at one layer
+    candidates        raw differences at all positions and residuals
+    refusal_odds      the first answer token: refusal log-odds and KL
+    selection_rule    the published rule on scores alone
+    causal            scores by running each candidate's cut
+    target_layers     which blocks to cut, from scores per layer
+    geometry          angles between directions and subspaces
 """
 
 from vauban.directions.candidates import Candidates, collect_candidates
 from vauban.directions.causal import select_direction
 from vauban.directions.classifiers import fit_classifier
-from vauban.directions.estimators import Direction, fit_mean_difference
+from vauban.directions.estimators import (
+    Direction,
+    fit_masked_difference,
+    fit_mean_difference,
+    fit_scaled_difference,
+)
 from vauban.directions.geometry import Geometry, analyze_geometry, principal_angles
 from vauban.directions.inlp import INLPResult, fit_inlp, fit_inlp_batch
 from vauban.directions.leace import (
@@ -63,10 +70,12 @@ __all__ = [
     "fit_inlp",
     "fit_inlp_batch",
     "fit_leace",
+    "fit_masked_difference",
     "fit_mean_difference",
     "fit_mean_projection",
     "fit_oracle",
     "fit_pca",
+    "fit_scaled_difference",
     "fit_splince",
     "geometric_median",
     "measure",

@@ -22,6 +22,7 @@ from vauban.activations import (
     winsorize,
 )
 from vauban.directions import separation
+from vauban.directions.mean_estimators import Estimator, mean_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +37,14 @@ class ClassMoments:
     projections: np.ndarray
 
     @property
+    def whole(self) -> ActivationMoments:
+        """Moments (L+1, P, d) over all prompts."""
+        return ActivationMoments().merge(self.fit).merge(self.held_out)
+
+    @property
     def mean(self) -> mx.array:
         """(L+1, P, d) over all prompts."""
-        return ActivationMoments().merge(self.fit).merge(self.held_out).mean
+        return self.whole.mean
 
 
 Split = tuple[list[int], list[int]]
@@ -92,8 +98,9 @@ def streamed(
 def stored(
     model: nn.Module, tokenizer: Any, sets: dict[str, list[Any]], positions: tuple[int, ...],
     clip_quantile: float, batch_size: int | None, progress: Progress | None,
+    residuals: list[int] | None = None,
 ) -> Read:  # fmt: skip
-    """All activations read at once and winsorized over both classes."""
+    """All activations read at once and winsorized over both classes: all `residuals`, or some."""
     prompts = [prompt for group in sets.values() for prompt in group]
 
     def tell(_: str, done: int, total: int) -> None:
@@ -103,10 +110,13 @@ def stored(
     values = collect_activations(
         model, tokenizer, prompts, positions=positions, batch_size=batch_size, progress=tell
     ).values
+    if residuals is None:
+        values = winsorize(values, clip_quantile)
+    else:
+        rows = mx.array(residuals)
+        values[:, rows] = winsorize(values[:, rows], clip_quantile)
     ends = np.cumsum([len(group) for group in sets.values()])
-    parts = dict(
-        zip(sets, mx.split(winsorize(values, clip_quantile), ends[:-1].tolist()), strict=True)
-    )
+    parts = dict(zip(sets, mx.split(values, ends[:-1].tolist()), strict=True))
 
     def read(name: str, rows: list[int]) -> Iterator[mx.array]:
         yield parts[name][mx.array(rows)]
@@ -114,13 +124,15 @@ def stored(
     return read
 
 
-def reduce_classes(read: Read, splits: dict[str, Split]) -> dict[str, ClassMoments]:
-    """Moments of the fitting prompts, then projections of the held-out ones on their difference."""
+def reduce_classes(
+    read: Read, splits: dict[str, Split], estimate: Estimator = mean_difference
+) -> dict[str, ClassMoments]:
+    """Moments of the fitting prompts, then the held-out ones' projections on their direction."""
     fit = {name: ActivationMoments() for name in splits}
     for name, (fitting, _) in splits.items():
         for values in read(name, fitting):
             fit[name].update(values)
-    units = unit_rows(fit["harmful"].mean - fit["harmless"].mean)
+    units = unit_rows(estimate(fit["harmless"], fit["harmful"]))
     classes = {}
     for name, (fitting, held_out) in splits.items():
         moments, projections = ActivationMoments(), []

@@ -17,6 +17,8 @@ from vauban._common import RELATIVE_NOISE, Progress
 from vauban.directions.candidates import Key
 from vauban.directions.causal import choose_causally
 from vauban.directions.class_moments import (
+    ClassMoments,
+    Split,
     reduce_classes,
     score_layers,
     split_prompts,
@@ -24,6 +26,15 @@ from vauban.directions.class_moments import (
     streamed,
     unit_rows,
 )
+from vauban.directions.loud_coordinates import (
+    LOUD_MULTIPLE,
+    MASKED,
+    clip_for,
+    loud_coordinates,
+    ruling_note,
+    standing_out,
+)
+from vauban.directions.mean_estimators import Estimator, check_mask, estimator, pooled_variance
 from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
 from vauban.prompts import post_instruction_positions
@@ -50,9 +61,10 @@ def measure(
     tokenizer: Any,
     harmful: Sequence[Any],
     harmless: Sequence[Any],
-    clip_quantile: float = 0.0,
+    clip_quantile: float | Literal["auto"] = 0.0,
     *,
     method: str = "mean_difference",
+    loud_multiple: float | None = None,
     layer: int | Literal["auto", "causal"] | Chooser = "auto",
     positions: tuple[int, ...] | Literal["post_instruction"] | None = None,
     batch_size: int | None = None,
@@ -65,20 +77,18 @@ def measure(
     A chooser is offered the directions of the fitting two thirds at residuals 1 to L-1 and all
     positions, and at most 32 held-out prompts of each class.
     """
-    if method != "mean_difference":
-        raise InputError(f"method is {method!r}; measure() estimates 'mean_difference'")
+    estimate = estimator(method, loud_multiple)
     sets = {"harmless": list(harmless), "harmful": list(harmful)}
     _check_sets(sets)
     wanted = _positions(tokenizer, positions)
     splits = {name: split_prompts(prompts, seed) for name, prompts in sets.items()}
-    if clip_quantile:
-        read = stored(model, tokenizer, sets, wanted, clip_quantile, batch_size, progress)
-    else:
-        read = streamed(model, tokenizer, sets, splits, wanted, batch_size, progress)
-    classes = reduce_classes(read, splits)
+    classes, clipped = _read_classes(
+        model, tokenizer, sets, splits, wanted, clip_quantile, estimate, batch_size, progress
+    )
     low, high = classes["harmless"], classes["harmful"]
-    means = mx.stack([low.mean, high.mean])
-    full = means[1] - means[0]
+    whole = low.whole, high.whole
+    means = mx.stack([moments.mean for moments in whole])
+    full = estimate(*whole)
     table = score_layers(low, high)
     n_layers = int(full.shape[0]) - 1
     chosen_later = layer == "causal" or callable(layer)
@@ -88,9 +98,9 @@ def measure(
             "selection holds options of layer='causal' and 'answers'; leave it out or ask for those"
         )
     notes: list[str] = []
-    facts: dict[str, Any] = {"layer": layer}
+    facts: dict[str, Any] = {"layer": layer, **clipped}
     if chosen_later:
-        raw = high.fit.mean - low.fit.mean
+        raw = estimate(low.fit, high.fit)
         deepest = n_layers - 1 if callable(layer) else min(residual_limit(n_layers), n_layers - 1)
         offered = {
             (position, r): raw[r, i]
@@ -99,7 +109,8 @@ def measure(
         }
         tested = {n: [sets[n][i] for i in splits[n][1][:VALIDATION]] for n in sets}
         if callable(layer) and offered:
-            (position, residual), facts, notes = layer(offered, tested)
+            (position, residual), chosen, notes = layer(offered, tested)
+            facts |= chosen
         else:
             (position, residual), found, notes = choose_causally(
                 model, tokenizer, offered, tested["harmful"], tested["harmless"],
@@ -108,15 +119,60 @@ def measure(
                 **{"prune_layers": 0.0, "batch_size": batch_size, "progress": progress,
                    **(selection or {})},
             )  # fmt: skip
-            facts = {"layer": "causal", "selection": found.to_dict() if found else None}
+            facts |= {"layer": "causal", "selection": found.to_dict() if found else None}
         column = wanted.index(position)
     if any(fitting is held_out for fitting, held_out in splits.values()):
         notes.append("fewer than 6 distinct prompts in a class: its layer scores are not held out")
+    at = tuple(one[:, column] for one in (np.array(whole[0].mean), np.array(whole[0].variance)))
+    if method == MASKED:
+        facts["loud_multiple"] = LOUD_MULTIPLE if loud_multiple is None else float(loud_multiple)
+        facts["masked"] = _masked(at[0], facts["loud_multiple"])
+        check_mask(
+            full[residual, column], means[0, residual, column], means[1, residual, column],
+            facts["masked"].get(str(residual), []), f" at residual {residual}",
+        )  # fmt: skip
+    elif method == "mean_difference":
+        marked = [one for one in loud_coordinates(*at) if one.residual == residual]
+        spread = pooled_variance(*whole)[residual, column]
+        ruled = ruling_note(np.array(full[residual, column]), spread, marked)
+        notes += [ruled] if ruled else []
     return _result(
         model, tokenizer, full[1:, column], means[:, 1:, column],
         {name: values[1:, column] for name, values in table.items()},
-        residual - 1, wanted[column], clip_quantile, seed, sets, notes, facts,
+        residual - 1, wanted[column], facts.pop("clip_quantile"), seed, sets, notes, facts, method,
     )  # fmt: skip
+
+
+def _read_classes(
+    model: nn.Module, tokenizer: Any, sets: dict[str, list[Any]], splits: dict[str, Split],
+    positions: tuple[int, ...], clip_quantile: Any, estimate: Estimator,
+    batch_size: int | None, progress: Progress | None,
+) -> tuple[dict[str, ClassMoments], dict[str, Any]]:  # fmt: skip
+    """The two classes, and what was clipped: the quantile and, for "auto", the residuals."""
+    residuals: list[int] | None = None
+    chosen: dict[str, Any] = {}
+    if isinstance(clip_quantile, str) and clip_quantile != "auto":
+        raise InputError(
+            f"clip_quantile is {clip_quantile!r}; expected 'auto' or a number, 0 <= q < 0.5"
+        )
+    if not clip_quantile or clip_quantile == "auto":
+        read = streamed(model, tokenizer, sets, splits, positions, batch_size, progress)
+        classes = reduce_classes(read, splits, estimate)
+        if not clip_quantile:
+            return classes, {"clip_quantile": clip_quantile}
+        harmless = classes["harmless"].whole
+        clip_quantile, residuals = clip_for(np.array(harmless.mean), np.array(harmless.variance))
+        chosen = {"clip_chosen": "auto", "clip_residuals": residuals}
+        if not residuals:
+            return classes, {"clip_quantile": clip_quantile, **chosen}
+    read = stored(model, tokenizer, sets, positions, clip_quantile, batch_size, progress, residuals)
+    return reduce_classes(read, splits, estimate), {"clip_quantile": clip_quantile, **chosen}
+
+
+def _masked(harmless_mean: np.ndarray, multiple: float) -> dict[str, list[int]]:
+    """The masked coordinates of residuals (R, d), by residual; those without any left out."""
+    marks = standing_out(harmless_mean, multiple)
+    return {str(r): np.flatnonzero(row).tolist() for r, row in enumerate(marks) if row.any()}
 
 
 def _check_sets(sets: dict[str, list[Any]]) -> None:
@@ -172,9 +228,12 @@ def _result(
     model: nn.Module, tokenizer: Any, raw: mx.array, means: mx.array,
     table: dict[str, np.ndarray], layer: int, position: int, clip_quantile: float, seed: int,
     sets: dict[str, list[Any]], notes: list[str], facts: dict[str, Any] | None = None,
+    method: str = "mean_difference",
 ) -> DirectionResult:  # fmt: skip
     norms = mx.linalg.norm(raw, axis=-1)
-    size = float(mx.linalg.norm(means[:, layer], axis=-1).max())
+    # A masked coordinate may be far larger than the rest; it does not decide what noise is.
+    counted = mx.where(raw[layer] == 0, mx.zeros_like(means[:, layer]), means[:, layer])
+    size = float(mx.linalg.norm(counted, axis=-1).max())
     if float(norms[layer]) <= RELATIVE_NOISE * size:
         raise InputError(
             f"the class means at the output of block {layer}, position {position}, are equal: "
@@ -206,7 +265,7 @@ def _result(
         projections=projections,
         scores={name: [float(v) for v in values] for name, values in table.items()},
         position=position,
-        method="mean_difference",
+        method=method,
         provenance={
             "seed": seed,
             "clip_quantile": clip_quantile,

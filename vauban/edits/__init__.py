@@ -11,6 +11,7 @@ In reading order:
     preservation_keys  the inputs of each matrix, gathered from prompts
     modules            packed and float forms of mlx modules
     blocks             a matrix read in float32 part by part; the edited one as a stream of rows
+    writer_scales      how strongly each writer writes each coordinate, from weights alone
     packed             an edited matrix packed again, exactly along its direction
     embedding          a shared embedding: cut, untied or kept
     affine_cut         constants instead of zero along the direction
@@ -41,6 +42,7 @@ from vauban.edits.sparse import (
     SparseSurgeryPlan,
 )
 from vauban.edits.update import Update
+from vauban.edits.writer_scales import WriterScale, writer_scales
 
 __all__ = [
     "EditPlan",
@@ -55,6 +57,7 @@ __all__ = [
     "SparseSurgeryPlan",
     "Update",
     "WriterProtection",
+    "WriterScale",
     "biproject",
     "collect_preservation_keys",
     "cut",
@@ -68,4 +71,5 @@ __all__ = [
     "quantize_direction_exact",
     "sparsify_direction",
     "store_packed",
+    "writer_scales",
 ]

@@ -81,6 +81,7 @@ def measure_stage(
         list(harmless.prompts),
         settings.clip_quantile,
         method=settings.method,
+        loud_multiple=settings.loud_multiple,
         layer=settings.layer,
         positions=tuple(positions) if isinstance(positions, list) else positions,
         batch_size=settings.batch_size,

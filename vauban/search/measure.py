@@ -24,9 +24,10 @@ def measure(
     tokenizer: Any,
     harmful: Sequence[Any],
     harmless: Sequence[Any],
-    clip_quantile: float = 0.0,
+    clip_quantile: float | Literal["auto"] = 0.0,
     *,
     method: str = "mean_difference",
+    loud_multiple: float | None = None,
     layer: int | Literal["auto", "causal", "answers"] = "auto",
     positions: tuple[int, ...] | Literal["post_instruction"] | None = None,
     batch_size: int | None = None,
@@ -48,12 +49,21 @@ def measure(
 
     `selection` holds options of the last two. The returned directions use all prompts.
 
+    `method`: "mean_difference"; "masked_mean_difference", the same without the coordinates whose
+    mean over harmless prompts exceeds `loud_multiple` (None: 50) times the median
+    (`fit_masked_difference`; `provenance` names them); or "variance_scaled"
+    (`fit_scaled_difference`). Where one coordinate is far louder than the others (Gemma 3), it
+    rules the plain difference, and the other two do not follow it.
+
     `positions`: None is the last token, a tuple of negative ints, or "post_instruction" (every
     template token after the instruction); the best position is kept. `clip_quantile` > 0
     winsorizes the components per residual and keeps all activations in memory; 0 streams them.
+    "auto" streams, and where a coordinate is loud reads again and winsorizes the residuals that
+    have one, at the quantile of `loud_coordinates.clip_for`; `provenance` says what it chose.
 
     Raises InputError for an empty set, a single prompt, equal sets, NaN activations, a layer out
-    of range. `result.warnings` says where the zero point lies on the wrong side.
+    of range, an unknown method, a mask that leaves nothing. `result.warnings` says where the zero
+    point lies on the wrong side, and where loud coordinates rule a plain difference.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
@@ -63,7 +73,7 @@ def measure(
     3
     """
     options: dict[str, Any] = {
-        "method": method, "positions": positions, "batch_size": batch_size, "seed": seed,
+        "method": method, "loud_multiple": loud_multiple, "positions": positions, "batch_size": batch_size, "seed": seed,
         "progress": progress,
     }  # fmt: skip
     if layer != "answers":
