@@ -133,6 +133,8 @@ def _rows(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
 
 
 def _fact(row: Mapping[str, Any]) -> Fact:
+    prompt: Any
+    subject: Any
     rewrite = row.get("requested_rewrite", row)
     if not isinstance(rewrite, Mapping):
         raise InputError(f"requested_rewrite is {shown(rewrite)}; expected an object")

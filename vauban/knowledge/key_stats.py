@@ -115,7 +115,7 @@ class KeyStats:
 def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Arrays and metadata of safetensors bytes under any suffix (mlx goes by the suffix)."""
     with path.open("rb") as file:
-        return cast(Any, mx.load(file, format="safetensors", return_metadata=True))  # type: ignore[no-any-return]
+        return cast(Any, mx.load(file, format="safetensors", return_metadata=True))
 
 
 def collect_key_stats(

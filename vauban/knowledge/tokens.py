@@ -84,7 +84,7 @@ def target_ids(tokenizer: Any, text: str, target: str) -> tuple[int, ...]:
 
 
 def kl_row(tokenizer: Any, fact: Fact) -> Row:
-    """"{subject} is a", whose next-token distribution at the subject's end is to stay."""
+    """ "{subject} is a", whose next-token distribution at the subject's end is to stay."""
     return encode_fact(tokenizer, Fact("{} is a", fact.subject, fact.target_new))
 
 
@@ -100,7 +100,7 @@ def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
 
 
 def sample_contexts(model: nn.Module, tokenizer: Any, seed: int = 0) -> tuple[str, ...]:
-    """"{}" and five sentences that the model starts by itself, each with ". {}" behind it."""
+    """ "{}" and five sentences that the model starts by itself, each with ". {}" behind it."""
     starts = [[int(i) for i in tokenizer.encode(start)] for start in _STARTS]
     ends = generate_tokens(
         model,
