@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_unflatten
 
 from vauban._arrays import as_numpy
 from vauban._common import Progress
@@ -22,7 +20,7 @@ from vauban.errors import InputError
 from vauban.knowledge.conveniences import Conveniences
 from vauban.knowledge.fact_report import FactOutcome, FactReport, LayerOutcome
 from vauban.knowledge.facts import Fact, check_batch
-from vauban.knowledge.key_stats import KeyStats, collect_key_stats
+from vauban.knowledge.key_stats import KeyStats, check_stats, collect_key_stats
 from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.knowledge.ledger import EditSettings, Ledger, LedgerBatch
 from vauban.knowledge.penalty import Penalty, penalty
@@ -38,7 +36,7 @@ from vauban.knowledge.tokens import (
 from vauban.knowledge.tracing import trace_layers
 from vauban.knowledge.updates import ridge_rows
 from vauban.knowledge.values import Value, ValueSettings, ValueTask, optimise_values
-from vauban.models import forget
+from vauban.knowledge.weights import EditedWeights
 
 # EMMET's slack (Gupta et al. 2024).
 _SLACK = 0.1
@@ -88,12 +86,9 @@ class Editor(Conveniences):
         self.notes: list[str] = []
         self.ledger = Ledger(self.settings)
         self.modules: dict[int, EditedModule] = {}
-        self.original: dict[int, np.ndarray] = {}
-        """By block W (d1, d0) in float32 before the first edit."""
-        self.packed: dict[int, nn.Module] = {}
-        """By block the packed module that stood where an edited float one stands now."""
-        self._current: dict[int, np.ndarray] = {}
-        self._penalties: dict[int, Penalty] = {}
+        self.weights = EditedWeights(model, {})
+        self.penalties: dict[int, Penalty] = {}
+        """By block what an update pays for; "auto" is a number in its settings."""
         self._anchor: float | None = None
         if contexts is not None:
             self.ledger.contexts = check_contexts(contexts)
@@ -109,33 +104,11 @@ class Editor(Conveniences):
                 self.model, self.tokenizer, None, layers, seed=self.settings.seed
             )
         for layer, module in modules.items():
-            stats = self.stats.get(layer)
-            if stats is None:
-                raise InputError(
-                    f"there are no key statistics of block {layer}, only of {sorted(self.stats)}"
-                )
-            if stats.layer != layer or len(stats.moment) != module.width:
-                raise InputError(
-                    f"the statistics for block {layer} are those of block {stats.layer}, "
-                    f"{len(stats.moment)} wide; expected {module.width}"
-                )
-            digest = module.digest()
-            if stats.model and stats.model != digest:
-                raise InputError(
-                    f"the statistics of block {layer} were collected on another model; collect "
-                    "them on this one"
-                )
+            stats, digest = check_stats(self.stats, module)
             self.ledger.digests[layer] = digest
-            self.original[layer] = as_numpy(module.weight())
-            self._current[layer] = self.original[layer].astype(np.float64)
-            self._penalties[layer] = penalty(stats, **self.settings.of_penalty())
-        self.modules = modules
+            self.penalties[layer] = penalty(stats, **self.settings.of_penalty())
+        self.modules, self.weights = modules, EditedWeights(self.model, modules)
         self.ledger.layers = layers
-
-    @property
-    def penalties(self) -> Mapping[int, Penalty]:
-        """By block what an update pays for; "auto" is a number in its settings."""
-        return self._penalties
 
     def edit(self, facts: Sequence[Fact], progress: Progress | None = None) -> FactReport:
         """Edit facts in batches of `settings.batch_size`; the weights change in memory.
@@ -154,7 +127,7 @@ class Editor(Conveniences):
         for fact in facts:
             self._rows(fact)
         outcomes: list[FactOutcome] = []
-        before = {layer: self._current[layer].copy() for layer in self.modules}
+        before = {layer: self.weights.current(layer) for layer in self.modules}
         for number, part in enumerate(parts, 1):
             outcomes += self._edit_batch(part)
             if progress:
@@ -241,7 +214,7 @@ class Editor(Conveniences):
             residual = (z - stream) / (len(self.modules) - number) / module.multiplier
             factor = self._factor(keys, plain_keys, layer)
             solved[layer] = _Solved(keys, residual, factor)
-            self._add(layer, residual.T @ factor)
+            self.weights.add(layer, residual.T @ factor)
         after, _ = read_facts(self.model, rows, list(self.modules.values()))
         self.ledger.batches.append(
             LedgerBatch(
@@ -267,7 +240,7 @@ class Editor(Conveniences):
 
     def _factor(self, keys: np.ndarray, plain: np.ndarray, layer: int) -> np.ndarray:
         """B (u, d0): the update is residualsᵀ B."""
-        rule, method = self._penalties[layer], self.settings.method
+        rule, method = self.penalties[layer], self.settings.method
         if method == "rome":
             row = rule.inverse(keys)
             scaled: np.ndarray = row / (row @ plain.T)
@@ -290,7 +263,7 @@ class Editor(Conveniences):
         last = max(self.modules)
         rows = [encode_fact(self.tokenizer, fact) for fact in facts]
         keys, _ = read_facts(self.model, rows, [self.modules[last]])
-        before = self.modules[last].multiplier * keys[last] @ self._current[last].T
+        before = self.modules[last].multiplier * keys[last] @ self.weights.current(last).T
         wanted = before + (z - h0)
         norms = np.linalg.norm(wanted, axis=1, keepdims=True)
         if self._anchor is None:
@@ -298,28 +271,6 @@ class Editor(Conveniences):
         scaled = np.where(norms > 2 * self._anchor, before, wanted * self._anchor / norms)
         anchored: np.ndarray = h0 - before + scaled
         return anchored
-
-    def _add(self, layer: int, delta: np.ndarray) -> None:
-        self._current[layer] = self._current[layer] + delta
-        self._store(layer)
-
-    def _store(self, layer: int) -> None:
-        """Write a layer's matrix into the model, in the module's own type, packed ones as float."""
-        edited, module = self.modules[layer], self.modules[layer].module
-        weight = mx.array(self._current[layer].astype(np.float32))
-        if "scales" in module:
-            self.packed[layer] = module
-            twin = nn.Linear(1, 1, bias=False)
-            twin.weight = weight
-            if "bias" in module:
-                twin.bias = module.bias
-            twin.freeze()
-            self.model.update_modules(tree_unflatten([(edited.path, twin)]))
-            forget(self.model)
-            return
-        dtype = mx.float32 if layer in self.packed else module.weight.dtype
-        module.weight = weight.astype(dtype)
-        mx.eval(module.weight)
 
     def undo(self, ids: str | Sequence[str], *, values: str = "again") -> FactReport:
         """Take facts out: the weights are as if those had never been edited.
@@ -338,11 +289,11 @@ class Editor(Conveniences):
             raise InputError(f"no fact with the id {missing[0]!r} is in the ledger")
         if values not in ("again", "kept"):
             raise InputError(f"values is {values!r}; expected 'again' or 'kept'")
-        before = {layer: self._current[layer].copy() for layer in self.modules}
+        before = {layer: self.weights.current(layer) for layer in self.modules}
         batches = self.ledger.batches
         first = next(n for n, batch in enumerate(batches) if wanted & set(batch.ids))
         later, self.ledger.batches = batches[first:], batches[:first]
-        self._rewind()
+        self.weights.rewind(self.ledger.batches)
         outcomes: list[FactOutcome] = []
         for number, batch in enumerate(later):
             removed = {f.subject for f in batch.facts if f.id in wanted}
@@ -357,15 +308,6 @@ class Editor(Conveniences):
                 self._write_batch(facts, batch.values[keep], batch.plain[keep])
         return self._report(outcomes, before)
 
-    def _rewind(self) -> None:
-        """The weights that the batches in the ledger make, from the original ones."""
-        for layer in self.modules:
-            total = self.original[layer].astype(np.float64)
-            for batch in self.ledger.batches:
-                total = total + batch.delta(layer)
-            self._current[layer] = total
-            self._store(layer)
-
     def restore(self, ledger: Ledger) -> None:
         """Take up a ledger on the model it was made for: its edits are in the weights afterwards.
 
@@ -379,14 +321,14 @@ class Editor(Conveniences):
         if self.ledger.digests != ledger.digests:
             raise InputError("the ledger belongs to another model or layers; use replay")
         self.ledger.batches = list(ledger.batches)
-        self._rewind()
+        self.weights.rewind(self.ledger.batches)
 
     def replay(self, ledger: Ledger) -> FactReport:
         """Edit a ledger's facts into this model, in the same batches and contexts."""
         self.ledger.contexts, self._sampled = ledger.contexts, True
         if not self.modules:
             self._prepare(ledger.layers)
-        before = {layer: self._current[layer].copy() for layer in self.modules}
+        before = {layer: self.weights.current(layer) for layer in self.modules}
         outcomes: list[FactOutcome] = []
         for batch in ledger.batches:
             outcomes += self._edit_batch(self._numbered(batch.facts))
@@ -397,11 +339,11 @@ class Editor(Conveniences):
     ) -> FactReport:
         layers = []
         for layer in self.modules:
-            delta = self._current[layer] - before[layer]
+            delta = self.weights.current(layer) - before[layer]
             size = float(np.linalg.norm(delta))
-            moment = as_numpy(self._penalties[layer].moment).astype(np.float64)
+            moment = as_numpy(self.penalties[layer].moment).astype(np.float64)
             leak = float(np.sqrt(max(0.0, np.einsum("ij,ij->", delta @ moment, delta))))
             base = float(np.linalg.norm(before[layer]))
             layers.append(LayerOutcome(layer, size / base, leak / size if size else 0.0))
-        rules = tuple(rule.summary() for rule in self._penalties.values())
+        rules = tuple(rule.summary() for rule in self.penalties.values())
         return FactReport(tuple(outcomes), tuple(layers), rules, tuple(self.notes))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ import numpy as np
 
 from vauban._common import Progress, probe_tokens
 from vauban.errors import InputError, ModelError, shown
-from vauban.knowledge.layers import edited_modules
+from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.linalg import as_array
 from vauban.models import (
     anatomy,
@@ -116,6 +116,24 @@ def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Arrays and metadata of safetensors bytes under any suffix (mlx goes by the suffix)."""
     with path.open("rb") as file:
         return cast(Any, mx.load(file, format="safetensors", return_metadata=True))
+
+
+def check_stats(given: Mapping[int, KeyStats], module: EditedModule) -> tuple[KeyStats, str]:
+    """The statistics of a module and its matrix's hash; InputError for those of another one."""
+    layer, stats, digest = module.layer, given.get(module.layer), module.digest()
+    if stats is None:
+        raise InputError(f"there are no key statistics of block {layer}, only of {sorted(given)}")
+    if stats.layer != layer or len(stats.moment) != module.width:
+        raise InputError(
+            f"the statistics for block {layer} are those of block {stats.layer}, "
+            f"{len(stats.moment)} wide; expected {module.width}"
+        )
+    if stats.model and stats.model != digest:
+        raise InputError(
+            f"the statistics of block {layer} were collected on another model; collect them on "
+            "this one"
+        )
+    return stats, digest
 
 
 def collect_key_stats(

@@ -93,10 +93,6 @@ class _Line:
     plain: bool = False
     first: mx.array | None = None
 
-    @property
-    def is_kl(self) -> bool:
-        return not self.targets
-
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
@@ -325,9 +321,9 @@ class _Runner:
 
     def _divergence(self, chunk: _Chunk, scores: mx.array, first: bool) -> mx.array:
         """KL(p_δ ‖ p_0) of each line, 0 for those with a target; on the first step p_0 is kept."""
-        if not any(line.is_kl for line in chunk.lines):
+        if all(line.targets for line in chunk.lines):
             return mx.zeros(len(chunk.lines))
-        rows = [n for n, line in enumerate(chunk.lines) if line.is_kl]
+        rows = [n for n, line in enumerate(chunk.lines) if not line.targets]
         now = scores[mx.array(rows), 0]
         if first:
             for n, row in enumerate(rows):
