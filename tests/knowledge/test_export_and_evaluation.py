@@ -102,3 +102,23 @@ def test_a_shift_is_nothing_for_one_model_and_grows_with_a_change(dense):
     assert shift_of(before, before).inside == pytest.approx(0.95, abs=0.01)
     far = shift_of(before, before + np.array([30.0, 0.0]))
     assert far.inside == 0 and far.overlap[0] == 0 and far.cka == pytest.approx(1)
+
+
+def test_the_command_edits_and_takes_out_again(tmp_path, capsys, monkeypatch):
+    from vauban.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    lines = ['{"prompt": "Where is the {} ?", "subject": "lamp", "target_new": "river"}',
+             '{"prompt": "I need a {} to", "subject": "rope", "target_new": "paint"}']  # fmt: skip
+    (tmp_path / "facts.jsonl").write_text("\n".join(lines))
+    model = str(vauban.organism_path("dense"))
+    flags = ["--layers", "2", "--lam", "1", "--clamp", "6", "--steps", "6", "-o", "out"]
+    assert main(["edit", model, "facts.jsonl", *flags]) == 0
+    assert "2 of 2 facts edited" in capsys.readouterr().out
+    assert main(["edit", "--undo", "1", "2", "out"]) == 0
+    path = "model.layers.2.mlp.down_proj.weight"
+    (after,) = [mx.load(str(f))[path] for f in (tmp_path / "out").glob("model*.safetensors")]
+    before = dict(vauban.load(model)[0].named_modules())["model.layers.2.mlp.down_proj"].weight
+    assert mx.array_equal(after.astype(mx.float32), before.astype(mx.float32))
+    assert Ledger.load(tmp_path / "out").facts == []
+    assert main(["edit", "--undo", "7", "out"]) == 2

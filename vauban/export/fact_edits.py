@@ -63,6 +63,7 @@ def export_facts(
         draft.outcomes[edited.path] = outcome
         for name, array in arrays.items():
             draft.entries[f"{edited.path}.{name}"] = array_entry(f"{edited.path}.{name}", array)
+    editor.ledger.source = str(model_path)
     with staged(output_dir, force=force, source=source.folder) as folder:
         write_folder(source, draft, folder)
         editor.ledger.save(folder / LEDGER_FILE)

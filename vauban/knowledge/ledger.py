@@ -144,6 +144,8 @@ class Ledger:
     layers: tuple[int, ...] = ()
     digests: dict[int, str] = field(default_factory=dict)
     batches: list[LedgerBatch] = field(default_factory=list)
+    source: str = ""
+    """The model that an exported folder was made from."""
 
     @property
     def facts(self) -> list[Fact]:
@@ -158,6 +160,7 @@ class Ledger:
             "settings": self.settings.to_dict(),
             "contexts": list(self.contexts),
             "layers": list(self.layers),
+            "source": self.source,
             "digests": {str(layer): digest for layer, digest in self.digests.items()},
             "batches": [[fact.to_dict() for fact in batch.facts] for batch in self.batches],
         }
@@ -193,6 +196,7 @@ class Ledger:
         layers = tuple(facts["layers"])
         digests = {int(layer): digest for layer, digest in facts["digests"].items()}
         ledger = cls(EditSettings(**facts["settings"]), tuple(facts["contexts"]), layers, digests)
+        ledger.source = facts["source"]
 
         def array(name: str) -> np.ndarray:
             return as_numpy(arrays[name]).astype(np.float64)
