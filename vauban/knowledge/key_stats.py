@@ -161,7 +161,7 @@ def collect_key_stats(
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
     >>> stats = collect_key_stats(model, tokenizer, ["Bring me the lamp."], [1])
     >>> stats[1].count
-    5
+    7
     """
     modules = edited_modules(model, layers)
     width = max(module.width for module in modules.values())
