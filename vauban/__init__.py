@@ -42,8 +42,13 @@ _EXPORTS = {
         "cut_subspace null_space plan_cut protection_report quantize_direction_exact "
         "sparsify_direction"
     ),
+    "vauban.knowledge": (
+        "EditSettings Editor Fact FactReport KeyStats Ledger Penalty collect_key_stats "
+        "emmet_update load_facts penalty prune rect ridge_update rome_update sphere"
+    ),
     "vauban.evaluation": (
-        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult Likelihood bootstrap_interval "
+        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval HiddenShift Likelihood "
+        "bootstrap_interval evaluate_facts hidden_shift "
         "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
         "measure_behaviour measure_perplexity perplexity wilson_interval"
     ),

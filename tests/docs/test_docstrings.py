@@ -6,12 +6,13 @@ import pkgutil
 
 import vauban
 
-ROOMS = ("interventions", "models")
+ROOMS = ("interventions", "models", "knowledge")
 MODULES = [
     "vauban._common",
     "vauban.linalg",
     "vauban.directions.geometry",
     "vauban.edits.directions",
+    "vauban.evaluation.facts",
     *(
         f"vauban.{room}.{module.name}"
         for room in ROOMS

@@ -8,7 +8,15 @@ from tests.docs.blocks import ROOT, run_blocks
 
 
 @pytest.mark.parametrize(
-    "page", ["directions.md", "interventions.md", "editing.md", "null-space.md", "house.md"]
+    "page",
+    [
+        "directions.md",
+        "interventions.md",
+        "editing.md",
+        "null-space.md",
+        "knowledge.md",
+        "house.md",
+    ],
 )
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys, environment):
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ In reading order:
     run_lines          what a run prints
     single_stages      measure, cut, evaluate
     saved_directions   probe, steer, geometry
+    edit               edit
     study              study
     configuration      init, --validate
     doctor             doctor
@@ -68,6 +69,7 @@ _FILES = {
     "whole_run": ("demo", "target"),
     "single_stages": ("measure", "cut", "evaluate"),
     "saved_directions": ("probe", "steer", "geometry"),
+    "edit": ("edit",),
     "study": ("study",),
     "configuration": ("init", "validate"),
     "doctor": ("doctor",),

@@ -24,6 +24,7 @@ VERBS = {
     "probe": "where prompts lie along a saved direction",
     "steer": "answers with a saved direction taken out or added, nothing written",
     "geometry": "how saved directions lie to each other",
+    "edit": "edit facts into a model's weights, or take them out again",
     "study": "compare interventions x scopes on one or more models",
     "doctor": "what this machine and, with a model, what its layers offer",
 }
@@ -105,6 +106,8 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
     elif name == "study":
         parser.add_argument("config", metavar="CONFIG.toml", help="as `vauban init --study` writes")
         _add_settings(parser, keys(StudyConfig))
+    elif name == "edit":
+        _add_editing(parser)
     elif name == "geometry":
         parser.add_argument(
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
@@ -134,6 +137,24 @@ def _add_direction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--direction", required=True, metavar="FILE", help="as `vauban measure` saves it"
     )
+
+
+def _add_editing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="+", metavar="MODEL FACTS",
+        help="a folder or a Hub id, and a JSON or JSONL file of facts; with --undo the facts' ids "
+        "and the edited folder",
+    )  # fmt: skip
+    parser.add_argument("--undo", action="store_true", help="take facts out of an edited folder")
+    parser.add_argument("-o", "--output", metavar="DIR", help="default: output, or the same folder")
+    parser.add_argument("--method", help="memit_seq (default), memit, alphaedit, encore, ...")
+    parser.add_argument("--layers", type=_indices, help="blocks, as 3-5; default: traced")
+    parser.add_argument("--lam", type=_finite, help="strength of the penalty (default: 15000)")
+    parser.add_argument("--clamp", type=_finite, help="longest change of a value (default: 0.75)")
+    parser.add_argument("--steps", type=int, help="steps that train a value (default: 25)")
+    parser.add_argument("--batch-size", type=int, help="facts solved together (default: 10)")
+    parser.add_argument("--precision", help="same (default), 8bit or float")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
 
 
 def _add_steering(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ In reading order:
     likelihood   perplexity and KL over the same tokens
     perplexity   perplexity of texts and answered requests
     evaluate     a model before and after a change
+    facts        what a model says of facts
+    hidden_shift  how far an edit moves the stream elsewhere
 """
 
 from vauban.evaluation.behaviour import (
@@ -18,6 +20,8 @@ from vauban.evaluation.behaviour import (
     measure_behaviour,
 )
 from vauban.evaluation.evaluate import EvalResult, evaluate
+from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts
+from vauban.evaluation.hidden_shift import HiddenShift, hidden_shift
 from vauban.evaluation.intervals import bootstrap_interval, wilson_interval
 from vauban.evaluation.likelihood import (
     Likelihood,
@@ -33,7 +37,11 @@ __all__ = [
     "DEFAULT_REFUSAL_PHRASES",
     "Behaviour",
     "EvalResult",
+    "FactEval",
+    "FactScores",
+    "HiddenShift",
     "Likelihood",
+    "Rate",
     "TextPerplexity",
     "answer_texts",
     "answer_tokens",
@@ -41,6 +49,8 @@ __all__ = [
     "compare_likelihood",
     "compare_sequences",
     "evaluate",
+    "evaluate_facts",
+    "hidden_shift",
     "is_degenerate",
     "is_refusal",
     "judge_answers",

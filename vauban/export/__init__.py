@@ -16,6 +16,7 @@ In reading order:
     export_report    the figures, and whether they are as planned
     verification     reopen a folder and report
     write            the verbs: export_plan, write_plan, export_model
+    fact_edits       a model with edited facts, and their ledger
 """
 
 from vauban.export.adapter import check_adaptable, is_adapter
@@ -23,6 +24,7 @@ from vauban.export.apply import apply_plan
 from vauban.export.calibrate import CalibratedPlan
 from vauban.export.compare_logits import logits_difference
 from vauban.export.export_report import ExportReport
+from vauban.export.fact_edits import export_facts
 from vauban.export.interrupted import RECORD, resume_key, start_record
 from vauban.export.staging import check_output, staged
 from vauban.export.verification import verify_export
@@ -35,6 +37,7 @@ __all__ = [
     "apply_plan",
     "check_adaptable",
     "check_output",
+    "export_facts",
     "export_model",
     "export_plan",
     "is_adapter",

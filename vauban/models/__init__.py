@@ -26,6 +26,8 @@ from vauban.models.batching import (
     PromptReader,
     SharedPrefix,
     batches,
+    can_skip_blocks,
+    entering,
     measuring_bytes,
     prefix_cache,
     repeated,

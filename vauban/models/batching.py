@@ -153,10 +153,11 @@ def can_skip_blocks(model: nn.Module) -> bool:
     return check.path == "manual" and plain
 
 
-def _entering(
-    model: nn.Module, start: int, stream: mx.array | None
-) -> AbstractContextManager[None]:
-    """Blocks before `start` compute nothing; the stream enters block `start` as `stream`."""
+def entering(model: nn.Module, start: int, stream: mx.array | None) -> AbstractContextManager[None]:
+    """Blocks before `start` compute nothing; the stream enters block `start` as `stream`.
+
+    Right where `can_skip_blocks`. What those blocks keep in a cache stays as it is.
+    """
     layers = anatomy(model).layers[:start]
     return swapped(around(layer, lambda inner, *args, **kwargs: stream) for layer in layers)
 
@@ -193,7 +194,7 @@ class SharedPrefix:
         cache = make_prompt_cache(self._model)
         stream = self._stream[:, start] if start and self._stream is not None else None
         first = self.recorded and self._stream is None
-        with _entering(self._model, start if stream is not None else 0, stream):
+        with entering(self._model, start if stream is not None else 0, stream):
             out = forward(
                 self._model,
                 mx.array([self.tokens]),
@@ -260,7 +261,7 @@ class PromptReader:
         rows = []
         for number, batch in enumerate(self._batches):
             stream = self._streams[number][:, start] if start else None
-            with _entering(self._model, start, stream):
+            with entering(self._model, start, stream):
                 rows.append(self._read(batch, prefix, interventions)[0])
         return mx.concatenate(rows)[self._order]
 

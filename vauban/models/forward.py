@@ -71,7 +71,7 @@ def forward(
     cache: list[Any] | None = None,
     positions: Positions = "last",
     interventions: Sequence[Intervention] = (),
-    logits: bool | Literal["last"] = True,
+    logits: bool | Literal["last"] | mx.array = True,
     streams: Literal["read", "all"] = "read",
 ) -> ForwardOutput:
     """Run `model` on right-padded `tokens` (B, T) and return logits and residuals.
@@ -79,7 +79,8 @@ def forward(
     `lengths` (B,) counts each row's real tokens (default: all T). `positions`: "last", "all",
     None (no residuals), or a tuple of negative ints counted from each row's last real token.
     `cache`: a filled prompt cache of batch size B, updated in place; default a fresh one.
-    `logits`: True for all positions, "last" for each row's last real token, False for none.
+    `logits`: True for all positions, "last" for each row's last real token, False for none, or the
+    columns (B, P) of each row where they are wanted.
     `streams`: where a model carries several streams (Gemma 3n, DeepSeek V4.1) "read" returns what
     the next block's norm reads, "all" the streams themselves, (B, L+1, P, S, d).
 
@@ -94,9 +95,11 @@ def forward(
     """
     parts = anatomy(model)
     interventions = as_interventions(interventions)
-    if logits not in (True, False, "last") or streams not in ("read", "all"):
+    columns = logits if isinstance(logits, mx.array) else None
+    wanted: Any = "last" if columns is not None else logits
+    if wanted not in (True, False, "last") or streams not in ("read", "all"):
         raise InputError(
-            f"logits is {logits!r}, streams {streams!r}; expected True, False or 'last', and "
+            f"logits is {wanted!r}, streams {streams!r}; expected True, False or 'last', and "
             "'read' or 'all'"
         )
     rows, width = _check_tokens(tokens, parts)
@@ -104,10 +107,10 @@ def forward(
     index = _position_index(positions, counts, width)
     check = verify_forward(model)
     if len(set(counts)) > 1 and not can_pad(model):
-        if cache is not None:
+        if cache is not None or columns is not None:
             raise ArchitectureError(
                 f"{family_of(model)} reads padded rows wrongly; give rows of one length with a "
-                "cache"
+                "cache, and where logits are wanted at columns"
             )
         options: dict[str, Any] = {"logits": logits, "streams": streams, "positions": positions}
         return _by_length(model, tokens, counts, interventions=interventions, **options)
@@ -118,8 +121,8 @@ def forward(
         cache=cache,
         interventions=started(interventions, counts),
         record=index is not None,
-        logits=logits,
-        last=mx.array([n - 1 for n in counts]),
+        logits=wanted,
+        last=mx.array([n - 1 for n in counts]) if columns is None else columns,
     )
     reading: AbstractContextManager[dict[int, mx.array]] = nullcontext({})
     with norm_inputs(parts) if several else reading as reads:

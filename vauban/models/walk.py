@@ -74,7 +74,7 @@ class Pass:
     """One forward pass: right-padded tokens (B, T) read on top of `cache`, which is written.
 
     `interventions` are started. `record` asks for the residuals, `logits` for all logits, those at
-    each row's `last` real token (B,), or none.
+    each row's `last` real token (B,) or at several columns of each row (B, P), or none.
     """
 
     tokens: mx.array
@@ -85,12 +85,13 @@ class Pass:
     last: mx.array | None = None
 
     def at_last(self, h: mx.array) -> mx.array:
-        """(B, 1, ...) at the last tokens where logits are wanted there alone, else `h`."""
+        """(B, P, ...) at the tokens where logits are wanted, those at `last` alone; else `h`."""
         if self.logits != "last" or self.last is None:
             return h
         if h.ndim != 3:
             raise ArchitectureError(f"the stream has shape {h.shape}; ask for all logits")
-        return mx.take_along_axis(h, self.last[:, None, None], axis=1)
+        columns = self.last if self.last.ndim == 2 else self.last[:, None]
+        return mx.take_along_axis(h, columns[:, :, None], axis=1)
 
 
 Run = tuple[mx.array | None, list[mx.array]]

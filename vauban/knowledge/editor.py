@@ -1,0 +1,349 @@
+"""Edit facts into a model, batch after batch, and take them out again.
+
+Keys and values are read from the model as it stands, the residual is spread over the layers
+(Meng et al. 2023, algorithm 1), and every batch is written into the ledger. Knows models, rows and
+arrays; writes no checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from vauban._arrays import as_numpy
+from vauban._common import Progress
+from vauban.errors import InputError
+from vauban.knowledge.conveniences import Conveniences
+from vauban.knowledge.fact_report import FactOutcome, FactReport, LayerOutcome
+from vauban.knowledge.facts import Fact, check_batch
+from vauban.knowledge.key_stats import KeyStats, check_stats, collect_key_stats
+from vauban.knowledge.layers import EditedModule, edited_modules
+from vauban.knowledge.ledger import EditSettings, Ledger, LedgerBatch
+from vauban.knowledge.penalty import Penalty, penalty
+from vauban.knowledge.reading import context_keys, read_facts
+from vauban.knowledge.tokens import (
+    Row,
+    check_contexts,
+    encode_fact,
+    kl_row,
+    sample_contexts,
+    target_ids,
+)
+from vauban.knowledge.tracing import trace_layers
+from vauban.knowledge.updates import ridge_rows
+from vauban.knowledge.values import Value, ValueSettings, ValueTask, optimise_values
+from vauban.knowledge.weights import EditedWeights
+
+# EMMET's slack (Gupta et al. 2024).
+_SLACK = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """One layer of a batch: keys, residual, factor rows."""
+
+    keys: np.ndarray
+    residuals: np.ndarray
+    rows: np.ndarray
+
+
+class Editor(Conveniences):
+    """Edits facts into `model`, in memory.
+
+    `stats` {block: KeyStats} as `collect_key_stats` returns them; None lets the model write the
+    texts for them. `contexts` are templates with one `{}`, the first one "{}"; None samples five
+    sentences from the model with `settings.seed`. Weights are kept in float32 over the sequence; a
+    packed matrix that is edited becomes a float one in memory (`export` packs it again).
+
+    Raises InputError for statistics of another layer, width or model, and ArchitectureError for
+    layers that cannot hold a fact.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> settings = vauban.EditSettings(layers=[1], steps=5)
+    >>> editor = vauban.Editor(model, tokenizer, settings, contexts=["{}"])
+    >>> report = editor.edit([vauban.Fact("Where is the {} ?", "lamp", "river")])
+    >>> len(report.facts)
+    1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        settings: EditSettings | None = None,
+        stats: Mapping[int, KeyStats] | None = None,
+        *,
+        contexts: Sequence[str] | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.settings = settings or EditSettings()
+        self.stats = dict(stats) if stats is not None else None
+        self.notes: list[str] = []
+        self.ledger = Ledger(self.settings)
+        self.modules: dict[int, EditedModule] = {}
+        self.weights = EditedWeights(model, {})
+        self.penalties: dict[int, Penalty] = {}
+        """By block what an update pays for; "auto" is a number in its settings."""
+        self._anchor: float | None = None
+        if contexts is not None:
+            self.ledger.contexts = check_contexts(contexts)
+        self._sampled = contexts is not None
+        if not isinstance(self.settings.layers, str):
+            self._prepare(tuple(self.settings.layers))
+
+    def _prepare(self, layers: tuple[int, ...]) -> None:
+        """Modules, statistics and penalties of the layers."""
+        modules = edited_modules(self.model, layers)
+        if self.stats is None:
+            self.stats = collect_key_stats(
+                self.model, self.tokenizer, None, layers, seed=self.settings.seed
+            )
+        for layer, module in modules.items():
+            stats, digest = check_stats(self.stats, module)
+            self.ledger.digests[layer] = digest
+            self.penalties[layer] = penalty(stats, **self.settings.of_penalty())
+        self.modules, self.weights = modules, EditedWeights(self.model, modules)
+        self.ledger.layers = layers
+
+    def edit(self, facts: Sequence[Fact], progress: Progress | None = None) -> FactReport:
+        """Edit facts in batches of `settings.batch_size`; the weights change in memory.
+
+        A fact whose loss does not fall is reported as failed, and the weights do not see it.
+        Facts about one subject in a batch share one value. Raises InputError, before anything
+        changes, for no facts, contradictory ones, ids that are taken and subjects that cannot be
+        told apart.
+        """
+        facts = self._numbered(facts)
+        size = 1 if self.settings.method == "rome" else self.settings.batch_size
+        parts = [facts[start : start + size] for start in range(0, len(facts), size)]
+        for part in parts:
+            check_batch(part)
+        self._ready(facts)
+        for fact in facts:
+            self._rows(fact)
+        outcomes: list[FactOutcome] = []
+        before = {layer: self.weights.current(layer) for layer in self.modules}
+        for number, part in enumerate(parts, 1):
+            outcomes += self._edit_batch(part)
+            if progress:
+                progress("edit", number, len(parts))
+        return self._report(outcomes, before)
+
+    def _numbered(self, facts: Sequence[Fact]) -> list[Fact]:
+        if isinstance(facts, Fact) or not facts:
+            raise InputError("no facts to edit; expected a list of at least one Fact")
+        taken = {fact.id for fact in self.ledger.facts}
+        free = (str(n) for n in range(1, 10**9) if str(n) not in taken)
+        used = {fact.id for fact in facts if fact.id is not None}
+        listed = []
+        for fact in facts:
+            if fact.id is None:
+                fact = replace(fact, id=next(n for n in free if n not in used))
+            elif fact.id in taken:
+                raise InputError(f"a fact with the id {fact.id!r} is edited already")
+            taken.add(fact.id)
+            listed.append(fact)
+        return listed
+
+    def _ready(self, facts: Sequence[Fact]) -> None:
+        if not self._sampled:
+            self.ledger.contexts = sample_contexts(self.model, self.tokenizer, self.settings.seed)
+            self._sampled = True
+        if not self.modules:
+            chosen = trace_layers(self.model, self.tokenizer, facts)
+            self.notes.append(f"layers {chosen} by causal tracing")
+            self._prepare(chosen)
+
+    def _rows(self, fact: Fact) -> list[Row]:
+        return [encode_fact(self.tokenizer, fact, context) for context in self.ledger.contexts]
+
+    def _task(self, fact: Fact, group: int) -> ValueTask:
+        target = target_ids(self.tokenizer, fact.text, fact.target_new)
+        kl = kl_row(self.tokenizer, fact)
+        return ValueTask(tuple(self._rows(fact)), target, kl, group)
+
+    def _values(self, facts: Sequence[Fact]) -> list[Value]:
+        s = self.settings
+        subjects = [fact.subject for fact in facts]
+        tasks = [self._task(f, subjects.index(f.subject)) for f in facts]
+        chosen = ValueSettings(s.steps, s.lr, s.weight_decay, s.kl_factor, s.clamp, s.stop)
+        return optimise_values(self.model, max(self.modules), tasks, chosen)
+
+    def _edit_batch(self, facts: Sequence[Fact]) -> list[FactOutcome]:
+        values = self._values(facts)
+        kept = [n for n, value in enumerate(values) if not value.failed]
+        good = [facts[n] for n in kept]
+        z = np.array([values[n].z for n in kept])
+        h0 = np.array([values[n].h0 for n in kept])
+        if good:
+            anchored = self._anchored(good, z, h0) if self.settings.norm_anchor else z
+            self._write_batch(good, anchored, h0)
+        after = self._probabilities(facts)
+        return [
+            FactOutcome(
+                str(fact.id), fact.text, fact.target_new, value.steps, value.loss,
+                float(np.linalg.norm(value.z - value.h0) / np.linalg.norm(value.h0)),
+                float(np.exp(-value.nll)), float(p), value.failed, value.before < 5e-2,
+            )
+            for fact, value, p in zip(facts, values, after, strict=True)
+        ]  # fmt: skip
+
+    def _probabilities(self, facts: Sequence[Fact]) -> list[float]:
+        """p(target_new) on the plain prompts under the weights as they are."""
+        tasks = []
+        for n, fact in enumerate(facts):
+            target = target_ids(self.tokenizer, fact.text, fact.target_new)
+            row = encode_fact(self.tokenizer, fact)
+            tasks.append(ValueTask((row,), target, kl_row(self.tokenizer, fact), n))
+        look = ValueSettings(1, 1.0, 0.0, 0.0, 1.0)
+        values = optimise_values(self.model, max(self.modules), tasks, look)
+        return [float(np.exp(-value.nll)) for value in values]
+
+    def _write_batch(self, facts: Sequence[Fact], z: np.ndarray, h0: np.ndarray) -> None:
+        """Spread the residuals over the layers, and write the ledger."""
+        rows = [row for fact in facts for row in self._rows(fact)]
+        count = len(self.ledger.contexts)
+        solved: dict[int, _Solved] = {}
+        for number, (layer, module) in enumerate(self.modules.items()):
+            keys, plain_keys, stream = self._read(rows, count, layer)
+            residual = (z - stream) / (len(self.modules) - number) / module.multiplier
+            factor = self._factor(keys, plain_keys, layer)
+            solved[layer] = _Solved(keys, residual, factor)
+            self.weights.add(layer, residual.T @ factor)
+        after, _ = read_facts(self.model, rows, list(self.modules.values()))
+        self.ledger.batches.append(
+            LedgerBatch(
+                tuple(facts), z, h0,
+                {layer: s.keys for layer, s in solved.items()},
+                context_keys(after, count, plain_half=self.settings.method != "rome"),
+                {layer: s.residuals for layer, s in solved.items()},
+                {layer: s.rows for layer, s in solved.items()},
+            )
+        )  # fmt: skip
+
+    def _read(
+        self, rows: Sequence[Row], contexts: int, layer: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys, keys of the plain prompts, and the stream behind the last layer, as of now."""
+        last = max(self.modules)
+        keys, _ = read_facts(self.model, rows, [self.modules[layer]])
+        plain = rows[::contexts]
+        _, stream = read_facts(self.model, plain, [self.modules[last]], last + 1)
+        assert stream is not None
+        joined = context_keys(keys, contexts, plain_half=self.settings.method != "rome")
+        return joined[layer], keys[layer][::contexts], stream
+
+    def _factor(self, keys: np.ndarray, plain: np.ndarray, layer: int) -> np.ndarray:
+        """B (u, d0): the update is residualsᵀ B."""
+        rule, method = self.penalties[layer], self.settings.method
+        if method == "rome":
+            row = rule.inverse(keys)
+            scaled: np.ndarray = row / (row @ plain.T)
+            return scaled
+        if method == "emmet":
+            row = rule.inverse(keys)
+            gram = row @ keys.T + _SLACK * np.eye(len(keys))
+            solved: np.ndarray = np.linalg.solve(gram, row)
+            return solved
+        past = [batch.kept[layer] for batch in self.ledger.batches]
+        history = np.concatenate(past) if past and self.settings.keeps_history else None
+        return ridge_rows(keys, rule, history)
+
+    def _anchored(self, facts: Sequence[Fact], z: np.ndarray, h0: np.ndarray) -> np.ndarray:
+        """The values after what the MLP is to write, v = v0 + δ, got the usual length.
+
+        The usual length is the mean one in the first batch; a fact that wants more than twice as
+        much gets no change (NAS, arXiv 2602.02543).
+        """
+        last = max(self.modules)
+        rows = [encode_fact(self.tokenizer, fact) for fact in facts]
+        keys, _ = read_facts(self.model, rows, [self.modules[last]])
+        before = self.modules[last].multiplier * keys[last] @ self.weights.current(last).T
+        wanted = before + (z - h0)
+        norms = np.linalg.norm(wanted, axis=1, keepdims=True)
+        if self._anchor is None:
+            self._anchor = float(norms.mean())
+        scaled = np.where(norms > 2 * self._anchor, before, wanted * self._anchor / norms)
+        anchored: np.ndarray = h0 - before + scaled
+        return anchored
+
+    def undo(self, ids: str | Sequence[str], *, values: str = "again") -> FactReport:
+        """Take facts out: the weights are as if those had never been edited.
+
+        What was edited before their batch stays; their batch and all later ones are solved again.
+        `values` "again" trains the values of later batches anew, as they would have been without
+        the facts; "kept" takes them from the ledger, which is faster and differs by how far the
+        facts had moved them. Values of the same batch never depended on one another (but for facts
+        about one subject, which are trained again).
+
+        Raises InputError for an id that is not in the ledger.
+        """
+        wanted = {ids} if isinstance(ids, str) else set(ids)
+        missing = sorted(wanted - {fact.id for fact in self.ledger.facts if fact.id})
+        if missing:
+            raise InputError(f"no fact with the id {missing[0]!r} is in the ledger")
+        if values not in ("again", "kept"):
+            raise InputError(f"values is {values!r}; expected 'again' or 'kept'")
+        before = {layer: self.weights.current(layer) for layer in self.modules}
+        batches = self.ledger.batches
+        first = next(n for n, batch in enumerate(batches) if wanted & set(batch.ids))
+        later, self.ledger.batches = batches[first:], batches[:first]
+        self.weights.rewind(self.ledger.batches)
+        outcomes: list[FactOutcome] = []
+        for number, batch in enumerate(later):
+            removed = {f.subject for f in batch.facts if f.id in wanted}
+            keep = [n for n, fact in enumerate(batch.facts) if fact.id not in wanted]
+            facts = [batch.facts[n] for n in keep]
+            shared = any(fact.subject in removed for fact in facts)
+            if not facts:
+                continue
+            if shared or (number and values == "again"):
+                outcomes += self._edit_batch(facts)
+            else:
+                self._write_batch(facts, batch.values[keep], batch.plain[keep])
+        return self._report(outcomes, before)
+
+    def restore(self, ledger: Ledger) -> None:
+        """Take up a ledger on the model it was made for: its edits are in the weights afterwards.
+
+        Raises InputError where this editor has edits already, or for another model's ledger.
+        """
+        if self.ledger.batches:
+            raise InputError("this editor has edits already; restore a ledger into a fresh one")
+        self.ledger.contexts, self._sampled = ledger.contexts, True
+        if not self.modules:
+            self._prepare(ledger.layers)
+        if self.ledger.digests != ledger.digests:
+            raise InputError("the ledger belongs to another model or layers; use replay")
+        self.ledger.batches = list(ledger.batches)
+        self.weights.rewind(self.ledger.batches)
+
+    def replay(self, ledger: Ledger) -> FactReport:
+        """Edit a ledger's facts into this model, in the same batches and contexts."""
+        self.ledger.contexts, self._sampled = ledger.contexts, True
+        if not self.modules:
+            self._prepare(ledger.layers)
+        before = {layer: self.weights.current(layer) for layer in self.modules}
+        outcomes: list[FactOutcome] = []
+        for batch in ledger.batches:
+            outcomes += self._edit_batch(self._numbered(batch.facts))
+        return self._report(outcomes, before)
+
+    def _report(
+        self, outcomes: Sequence[FactOutcome], before: Mapping[int, np.ndarray]
+    ) -> FactReport:
+        layers = []
+        for layer in self.modules:
+            delta = self.weights.current(layer) - before[layer]
+            size = float(np.linalg.norm(delta))
+            moment = as_numpy(self.penalties[layer].moment).astype(np.float64)
+            leak = float(np.sqrt(max(0.0, np.einsum("ij,ij->", delta @ moment, delta))))
+            base = float(np.linalg.norm(before[layer]))
+            layers.append(LayerOutcome(layer, size / base, leak / size if size else 0.0))
+        rules = tuple(rule.summary() for rule in self.penalties.values())
+        return FactReport(tuple(outcomes), tuple(layers), rules, tuple(self.notes))
