@@ -73,7 +73,8 @@ def measure(
     3
     """
     options: dict[str, Any] = {
-        "method": method, "loud_multiple": loud_multiple, "positions": positions, "batch_size": batch_size, "seed": seed,
+        "method": method, "loud_multiple": loud_multiple, "positions": positions,
+        "batch_size": batch_size, "seed": seed,
         "progress": progress,
     }  # fmt: skip
     if layer != "answers":
