@@ -6,7 +6,7 @@ Reads matrices block by block; runs nothing.
 
 Largest ratio over a model's writers, measured: Gemma 3 270M 222 (post-norm gains up to 172 times
 their median); Qwen2.5-Coder-0.5B-Instruct 7.9, SmolLM2-135M-Instruct 6.2, the bundled organisms
-3.6. The first has loud coordinates, the others do not.
+3.8. The first has loud coordinates, the others do not.
 """
 
 from __future__ import annotations
