@@ -163,7 +163,7 @@ def test_sources_that_are_not_the_plans_model(tmp_path: Path) -> None:
         with pytest.raises(vauban.InputError, match="have 64 coordinates"):
             plan.export(vauban.organism_path("dense"), tmp_path / "out", precision)
     tied = vauban.plan_cut(
-        load_plain(save_checkpoint(tmp_path / "tied", "qwen3")), unit()
+        load_plain(save_checkpoint(tmp_path / "tied", "qwen3")), unit(), embedding=True
     )  # fmt: skip
     assert tied.embedding == "untie"
     tied.export(tmp_path / "tied", tmp_path / "untied")
