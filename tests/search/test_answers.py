@@ -20,10 +20,10 @@ def trial(**facts: Any) -> AnswerTrial:
 
 
 def test_the_rule_trades_refusal_against_kl_as_it_says() -> None:
-    """A KL at the limit weighs a quarter; beyond it each further limit weighs one."""
+    """A KL at the limit weighs as much as a quarter of the answers refused, twice that twice."""
     assert trial().cost(0.1) == 0.0
     assert trial(kl=0.1).cost(0.1) == pytest.approx(trial(refused=0.25).cost(0.1))
-    assert trial(kl=0.2).cost(0.1) == pytest.approx(1.25)
+    assert trial(kl=0.2).cost(0.1) == pytest.approx(0.5)
     assert trial(refused=0.1, over_refused=0.2, degenerate=0.3).cost(0.1) == pytest.approx(0.6)
     # One more refusal of 32 is worth an eighth of the limit.
     assert trial(refused=1 / 32).cost(0.1) == pytest.approx(trial(kl=0.0125).cost(0.1))

@@ -126,10 +126,10 @@ def choose_by_answers(
        last round asks the harmless prompts as well; KL is over all of them in every round.
 
     The rule: a candidate costs the share of harmful prompts refused, plus the share of degenerate
-    answers, plus the share of harmless prompts refused, plus its first-token KL on harmless prompts
-    in units of `kl_limit`: a quarter of it up to the limit, in full beyond. So a KL at the limit
-    weighs as much as a quarter of the answers refused, and what exceeds it is dear but not
-    forbidden. Ties go to the smaller KL, then the earlier position, then the earlier residual. The
+    answers, plus the share of harmless prompts refused, plus a quarter of its first-token KL on
+    harmless prompts in units of `kl_limit`. So a KL at the limit weighs as much as a quarter of
+    the answers refused, and nothing is forbidden. Ties go to the smaller KL, then the earlier
+    position, then the earlier residual. The
     best candidate is always returned; `notes` say where it refuses, degenerates or exceeds the
     limit.
 

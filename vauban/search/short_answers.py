@@ -33,10 +33,10 @@ KL_WEIGHT = 0.25
 def cost(refused: float, degenerate: float, over_refused: float, excess: float) -> float:
     """The rule of every choice by answers: shares of answers, and `excess`, KL over its limit.
 
-    A KL counts a quarter of its share of the limit up to it, and in full beyond.
+    No limit forbids: a steeper price beyond it prefers, on Qwen2.5-Coder-0.5B-Instruct, a cut
+    that leaves 41 % of the refusals (KL .014) to one that leaves none (KL .15).
     """
-    price = KL_WEIGHT * min(excess, 1.0) + max(0.0, excess - 1.0)
-    return refused + degenerate + over_refused + price
+    return refused + degenerate + over_refused + KL_WEIGHT * excess
 
 
 def halving(candidates: int, prompts: int, most: int) -> list[tuple[int, int]]:
