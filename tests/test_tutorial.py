@@ -1,13 +1,16 @@
 """The tutorial's low-level script, as printed, on the packed organism instead of a Hub model.
 
 It imports mlx-lm before vauban and keeps the model in half precision, as a reader would, so on a
-Linux CPU it is the slowest test of all.
+Linux CPU it is slow.
 """
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 import vauban
@@ -64,9 +67,23 @@ def run(script: str, folder: Path) -> str:
     return done.stdout
 
 
+def shortened(folder: Path, blocks: int) -> Path:
+    """The packed organism's first blocks, as a model of its own."""
+    shutil.copytree(vauban.organism_path("4bit"), folder)
+    weights = mx.load(str(folder / "model.safetensors"))
+    past = tuple(f"model.layers.{block}." for block in range(blocks, 64))
+    mx.eval(weights)
+    kept = {name: value for name, value in weights.items() if not name.startswith(past)}
+    mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": blocks}))
+    return folder
+
+
 def test_the_script_runs_as_printed(tmp_path: Path) -> None:
     """The general prompt sets are for real models: here it runs and says what it finds."""
-    model = str(vauban.organism_path("4bit"))
+    model = str(shortened(tmp_path / "model", 2))
     printed = run(f"MODEL = {model!r}\n" + SCRIPT, tmp_path)
     assert printed.startswith("Best layer: ")
     for part in ("refusal", "over-refusal", "perplexity", "KL(before || after)", "(20 prompts)"):
@@ -95,8 +112,6 @@ def test_with_the_organisms_own_prompts_it_meets_the_lines(tmp_path: Path) -> No
 
 def test_swapping_the_sets_is_explained(tmp_path: Path) -> None:
     """The tutorial's harmless direction is the refusal direction with its sign turned."""
-    import mlx.core as mx
-
     weights = {"model.layers.0.mlp.down_proj.weight": mx.random.normal((8, 4))}
     direction = mx.random.normal((8,))
     with pytest.raises(vauban.InputError, match="sets swapped only flips the sign"):

@@ -4,9 +4,12 @@ One test per configuration, which lists every property that does not hold; the t
 name the families behind them.
 """
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
+import mlx_lm
 import pytest
 
 from tests.architectures.build import module_of, names
@@ -21,6 +24,8 @@ from tests.architectures.expected import (
 )
 from tests.architectures.measure import Facts, measure
 from vauban.models.families import NOT_CUTTABLE
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def differs(value: float | None, bound: float) -> bool:
@@ -97,6 +102,17 @@ def test_totals() -> None:
     for rule, (wanted, good) in rules.items():
         reached, others = share(good)
         assert reached >= wanted, f"{rule}: {reached:.1%} without {others}"
+
+
+def test_the_page_which_models_work_is_what_is_measured() -> None:
+    """For the version of mlx-lm that it names; the figures are those of the tests above."""
+    page = (DOCS / "models.md").read_text(encoding="utf-8")
+    if f"mlx-lm {mlx_lm.__version__}." not in page or mx.metal.is_available():
+        pytest.skip("the page was written for another mlx-lm or another machine")
+    spec = importlib.util.spec_from_file_location("page", DOCS / "generate_models_page.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert page == generator.render()
 
 
 @pytest.mark.parametrize(
