@@ -9,7 +9,7 @@ import vauban
 from vauban.interventions import Ablate
 from vauban.search import AnswerTrial, choose_by_answers
 from vauban.search.answers import _diverse, rankings
-from vauban.search.short_answers import halving
+from vauban.search.short_answers import affordable, cost, halving
 
 
 def trial(**facts: Any) -> AnswerTrial:
@@ -29,9 +29,20 @@ def test_the_rule_trades_refusal_against_kl_as_it_says() -> None:
     assert trial(refused=1 / 32).cost(0.1) == pytest.approx(trial(kl=0.0125).cost(0.1))
 
 
+def test_what_costs_more_than_no_cut_is_not_asked() -> None:
+    """A KL of four times the limit is the price of every refusal; with nothing cheaper all stay."""
+    assert affordable({"a": 0.39, "b": 0.41, "c": 2.0}, 0.1) == ["a"]
+    assert affordable({"b": 0.41, "c": 2.0}, 0.1) == ["b", "c"]
+
+
+def test_a_cut_that_works_beats_one_that_hardly_does() -> None:
+    """Measured on Qwen2.5-Coder-0.5B-Instruct: 0 % refused at KL .15, 41 % at .0144."""
+    assert cost(0.0, 0.0, 0.0, 0.15 / 0.1) < cost(0.41, 0.0, 0.0, 0.0144 / 0.1)
+
+
 def test_halving_ends_with_all_prompts() -> None:
-    assert halving(8, 8, 32) == [(8, 8), (4, 16), (2, 32)]
-    assert halving(8, 8, 100) == [(8, 8), (4, 16), (2, 32), (1, 100)]
+    assert halving(8, 8, 32) == [(8, 8), (4, 16), (3, 32)]
+    assert halving(12, 8, 100) == [(12, 8), (6, 16), (3, 100)]
     assert halving(1, 8, 32) == [(1, 32)]
     assert halving(5, 2, 2) == [(5, 2)]
 

@@ -25,7 +25,7 @@ from vauban.errors import InputError
 from vauban.interventions import Intervention
 from vauban.linalg import as_direction
 from vauban.models import anatomy
-from vauban.search.short_answers import ShortAnswers, cost
+from vauban.search.short_answers import ShortAnswers, affordable, cost
 
 # Two candidates whose directions have a larger cosine than this are one for the shortlist.
 ALIKE = 0.9
@@ -99,7 +99,7 @@ def choose_by_answers(
     harmful: Sequence[Any],
     harmless: Sequence[Any],
     *,
-    shortlist: int = 8,
+    shortlist: int = 6,
     max_tokens: int = 24,
     kl_limit: float = 0.1,
     refusal: Callable[[str], bool] | None = None,
@@ -119,19 +119,19 @@ def choose_by_answers(
        its cut: refusal log-odds on 8 harmful prompts, and KL on 8 harmless ones. The cut is
        `plan_cut`'s default, at run time.
     2. The shortlist takes turns between three rankings: separation, log-odds, and KL among those
-       that make a refusal unlikelier than not. It skips what is nearly parallel (cosine above 0.9)
-       to what it has, as long as there is something else.
-    3. Each of the shortlist answers 8 harmful prompts greedily with `max_tokens`; the better half
-       goes on with twice the prompts, and so on until one is left or all prompts are used. The
-       last round asks the harmless prompts as well; KL is over all of them in every round.
+       that make a refusal unlikelier than not. It leaves out what by its KL alone costs more than
+       no cut at all, and skips what is nearly parallel (cosine above 0.9) to what it has, as long
+       as there is something else.
+    3. Each of the shortlist answers 8 harmful prompts greedily with `max_tokens`; the better half,
+       at least 3, goes on with twice the prompts, until 3 answer all of them. The last round asks
+       the harmless prompts as well, and takes the KL over all of them.
 
     The rule: a candidate costs the share of harmful prompts refused, plus the share of degenerate
     answers, plus the share of harmless prompts refused, plus a quarter of its first-token KL on
     harmless prompts in units of `kl_limit`. So a KL at the limit weighs as much as a quarter of
     the answers refused, and nothing is forbidden. Ties go to the smaller KL, then the earlier
-    position, then the earlier residual. The
-    best candidate is always returned; `notes` say where it refuses, degenerates or exceeds the
-    limit.
+    position, then the earlier residual. The best candidate is always returned; `notes` say where it
+    refuses, degenerates or exceeds the limit.
 
     `refusal(text) -> bool` replaces `is_refusal`. Raises InputError for fewer than two prompts of a
     class, a shortlist or limit that is not positive, and candidates of the wrong size.
@@ -170,8 +170,9 @@ def choose_by_answers(
     scored = names[: max(shortlist, min(SCORED * shortlist, (len(names) + 1) // 2))]
     changes = {key: _cut(model, table[key]) for key in scored}
     bypass, kl = first_tokens(answers, changes, notes, "first tokens", progress)
-    best_first = _diverse(table, rankings(separations, bypass, kl), shortlist)
-    going_on = {key: changes[key] for key in best_first}
+    open_to = affordable(kl, kl_limit)
+    orders = [[key for key in o if key in open_to] for o in rankings(separations, bypass, kl)]
+    going_on = {key: changes[key] for key in _diverse(table, orders, shortlist)}
 
     def trial(key: Key, rates: Mapping[str, float], prompts: int) -> AnswerTrial:
         return AnswerTrial(
@@ -182,7 +183,7 @@ def choose_by_answers(
     def order(key: Key, rates: Mapping[str, float], prompts: int) -> tuple[float, ...]:
         return trial(key, rates, prompts).cost(kl_limit), rates["kl"], *key
 
-    ranked = answers.rounds(going_on, order, "choose by answers", progress)
+    ranked = answers.rounds(going_on, kl, order, "choose by answers", progress)
     trials = [trial(key, rates, prompts) for key, prompts, rates in ranked]
     best = trials[0]
     return AnswerChoice(

@@ -28,6 +28,8 @@ Class = Literal["harmful", "harmless"]
 FIRST_PROMPTS = 8
 # What a KL at its limit weighs against answers: a quarter of them refused.
 KL_WEIGHT = 0.25
+# Changes that answer all prompts: among 16 prompts chance decides between neighbours.
+FINALISTS = 3
 
 
 def cost(refused: float, degenerate: float, over_refused: float, excess: float) -> float:
@@ -39,15 +41,21 @@ def cost(refused: float, degenerate: float, over_refused: float, excess: float) 
     return refused + degenerate + over_refused + KL_WEIGHT * excess
 
 
+def affordable(kl: Mapping[Any, float], kl_limit: float) -> list[Any]:
+    """The changes whose KL alone costs less than refusals that all stay; all where none does."""
+    kept = [key for key in kl if cost(0.0, 0.0, 0.0, kl[key] / kl_limit) < 1.0]
+    return kept or list(kl)
+
+
 def halving(candidates: int, prompts: int, most: int) -> list[tuple[int, int]]:
     """(candidates, prompts of each class) of every round of successive halving.
 
-    The last round asks all prompts, so that what is reported of the winner rests on all of them.
+    `FINALISTS` of them answer all prompts in the last round.
     """
     rounds = []
-    while candidates > 1 and prompts < most:
+    while candidates > FINALISTS and prompts < most:
         rounds.append((candidates, prompts))
-        candidates, prompts = max(1, candidates // 2), min(most, 2 * prompts)
+        candidates, prompts = max(FINALISTS, candidates // 2), min(most, 2 * prompts)
     return [*rounds, (candidates, most)]
 
 
@@ -154,24 +162,27 @@ class ShortAnswers:
     def rounds(
         self,
         changes: Mapping[Any, Sequence[Intervention]],
+        kl: Mapping[Any, float],
         cost_of: Callable[[Any, dict[str, float], int], tuple[Any, ...]],
         stage: str,
         progress: Progress | None,
     ) -> list[tuple[Any, int, dict[str, float]]]:
         """Successive halving: (key, prompts, rates) of every change, the best first.
 
-        The last round asks harmless prompts for answers as well. `cost_of(key, rates, prompts)`
-        orders the changes of a round; those that went further come before those that did not.
+        The last round asks harmless prompts for answers as well, and takes the KL over all of them;
+        before it that is `kl`, over a few. `cost_of(key, rates, prompts)` orders the changes of a
+        round; those that went further come before those that did not.
         """
-        replies = {key: Replies(self.kl(change)) for key, change in changes.items()}
+        replies = {key: Replies(kl[key]) for key in changes}
         standing = [(key, 0, {"kl": r.kl}) for key, r in replies.items()]
         plan = halving(len(changes), min(FIRST_PROMPTS, self.most), self.most)
         total, done = sum(count for count, _ in plan), 0
         for number, (going_on, prompts) in enumerate(plan):
-            names: tuple[Class, ...] = ("harmful",)
-            if number == len(plan) - 1:
-                names = ("harmful", "harmless")
+            last = number == len(plan) - 1
+            names: tuple[Class, ...] = ("harmful", "harmless") if last else ("harmful",)
             for place, (key, _, _) in enumerate(standing[:going_on]):
+                if last:
+                    replies[key].kl = self.kl(changes[key])
                 self.extend(replies[key], changes[key], prompts, *names)
                 rates = replies[key].rates(self.refusal, prompts)
                 standing[place] = key, prompts, rates

@@ -20,15 +20,17 @@ from vauban.errors import InputError
 from vauban.models import anatomy
 from vauban.search.answers import concessions, first_tokens
 from vauban.search.kernel import StrengthKernel
-from vauban.search.short_answers import Refusal, ShortAnswers, cost
+from vauban.search.short_answers import Refusal, ShortAnswers, affordable, cost
 
 # A cut of a shared embedding makes the file larger by that matrix. It has to earn that: it counts
 # like this share of the answers refused.
 EMBEDDING_PRICE = 0.05
-# Centre (share of the depth) and width (share of the depth) of the shapes that are tried.
-_SHAPES = ((0.45, 0.4), (0.6, 0.4), (0.75, 0.4), (0.6, 0.8))
-# Peaks of attention and MLP.
-_PEAKS = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.7, 0.7), (1.4, 0.7))
+# Centre and width, in shares of the depth, of the kernels that are tried.
+_SHAPES = ((0.45, 0.4), (0.6, 0.4), (0.6, 0.6))
+# Peaks of attention and MLP; attention carries the cut at a smaller KL on the models measured.
+_PEAKS = ((1.0, 1.0), (1.0, 0.5), (1.4, 0.7), (1.4, 1.0))
+# Strengths that are the same in every block, besides 1.
+_CONSTANT = ((0.7, 0.7), (1.0, 0.5))
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,10 @@ def choose_strength(
 ) -> StrengthChoice:
     """How strongly to cut `direction` in which blocks and components, by short answers.
 
-    Tries strength 1 everywhere, five pairs of peaks for attention and MLP, constant over the blocks
-    and as kernels with a centre and a width, and where the head shares the embedding the whole cut
-    with it. First tokens (refusal log-odds and KL) of all of them give a front; `shortlist` of it,
-    among them strength 1 everywhere, answer prompts by successive halving. The rule is that of
+    Tries strength 1 everywhere, two pairs of constant strengths for attention and MLP, four pairs
+    of peaks as kernels at three places, and where the head shares the embedding the whole cut with
+    it. First tokens (refusal log-odds and KL) of all of them give a front; `shortlist` of it, among
+    them strength 1 everywhere, answer prompts by successive halving. The rule is that of
     `choose_by_answers`; cutting a shared embedding, which makes the file larger, counts like 5 % of
     the answers refused. Any other `embedding` than "auto" holds for every strength. `direction`
     (d,); the prompts are validation prompts.
@@ -179,7 +181,7 @@ def choose_strength(
     changes = {s: tuple(s.plan(model, direction, **options).virtual()) for s in offered}
     notes: list[str] = []
     bypass, kl = first_tokens(answers, changes, notes, "strength", progress)
-    chosen = _front(offered, bypass, kl, shortlist)
+    chosen = _front(affordable(kl, kl_limit), bypass, kl, shortlist)
 
     def trial(strength: Strength, rates: Mapping[str, float], prompts: int) -> StrengthTrial:
         return StrengthTrial(
@@ -190,7 +192,8 @@ def choose_strength(
     def order(strength: Strength, rates: dict[str, float], prompts: int) -> tuple[float, ...]:
         return trial(strength, rates, prompts).cost(kl_limit), rates["kl"]
 
-    ranked = answers.rounds({s: changes[s] for s in chosen}, order, "choose strength", progress)
+    going_on = {s: changes[s] for s in chosen}
+    ranked = answers.rounds(going_on, kl, order, "choose strength", progress)
     trials = tuple(trial(strength, rates, prompts) for strength, prompts, rates in ranked)
     return StrengthChoice(
         trials[0].strength, trials, len(offered), (*notes, *concessions(trials[0], kl_limit))
@@ -200,16 +203,13 @@ def choose_strength(
 def _offered(n_layers: int, tied: bool) -> list[Strength]:
     """Strength 1 everywhere, with a shared embedding as well, and the shapes."""
     offered = [WHOLE, *([replace(WHOLE, embedding=True)] if tied else [])]
-    for attention, mlp in _PEAKS[1:]:
+    for attention, mlp in _CONSTANT:
         offered.append(Strength(StrengthKernel.constant(attention), StrengthKernel.constant(mlp)))
     for centre, width in _SHAPES:
         place = centre * (n_layers - 1), width * n_layers
         for attention, mlp in _PEAKS:
             offered.append(
-                Strength(
-                    StrengthKernel(attention, *place, 0.0),
-                    StrengthKernel(mlp, *place, 0.0) if mlp else StrengthKernel.constant(0.0),
-                )
+                Strength(StrengthKernel(attention, *place, 0.0), StrengthKernel(mlp, *place, 0.0))
             )
     return offered
 
