@@ -155,6 +155,8 @@ def outcome(console: Console, result: RunResult) -> None:
     for text in result.warnings:
         console.warning(text)
     size = byte_size(run["export"]["bytes"])
+    if run["cut"]["embedding"] == "untie":
+        size += f"; the source has {byte_size(run['source_bytes'])}, and no matrix for the head"
     console.line(f"written to {result.output_dir} ({size}) in {seconds(result.seconds)}", "green")
     console.line("next:")
     console.command(next_command(result))

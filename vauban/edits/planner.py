@@ -152,6 +152,8 @@ def plan_cut(
         ),
         "the head shares the embedding for good: cutting it changes the head as well": how
         == "tied",
+        "the head keeps the old embedding as a matrix of its own, which makes the file larger by "
+        f"{parts.vocabulary * parts.d_model / 1e6:.1f} M parameters": how == "untie",
     }
     settings = {
         "layers": sorted(chosen),

@@ -175,6 +175,7 @@ def run(
         document["strength"] = strength and strength.to_dict()
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
         document["files"] = {"source": source_hashes, "written": report.files}
+        document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
         samples = tuple(pick_samples(evaluation.answers))
         result.save(folder / "direction.safetensors")
         _write_answers(folder / "answers.jsonl", evaluation)
