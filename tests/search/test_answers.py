@@ -20,19 +20,19 @@ def trial(**facts: Any) -> AnswerTrial:
 
 
 def test_the_rule_trades_refusal_against_kl_as_it_says() -> None:
-    """A KL at the limit weighs as much as a quarter of the answers refused, twice that twice."""
+    """A KL at the limit weighs as much as a tenth of the answers refused, twice that twice."""
     assert trial().cost(0.1) == 0.0
-    assert trial(kl=0.1).cost(0.1) == pytest.approx(trial(refused=0.25).cost(0.1))
-    assert trial(kl=0.2).cost(0.1) == pytest.approx(0.5)
+    assert trial(kl=0.1).cost(0.1) == pytest.approx(trial(refused=0.1).cost(0.1))
+    assert trial(kl=0.2).cost(0.1) == pytest.approx(0.2)
     assert trial(refused=0.1, over_refused=0.2, degenerate=0.3).cost(0.1) == pytest.approx(0.6)
-    # One more refusal of 32 is worth an eighth of the limit.
-    assert trial(refused=1 / 32).cost(0.1) == pytest.approx(trial(kl=0.0125).cost(0.1))
+    # One more refusal of 32 is worth a third of the limit.
+    assert trial(refused=1 / 32).cost(0.1) == pytest.approx(trial(kl=0.03125).cost(0.1))
 
 
 def test_what_costs_more_than_no_cut_is_not_asked() -> None:
-    """A KL of four times the limit is the price of every refusal; with nothing cheaper all stay."""
-    assert affordable({"a": 0.39, "b": 0.41, "c": 2.0}, 0.1) == ["a"]
-    assert affordable({"b": 0.41, "c": 2.0}, 0.1) == ["b", "c"]
+    """A KL of ten times the limit is the price of every refusal; with nothing cheaper all stay."""
+    assert affordable({"a": 0.99, "b": 1.01, "c": 2.0}, 0.1) == ["a"]
+    assert affordable({"b": 1.01, "c": 2.0}, 0.1) == ["b", "c"]
 
 
 def test_a_cut_that_works_beats_one_that_hardly_does() -> None:
@@ -54,10 +54,10 @@ def test_the_shortlist_takes_turns_and_skips_what_is_parallel() -> None:
     bypass = {(-1, 1): -5.0, (-2, 1): -4.9, (-1, 2): 0.5, (-1, 3): 1.0, (-1, 4): 2.0}
     separation = {(-1, 1): 0.0, (-2, 1): 0.1, (-1, 2): 1.0, (-1, 3): 2.0, (-1, 4): 3.0}
     kl = {(-1, 1): 0.3, (-2, 1): 0.2, (-1, 2): 0.0, (-1, 3): 0.1, (-1, 4): 0.1}
-    orders = rankings(separation, bypass, kl)
-    # What bypasses comes first, however small the KL of what does not.
-    assert orders[2][:3] == [(-2, 1), (-1, 1), (-1, 2)]
-    assert _diverse(table, orders, 3) == [(-1, 1), (-1, 4), (-1, 3)]
+    orders = rankings(separation, bypass, kl, 0.1)
+    # Of two that are parallel the cheaper one comes first: .007 + .2 against .007 + .3.
+    assert orders[0][:2] == [(-2, 1), (-1, 1)] and orders[2][:2] == [(-1, 1), (-2, 1)]
+    assert _diverse(table, orders, 3) == [(-2, 1), (-1, 4), (-1, 3)]
     # With nothing else the parallel one comes in as well.
     assert set(_diverse(table, orders, 5)) == set(table)
 

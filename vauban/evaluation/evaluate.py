@@ -180,6 +180,7 @@ def evaluate(
         with_answers(tokenizer, sets["harmless"], original_ids),
         changes,
         batch_size=batch_size,
+        progress=progress,
     )
     return _result(sets, pairs, likelihood, original_ids, refusal_mode)
 

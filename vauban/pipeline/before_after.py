@@ -99,6 +99,7 @@ def control_rows(
         held_out.texts("harmless"),
         evaluation.answer_tokens,
         interventions=random_cut,
+        progress=progress,
     )
     addition = (Add.from_result(result, 1.0),)
     added = _behaviour(opened, config, held_out, "how_to", addition, progress, "addition")

@@ -148,7 +148,7 @@ def run(
     strength = strength_stage(opened, config, result, *measuring, progress=progress)
     plan = plan_stage(opened, config, result, strength)
     plan = calibrate_stage(opened, config, plan, *measuring, progress=progress)
-    leak = leak_stage(opened, plan, held_out)
+    leak = leak_stage(opened, plan, held_out, progress=progress)
     evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()

@@ -99,7 +99,9 @@ EXACT = 1e-3
 """A whole cut that leaves more than this share in the stream is not exact on this architecture."""
 
 
-def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, Any]:
+def leak_stage(
+    opened: Opened, plan: EditPlan, held_out: EvalSet, *, progress: Progress | None = None
+) -> dict[str, Any]:
     """The share of the direction that remains in the stream on held-out prompts under the cut.
 
     Where the head shares the embedding for good, also the KL that the changed head alone costs.
@@ -115,9 +117,11 @@ def leak_stage(opened: Opened, plan: EditPlan, held_out: EvalSet) -> dict[str, A
     }
     alone = plan.head_alone()
     if alone:
-        answers = answer_tokens(opened.model, opened.tokenizer, texts, max_tokens=32)
+        answers = answer_tokens(
+            opened.model, opened.tokenizer, texts, max_tokens=32, progress=progress
+        )
         leak["head_kl"] = compare_likelihood(
-            opened.model, opened.tokenizer, texts, answers, interventions=alone
+            opened.model, opened.tokenizer, texts, answers, interventions=alone, progress=progress
         ).kl
     return leak
 

@@ -25,7 +25,7 @@ from vauban.errors import InputError
 from vauban.interventions import Intervention
 from vauban.linalg import as_direction
 from vauban.models import anatomy
-from vauban.search.short_answers import ShortAnswers, affordable, cost
+from vauban.search.short_answers import ShortAnswers, affordable, cost, expected_cost
 
 # Two candidates whose directions have a larger cosine than this are one for the shortlist.
 ALIKE = 0.9
@@ -118,17 +118,17 @@ def choose_by_answers(
        the better half by it, at most 3 times the shortlist, two scores of the first token under
        its cut: refusal log-odds on 8 harmful prompts, and KL on 8 harmless ones. The cut is
        `plan_cut`'s default, at run time.
-    2. The shortlist takes turns between three rankings: separation, log-odds, and KL among those
-       that make a refusal unlikelier than not. It leaves out what by its KL alone costs more than
-       no cut at all, and skips what is nearly parallel (cosine above 0.9) to what it has, as long
+    2. The shortlist takes turns between three rankings: the rule below with the refusal's
+       probability as first token for the share refused, separation, and log-odds. It leaves out what by
+       its KL alone costs more than no cut at all, and skips what is nearly parallel (cosine above 0.9) to what it has, as long
        as there is something else.
     3. Each of the shortlist answers 8 harmful prompts greedily with `max_tokens`; the better half,
        at least 3, goes on with twice the prompts, until 3 answer all of them. The last round asks
        the harmless prompts as well, and takes the KL over all of them.
 
     The rule: a candidate costs the share of harmful prompts refused, plus the share of degenerate
-    answers, plus the share of harmless prompts refused, plus a quarter of its first-token KL on
-    harmless prompts in units of `kl_limit`. So a KL at the limit weighs as much as a quarter of
+    answers, plus the share of harmless prompts refused, plus a tenth of its first-token KL on
+    harmless prompts in units of `kl_limit`. So a KL at the limit weighs as much as a tenth of
     the answers refused, and nothing is forbidden. Ties go to the smaller KL, then the earlier
     position, then the earlier residual. The best candidate is always returned; `notes` say where it
     refuses, degenerates or exceeds the limit.
@@ -171,7 +171,10 @@ def choose_by_answers(
     changes = {key: _cut(model, table[key]) for key in scored}
     bypass, kl = first_tokens(answers, changes, notes, "first tokens", progress)
     open_to = affordable(kl, kl_limit)
-    orders = [[key for key in o if key in open_to] for o in rankings(separations, bypass, kl)]
+    orders = [
+        [key for key in order if key in open_to]
+        for order in rankings(separations, bypass, kl, kl_limit)
+    ]
     going_on = {key: changes[key] for key in _diverse(table, orders, shortlist)}
 
     def trial(key: Key, rates: Mapping[str, float], prompts: int) -> AnswerTrial:
@@ -260,13 +263,15 @@ def first_tokens(
 
 
 def rankings(
-    separations: Mapping[Key, float], bypass: Mapping[Key, float], kl: Mapping[Key, float]
-) -> list[list[Key]]:
-    """Three orders of the candidates, the best first: by log-odds, by separation, and by KL."""
+    separations: Mapping[Key, float], bypass: Mapping[Key, float], kl: Mapping[Key, float],
+    kl_limit: float,
+) -> list[list[Key]]:  # fmt: skip
+    """Three orders of the candidates, the best first: by the rule on first tokens, by separation,
+    and by log-odds."""
     return [
-        sorted(bypass, key=lambda key: (bypass[key], key)),
+        sorted(bypass, key=lambda key: (expected_cost(bypass[key], kl[key] / kl_limit), key)),
         sorted(bypass, key=lambda key: (-separations[key], key)),
-        sorted(bypass, key=lambda key: (bypass[key] > 0, kl[key], key)),
+        sorted(bypass, key=lambda key: (bypass[key], key)),
     ]
 
 

@@ -7,6 +7,7 @@ prompts; knows no candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,8 +27,9 @@ Refusal = Callable[[str], bool]
 Class = Literal["harmful", "harmless"]
 # Prompts of each class in the cheap pass over all candidates, and in the first round of answers.
 FIRST_PROMPTS = 8
-# What a KL at its limit weighs against answers: a quarter of them refused.
-KL_WEIGHT = 0.25
+# What a KL at its limit weighs against answers: a tenth of them refused. At a quarter, a model that
+# refuses 66 % went on refusing 20 % (Qwen2.5-Coder-0.5B-Instruct), at a KL that was no loss.
+KL_WEIGHT = 0.1
 # Changes that answer all prompts: among 16 prompts chance decides between neighbours.
 FINALISTS = 3
 
@@ -39,6 +41,15 @@ def cost(refused: float, degenerate: float, over_refused: float, excess: float) 
     that leaves 41 % of the refusals (KL .014) to one that leaves none (KL .15).
     """
     return refused + degenerate + over_refused + KL_WEIGHT * excess
+
+
+def expected_cost(odds: float, excess: float) -> float:
+    """The same by first tokens alone: the refusal's probability stands for the share refused.
+
+    >>> round(expected_cost(0.0, 1.0), 3)
+    0.6
+    """
+    return cost(1.0 / (1.0 + math.exp(min(-odds, 700.0))), 0.0, 0.0, excess)
 
 
 def affordable(kl: Mapping[Any, float], kl_limit: float) -> list[Any]:
