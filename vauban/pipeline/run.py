@@ -52,10 +52,7 @@ from vauban.report import (
     plain_table,
     refusal_statement,
 )
-
-REFUSES_FROM = 0.2
-"""A model that declines a smaller share of the harmful prompts gets a warning that it does not
-refuse."""
+from vauban.search.trials import REFUSES_FROM
 
 FORMAT = 1
 """The version of run.json's layout."""
