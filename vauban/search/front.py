@@ -124,7 +124,7 @@ def best_of(front: Sequence[Trial], kl_limit: float | None) -> Trial:
         near = min(front, key=lambda t: (t.kl, t.number))
         raise CheckError(
             f"no trial keeps the first-token KL at {kl_limit:g} or below; the nearest is "
-            f"{near.summary()}. Raise --kl-limit, or go on with more trials"
+            f"{near.summary()}. Raise the limit, or go on with more trials"
         )
     return min(within, key=lambda t: (t.failed, t.cost(kl_limit), t.number))
 

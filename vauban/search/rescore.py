@@ -134,11 +134,17 @@ def score_fresh(
             kl, sum(loops) / len(loops), paired,
         )  # fmt: skip
 
-    scores: dict[int | None, FreshScore] = {None: measure(None, (), 0.0)}
-    for done, number in enumerate(sorted(changes), 1):
-        scores[number] = measure(number, changes[number], answers.kl(changes[number]))
+    def tell() -> None:
         if progress:
-            progress("score the front again", done, len(changes))
+            progress("score the front again", len(scores), len(changes) + 1)
+
+    scores: dict[int | None, FreshScore] = {}
+    tell()
+    scores[None] = measure(None, (), 0.0)
+    for number in sorted(changes):
+        tell()
+        scores[number] = measure(number, changes[number], answers.kl(changes[number]))
+    tell()
 
     def loss(trial: Trial) -> dict[str, float]:
         again = scores[trial.number]

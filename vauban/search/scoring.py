@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vauban._common import Progress
 from vauban.errors import InputError, ModelError
 from vauban.evaluation import answer_tokens, is_degenerate, with_answers
 from vauban.evaluation.likelihood import Scored, sequence_losses
@@ -61,9 +62,18 @@ class Scorer:
         self._sequences: list[Scored] | None = None
         self._no_cut: tuple[float, ...] | None = None
 
-    def unchanged(self) -> Figures:
+    def unchanged(self, progress: Progress | None = None) -> Figures:
         """The figures of the unchanged model, which every cut has to beat from then on."""
-        figures = self.score((), ())
+        total, done = sum(map(len, self.answers.prompts.values())), 0
+
+        def tell(answered: int) -> None:
+            nonlocal done
+            done += answered
+            if progress:
+                progress("unchanged answers", done, total)
+
+        tell(0)
+        figures = self.score((), (), tell)
         self._no_cut = self._values(figures)
         return figures
 
@@ -73,20 +83,31 @@ class Scorer:
                  "perplexity": figures.perplexity or 0.0}  # fmt: skip
         return tuple(names[name] for name in self.objectives)
 
-    def score(self, change: Sequence[Intervention], front: Sequence[tuple[float, ...]]) -> Figures:
+    def score(
+        self,
+        change: Sequence[Intervention],
+        front: Sequence[tuple[float, ...]],
+        answered: Callable[[int], None] | None = None,
+    ) -> Figures:
         """The figures of a change; `front` are the objectives of the cuts to beat beside no cut.
 
         After every round the prompts that are still to come count as answered well. A change that
         even so is dominated is stopped, and what was measured of it is kept. The harmless prompts
         are asked last, or not at all where the harmful ones have decided already. A change under
         which the logits overflow answers nothing: all of it counts as degenerate, at infinite KL.
+        `answered` is called with the number of new answers after every round.
         """
         try:
-            return self._score(change, front)
+            return self._score(change, front, answered)
         except ModelError:
             return _OVERFLOW
 
-    def _score(self, change: Sequence[Intervention], front: Sequence[tuple[float, ...]]) -> Figures:
+    def _score(
+        self,
+        change: Sequence[Intervention],
+        front: Sequence[tuple[float, ...]],
+        answered: Callable[[int], None] | None,
+    ) -> Figures:
         started = time.monotonic()
         replies = Replies(self.answers.kl(change))
         self._spent("first tokens", started)
@@ -113,7 +134,10 @@ class Scorer:
         names: tuple[Class, ...] = ("harmful", "harmless")
         for name in names:
             for count in _rounds(self._count(name)):
+                before = len(replies.texts[name])
                 self._ask(replies, change, name, count)
+                if answered:
+                    answered(count - before)
                 if hopeless():
                     return self._figures(replies, perplexity, "pruned")
         return self._figures(replies, perplexity, "complete")

@@ -94,14 +94,10 @@ def search(
     >>> [trial.number for trial in result.trials]
     [0, 1]
     """
-    if trials < 1 or (timeout is not None and not timeout > 0):
-        raise InputError(f"trials is {trials}, timeout {timeout}; expected at least 1, and above 0")
-    if kl_limit is not None and not (math.isfinite(kl_limit) and kl_limit > 0):
-        raise InputError(f"kl_limit is {kl_limit}; expected a KL above 0")
+    chosen = check_options(trials, timeout, kl_limit, objectives)
     began = time.monotonic()
-    chosen = check_objectives(objectives)
     n_layers = anatomy(model).n_layers
-    fitting, tested = _prompt_parts(harmful, harmless, evaluation, seed)
+    fitting, tested = prompt_parts(harmful, harmless, evaluation, seed)
     if space is None:
         packed = describe(model).quantization is not None
         space = SearchSpace(norm_modes=(None,)) if packed else SearchSpace()
@@ -127,7 +123,7 @@ def search(
     journal = TrialJournal(storage, identity, space.bounds(n_layers), space.choices(), chosen)
     try:
         _lap(scorer, "prepare", began)
-        unchanged = asdict(scorer.unchanged())
+        unchanged = asdict(scorer.unchanged(progress))
         baseline = {
             name: unchanged[name]
             for name in ("refused", "over_refused", "degenerate", "perplexity")
@@ -174,14 +170,29 @@ def search(
         journal.close()
 
 
+def check_options(
+    trials: int, timeout: float | None, kl_limit: float | None, objectives: Sequence[str]
+) -> tuple[str, ...]:
+    """The objectives, complete; InputError for an option that is none."""
+    if trials < 1 or (timeout is not None and not timeout > 0):
+        raise InputError(f"trials is {trials}, timeout {timeout}; expected at least 1, and above 0")
+    if kl_limit is not None and not (math.isfinite(kl_limit) and kl_limit > 0):
+        raise InputError(f"kl_limit is {kl_limit}; expected a KL above 0")
+    return check_objectives(objectives)
+
+
 def _run(
     model: nn.Module, table: DirectionTable, scorer: Scorer, journal: TrialJournal, trials: int,
     seed: int, deadline: float | None, progress: Progress | None, on_trial: Watch | None,
 ) -> str:  # fmt: skip
     """Go on to so many trials; why it ended."""
     resumed = len(journal.trials)
-    if progress and resumed < trials:
-        progress("search", 0, trials - resumed)
+
+    def answered(_: int = 0) -> None:
+        if progress and resumed < trials:
+            progress("search", len(journal.trials) - resumed, trials - resumed)
+
+    answered()
     try:
         while (number := len(journal.trials)) < trials:
             lap = time.monotonic()
@@ -192,13 +203,12 @@ def _run(
             change = plan_of(model, _direction(table, parameters), parameters).virtual()
             _lap(scorer, "plans", lap)
             rivals = [t.values(scorer.objectives) for t in journal.trials if _complete(t)]
-            figures = scorer.score(change, rivals)
+            figures = scorer.score(change, rivals, answered)
             trial = Trial(number=number, parameters=parameters, **asdict(figures))
             journal.add(trial)
             if on_trial:
                 on_trial(trial, front_of(journal.trials, scorer.objectives))
-            if progress:
-                progress("search", number + 1 - resumed, trials - resumed)
+            answered()
     except KeyboardInterrupt:
         return "interrupted"
     return "trials"
@@ -220,7 +230,7 @@ def _lap(scorer: Scorer, name: str, since: float) -> float:
     return now
 
 
-def _prompt_parts(
+def prompt_parts(
     harmful: Sequence[Any], harmless: Sequence[Any], evaluation: Any, seed: int
 ) -> tuple[list[list[Any]], list[list[Any]]]:
     """(harmful, harmless) to measure directions on, and to score trials on."""
