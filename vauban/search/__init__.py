@@ -1,4 +1,4 @@
-"""The search for a cut: which direction, how strong and where, by what the model says under it.
+"""The search for a cut: which direction, by what the model says under it.
 
 `vauban.search` is this room and the function `search` at once: the module can be called.
 
