@@ -23,6 +23,8 @@ from vauban.search.direction_table import DirectionTable, read_directions
 from vauban.search.front import check_objectives, dominates, front_of
 from vauban.search.plots import front_page, front_picture
 from vauban.search.result import plan_of
+from vauban.search.scoring import Scorer
+from vauban.search.short_answers import ShortAnswers
 from vauban.search.space import strength_of
 from vauban.search.trial_journal import TrialJournal
 
@@ -362,6 +364,15 @@ def test_over_refusal_and_perplexity_can_be_objectives(organism: Any, sets: Any)
     assert found.trials[0].perplexity == pytest.approx(expected, rel=0.02)
 
 
+def test_a_cut_that_overflows_is_the_worst_of_all(organism: Any, sets: Any) -> None:
+    answers = ShortAnswers(*organism, *(part[:8] for part in sets), max_tokens=2)
+    scorer = Scorer(answers, ("refused", "kl"))
+    assert scorer.unchanged().state == "complete"
+    figures = scorer.score((vauban.Add(mx.full((128,), 1e38), 100.0, 2),), ())
+    assert (figures.state, figures.refused, figures.failed) == ("pruned", 1.0, 1.0)
+    assert figures.kl == math.inf
+
+
 def test_time_and_interruption_end_the_trials(organism: Any, sets: Any) -> None:
     def interrupt(trial: Trial, front: Any) -> None:
         raise KeyboardInterrupt
@@ -371,7 +382,7 @@ def test_time_and_interruption_end_the_trials(organism: Any, sets: Any) -> None:
     assert broken.front == broken.trials
     late = search_function(*organism, *sets, **FAST, timeout=0.01)
     assert late.stopped == "timeout" and late.trials == ()
-    with pytest.raises(vauban.CheckError, match="no trial yet"):
+    with pytest.raises(vauban.CheckError, match="no trial beats the unchanged model"):
         late.best()
 
 

@@ -89,8 +89,8 @@ def front(console: Console, result: SearchResult) -> None:
         "bold",
     )
     limit = result.kl_limit
-    reached = limit is None or any(trial.kl <= limit for trial in result.front)
-    best = result.best().number if reached else None
+    within = [trial for trial in result.front if limit is None or trial.kl <= limit]
+    best = result.best().number if within else None
     console.grid(HEADINGS, [_row(trial, best) for trial in result.front])
     prompts = max(trial.prompts for trial in result.trials)
     console.line(

@@ -21,7 +21,7 @@ from vauban.directions import DirectionResult
 from vauban.directions import measure as estimate
 from vauban.errors import CheckError, InputError
 from vauban.pipeline.run import RunPlan, RunResult, finish_run, open_run
-from vauban.search import SearchResult, Strength, Trial, search
+from vauban.search import SearchResult, SearchSpace, Strength, Trial, search
 from vauban.search.plots import front_page, front_picture
 from vauban.search.space import strength_of
 from vauban.search.trials import check_options, prompt_parts
@@ -115,10 +115,13 @@ def run_search(
     plan = open_run(config, progress=progress, on_plan=on_plan)
     opened = plan.opened
     prompts = list(plan.harmful.prompts), list(plan.harmless.prompts)
+    # Restored norms are no low-rank change, which is all that an adapter holds.
+    space = SearchSpace(norm_modes=(None,)) if config.output.precision == "adapter" else None
     result = search(
         opened.model, opened.tokenizer, *prompts, trials=settings.trials, seed=config.seed,
-        kl_limit=settings.kl_limit, storage=journal, timeout=settings.timeout, progress=progress,
-        objectives=settings.objectives, batch_size=config.measure.batch_size, on_trial=on_trial,
+        kl_limit=settings.kl_limit, space=space, storage=journal, timeout=settings.timeout,
+        objectives=settings.objectives, batch_size=config.measure.batch_size, progress=progress,
+        on_trial=on_trial,
     )  # fmt: skip
     if result.stopped == "no refusal":
         return SearchRun(result, None, ())

@@ -111,10 +111,10 @@ def best_of(front: Sequence[Trial], kl_limit: float | None) -> Trial:
     """The cheapest trial by the rule of the choices; with a limit, of those that keep it.
 
     With a limit the least refused one counts first, then the rule. Raises CheckError where no trial
-    keeps it, naming the nearest, and where there is no trial.
+    keeps it, naming the nearest, and where the front is empty.
     """
     if not front:
-        raise CheckError("the search has no trial yet; give it more time or trials")
+        raise CheckError("no trial beats the unchanged model; give the search more time or trials")
     if kl_limit is None:
         return min(front, key=lambda t: (t.cost(), t.number))
     if not kl_limit > 0:

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.nn as nn
 
 from vauban._common import Progress
+from vauban.edits.embedding import is_tied
 from vauban.models import anatomy
 from vauban.search.answers import AnswerTrial, choose_by_answers
 from vauban.search.direction_table import DirectionTable
@@ -44,6 +45,7 @@ def known_cuts(
     same cut whole; the next strengths; then the runners-up among the directions, and the one that
     the first tokens alone would choose (as a causal choice does), at the chosen strength. All moved
     into the space, each once; a space without the chosen position or estimator gets what it holds.
+    An embedding that the head shares is left alone.
     """
     options: dict[str, Any] = {
         "max_tokens": max_tokens, "refusal": refusal, "seed": seed, "batch_size": batch_size,
@@ -56,8 +58,9 @@ def known_cuts(
         return []
     choice = choose_by_answers(model, tokenizer, candidates, harmful, harmless, **options)
     strength = choose_strength(
-        model, tokenizer, choice.direction, harmful, harmless, embedding=False, **options
-    )
+        model, tokenizer, choice.direction, harmful, harmless,
+        embedding=False if is_tied(model) else "auto", **options,
+    )  # fmt: skip
     best = choice.shortlist[0]
     offers: list[tuple[AnswerTrial, Strength]] = [(best, strength.strength), (best, WHOLE)]
     offers += [(best, trial.strength) for trial in strength.trials[1:]][:STRENGTHS]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vauban._common import Progress
-from vauban.errors import InputError, ModelError
+from vauban.errors import CheckError, InputError, ModelError
 from vauban.evaluation import answer_tokens, is_degenerate, with_answers
 from vauban.evaluation.likelihood import Scored, sequence_losses
 from vauban.interventions import Intervention
@@ -63,7 +63,10 @@ class Scorer:
         self._no_cut: tuple[float, ...] | None = None
 
     def unchanged(self, progress: Progress | None = None) -> Figures:
-        """The figures of the unchanged model, which every cut has to beat from then on."""
+        """The figures of the unchanged model, which every cut has to beat from then on.
+
+        Raises ModelError where its logits overflow.
+        """
         total, done = sum(map(len, self.answers.prompts.values())), 0
 
         def tell(answered: int) -> None:
@@ -73,7 +76,7 @@ class Scorer:
                 progress("unchanged answers", done, total)
 
         tell(0)
-        figures = self.score((), (), tell)
+        figures = self._score((), (), tell)
         self._no_cut = self._values(figures)
         return figures
 
@@ -99,7 +102,7 @@ class Scorer:
         """
         try:
             return self._score(change, front, answered)
-        except ModelError:
+        except (ModelError, CheckError):
             return _OVERFLOW
 
     def _score(
