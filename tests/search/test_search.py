@@ -392,6 +392,18 @@ def test_a_model_that_does_not_refuse_is_not_searched(organism: Any, sets: Any) 
     assert "nothing to search" in found.summary()
 
 
+def test_a_missing_extra_is_named(
+    organism: Any, sets: Any, result: SearchResult, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for module in ("optuna", "plotly.graph_objects", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(vauban.InputError, match=r"needs optuna.*vauban\[search\]"):
+        search_function(*organism, *sets, **FAST)
+    for draw in (front_page, front_picture):
+        with pytest.raises(vauban.InputError, match=r"vauban\[plots\]"):
+            draw(result, tmp_path / "front")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

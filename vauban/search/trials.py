@@ -192,8 +192,8 @@ def _run(
         if progress and resumed < trials:
             progress("search", len(journal.trials) - resumed, trials - resumed)
 
-    answered()
     try:
+        answered()
         while (number := len(journal.trials)) < trials:
             lap = time.monotonic()
             if deadline is not None and lap >= deadline:
