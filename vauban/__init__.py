@@ -47,20 +47,26 @@ _EXPORTS = {
         "emmet_update load_facts penalty prune rect ridge_update rome_update sphere"
     ),
     "vauban.evaluation": (
-        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval HiddenShift Likelihood "
+        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval HiddenShift Likelihood PairedResult "
         "bootstrap_interval evaluate_facts hidden_shift "
         "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
-        "measure_behaviour measure_perplexity perplexity wilson_interval"
+        "measure_behaviour measure_perplexity paired_test perplexity wilson_interval"
     ),
-    "vauban.search": "AnswerChoice Strength StrengthChoice StrengthKernel choose_by_answers "
-    "choose_strength measure",
+    "vauban.search": (
+        "AnswerChoice KernelSpace SearchResult SearchSpace Strength StrengthChoice StrengthKernel "
+        "Trial choose_by_answers choose_strength measure"
+    ),
     "vauban.export": "ExportReport export_model verify_export",
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
-__all__ = sorted(_HOME)
+# A room that is called like its function; the module can be called (see its file).
+_CALLABLE = ("search",)
+__all__ = sorted([*_HOME, *_CALLABLE])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE:
+        return importlib.import_module(f"vauban.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'vauban' has no attribute {name!r}")
@@ -70,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

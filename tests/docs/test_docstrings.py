@@ -13,6 +13,11 @@ MODULES = [
     "vauban.directions.geometry",
     "vauban.edits.directions",
     "vauban.evaluation.facts",
+    "vauban.evaluation.pairs",
+    "vauban.search.front",
+    "vauban.search.scoring",
+    "vauban.search.space",
+    "vauban._extras",
     *(
         f"vauban.{room}.{module.name}"
         for room in ROOMS

@@ -13,6 +13,7 @@ from tests.docs.blocks import ROOT, run_blocks
         "directions.md",
         "interventions.md",
         "editing.md",
+        "search.md",
         "null-space.md",
         "knowledge.md",
         "house.md",

@@ -8,6 +8,7 @@ In reading order:
     console            lines, tables and progress for a terminal, a log or a JSON reader
     whole_run          demo, MODEL, CONFIG.toml
     run_lines          what a run prints
+    search             search
     single_stages      measure, cut, evaluate
     saved_directions   probe, steer, geometry
     edit               edit
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _FILES = {
     "whole_run": ("demo", "target"),
+    "search": ("search",),
     "single_stages": ("measure", "cut", "evaluate"),
     "saved_directions": ("probe", "steer", "geometry"),
     "edit": ("edit",),
@@ -99,6 +101,11 @@ def _interrupted(arguments: Sequence[str]) -> str:
         return (
             "interrupted; what was finished is kept in a hidden folder beside the output, and the "
             "same command goes on from there."
+        )
+    if arguments[:1] == ["search"]:
+        return (
+            "interrupted; finished trials are kept in the storage file, and the same command goes "
+            "on from there."
         )
     return "interrupted; nothing half-written is left."
 

@@ -11,13 +11,9 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol, TextIO
 
-from vauban._common import Progress
 from vauban.report import aligned, json_safe, seconds
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
 
 
 class Console:
@@ -116,12 +112,21 @@ class Console:
             print(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
+    def progress(self) -> Iterator["Stages"]:
         """A callable for the library's `progress`; warnings raised meanwhile become lines."""
         stages: _PlainStages | _BarStages
         stages = _BarStages(self.rich) if self.rich else _PlainStages(self)
         with _warnings_as_lines(self), stages:
             yield stages
+
+
+class Stages(Protocol):
+    """What shows the library's stages, and a table that changes while one of them runs."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table below the bars; without a terminal at most every half minute."""
 
 
 # Without a terminal a stage says at least this often, in seconds, how far it is.
@@ -135,6 +140,7 @@ class _PlainStages:
         self._console = console
         self._stage: str | None = None
         self._began = self._spoke = 0.0
+        self._tabled = time.monotonic()
         self._total = 0
 
     def __enter__(self) -> None:
@@ -161,6 +167,11 @@ class _PlainStages:
         if done >= total <= 1:
             self._finish()
 
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if time.monotonic() - self._tabled >= HEARTBEAT:
+            self._tabled = time.monotonic()
+            self._console.grid(headings, rows)
+
     def _finish(self) -> None:
         if self._stage is None:
             return
@@ -183,14 +194,26 @@ class _BarStages:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._close()
+        self._bars.below = None
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:
             self._close()
+            self._bars.below = None
             self._tasks[stage] = self._bars.add_task(stage, total=total, over=total <= 1)
         # A stage of many steps works on after its last one (scores, likelihoods) until the next.
         self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(*headings, box=box.SIMPLE_HEAD, header_style="bold", show_edge=False)
+        for row in rows:
+            table.add_row(*row)
+        self._bars.below = table
+        self._bars.refresh()
 
     def _close(self) -> None:
         """Stop the clock of the stage before: it is over once the next one begins."""
@@ -200,7 +223,7 @@ class _BarStages:
                 self._bars.stop_task(task.id)
 
 
-def _bars(console: Any) -> "Bars":
+def _bars(console: Any) -> Any:
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 
@@ -219,7 +242,16 @@ def _bars(console: Any) -> "Bars":
                 return Text(seconds(elapsed), "dim")
             return Text(f"{seconds(task.time_remaining)} left", "cyan")
 
-    return Progress(
+    class Bars(Progress):
+        below: Any = None
+        """What is drawn under the bars."""
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            if self.below is not None:
+                yield self.below
+
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=28, complete_style="cyan", finished_style="green"),
         Amount(),

@@ -17,6 +17,7 @@ from vauban.config.keys import Key, keys
 
 VERBS = {
     "demo": "the whole pipeline on the bundled model organism, offline",
+    "search": "search through cuts of a model, export the best",
     "init": "write an annotated configuration file",
     "measure": "measure a direction and save it",
     "cut": "cut a saved direction from a model's weights",
@@ -33,6 +34,15 @@ _EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 
 _SETTINGS = {
     "demo": ["seed", "measure", "cut", "eval", "output"],
+    "search": [
+        "seed",
+        "data.harmful",
+        "data.harmless",
+        "data.eval",
+        "measure.batch_size",
+        "eval",
+        "output",
+    ],
     "measure": ["model.path", "data.harmful", "data.harmless", "measure"],
     "cut": ["seed", "model.path", "data.harmful", "data.harmless", "cut", "output"],
     "evaluate": [
@@ -108,6 +118,9 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         _add_settings(parser, keys(StudyConfig))
     elif name == "edit":
         _add_editing(parser)
+    elif name == "search":
+        _add_search(parser)
+        _add_stage(parser, name)
     elif name == "geometry":
         parser.add_argument(
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
@@ -155,6 +168,34 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="facts solved together (default: 10)")
     parser.add_argument("--precision", help="same (default), 8bit or float")
     parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
+    parser.add_argument(
+        "--trials", type=int, default=60, metavar="N",
+        help="cuts to try, those of an interrupted search among them (default: 60)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=_finite, metavar="SECONDS", help="start no further trial after so long"
+    )
+    parser.add_argument(
+        "--kl-limit", type=_finite, metavar="KL",
+        help="export the least refusing cut whose first-token KL keeps this limit; default: the "
+        "one that costs least, a KL of 0.1 as much as a quarter of the prompts refused",
+    )  # fmt: skip
+    parser.add_argument(
+        "--objectives", default="refused,kl", metavar="NAMES",
+        help="of refused, kl, over_refused, perplexity (default: refused,kl)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--storage", metavar="FILE",
+        help="the finished trials, from which a killed search goes on; default: OUTPUT.journal",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rescore", type=int, default=8, metavar="N",
+        help="cuts of the front that are scored again on the held-out prompts (default: 8)",
+    )  # fmt: skip
 
 
 def _add_steering(parser: argparse.ArgumentParser) -> None:

@@ -31,8 +31,11 @@ from vauban.report import (
 )
 
 
-def header(console: Console, plan: RunPlan) -> None:
-    """What will run on what, before the long work starts."""
+def header(console: Console, plan: RunPlan, choice: str | None = None) -> None:
+    """What will run on what, before the long work starts.
+
+    `choice` says how the cut is chosen, where that is not as the configuration says.
+    """
     opened, config = plan.opened, plan.config
     layers = config.cut.layers
     blocks = f"{layers} layers" if isinstance(layers, str) else f"layers {layers}"
@@ -50,9 +53,12 @@ def header(console: Console, plan: RunPlan) -> None:
         ("held out", held_out_line(plan.held_out)),
         (
             "plan",
-            f"measure ({how.get(str(layer), f'block {layer}')}), "
-            f"cut {_strength(config)} in {blocks}, compare, "
-            f"write {_what_is_written(config)}{config.output.dir}",
+            (
+                choice
+                or f"measure ({how.get(str(layer), f'block {layer}')}), "
+                f"cut {_strength(config)} in {blocks}"
+            )
+            + f", compare, write {_what_is_written(config)}{config.output.dir}",
         ),
     ]
     console.pairs(f"vauban {vauban.__version__}", rows)
@@ -215,7 +221,7 @@ def strength_lines(chosen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         (
             "strength",
             f"{', '.join(parts)}{', embedding' if whole['embedding'] else ''}; of "
-            f"{chosen['tried']} shapes; {_short_answers(best)}",
+            f"{chosen['tried']} {chosen.get('kind', 'shapes')}; {_short_answers(best)}",
         )
     ]
 

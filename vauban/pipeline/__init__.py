@@ -2,6 +2,7 @@
 
 In reading order:
     run            the order of the stages; what is written
+    search_run     the same with a cut that is searched for
     prompt_sets    which prompts a run uses, and where they come from
     stages         open a model, measure, read what remains of the direction
     cut_plan       the plan of the cut, and of the control beside it

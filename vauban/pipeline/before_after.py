@@ -15,11 +15,10 @@ from vauban.edits import EditPlan
 from vauban.evaluation import Behaviour, EvalResult, compare_likelihood, evaluate, measure_behaviour
 from vauban.evaluation.judge import model_judge
 from vauban.interventions import Add, Intervention
-from vauban.pipeline.cut_plan import control_plan
+from vauban.pipeline.cut_plan import ChosenStrength, control_plan
 from vauban.pipeline.prompt_sets import EvalSet
 from vauban.pipeline.stages import Opened, tell
 from vauban.report import BehaviourRow, Share
-from vauban.search import StrengthChoice
 
 
 def evaluate_models(
@@ -75,7 +74,7 @@ def control_rows(
     result: DirectionResult,
     held_out: EvalSet,
     evaluation: EvalResult,
-    strength: StrengthChoice | None = None,
+    strength: ChosenStrength | None = None,
     *,
     progress: Progress | None = None,
 ) -> tuple[BehaviourRow, BehaviourRow]:

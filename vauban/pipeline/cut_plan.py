@@ -5,7 +5,7 @@ Knows configurations and plans; runs a model only to calibrate a plan.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -19,6 +19,16 @@ from vauban.export import check_adaptable
 from vauban.pipeline.prompt_sets import PromptSet
 from vauban.pipeline.stages import ADAPTER_HEAD, Opened
 from vauban.search import Strength, StrengthChoice, choose_strength
+
+
+class ChosenStrength(Protocol):
+    """Strengths, and how they were chosen as run.json records it: "strength", "trials", "tried"."""
+
+    @property
+    def strength(self) -> Strength: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
 
 _BY_SCORE = ("above_median", "top_k")
 _SHARED = f"{ADAPTER_HEAD}: the shared one is cut"
@@ -56,7 +66,7 @@ def plan_stage(
     opened: Opened,
     config: RunConfig,
     result: DirectionResult,
-    strength: StrengthChoice | None = None,
+    strength: ChosenStrength | None = None,
 ) -> EditPlan:
     """`vauban.plan_cut` with the settings of the configuration, at the chosen strength if any.
 
@@ -99,7 +109,7 @@ def control_plan(
     config: RunConfig,
     result: DirectionResult,
     direction: mx.array,
-    strength: StrengthChoice | None = None,
+    strength: ChosenStrength | None = None,
 ) -> EditPlan:
     """The same cut of another direction, without norms restored, so that it has a run-time form."""
     chosen = strength.strength if strength else None

@@ -23,7 +23,13 @@ from vauban.pipeline.before_after import (
     control_rows,
     evaluate_models,
 )
-from vauban.pipeline.cut_plan import calibrate_stage, check_adapter, plan_stage, strength_stage
+from vauban.pipeline.cut_plan import (
+    ChosenStrength,
+    calibrate_stage,
+    check_adapter,
+    plan_stage,
+    strength_stage,
+)
 from vauban.pipeline.prompt_sets import (
     LABELS,
     EvalSet,
@@ -52,10 +58,7 @@ from vauban.report import (
     plain_table,
     refusal_statement,
 )
-
-REFUSES_FROM = 0.2
-"""A model that declines a smaller share of the harmful prompts gets a warning that it does not
-refuse."""
+from vauban.search.trials import REFUSES_FROM
 
 FORMAT = 1
 """The version of run.json's layout."""
@@ -70,6 +73,8 @@ class RunPlan:
     harmless: PromptSet
     held_out: EvalSet
     config: RunConfig
+    started: float
+    """`time.monotonic()` when the run began."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,20 @@ def run(
         ModelError, ArchitectureError: the model cannot be loaded or walked correctly.
         CheckError: what was written is not what was meant; nothing is left behind then.
     """
+    plan_of_run = open_run(config, progress=progress, on_plan=on_plan)
+    opened, measuring = plan_of_run.opened, (plan_of_run.harmful, plan_of_run.harmless)
+    result = measure_stage(opened, config, *measuring, progress=progress)
+    strength = strength_stage(opened, config, result, *measuring, progress=progress)
+    return finish_run(plan_of_run, result, strength, progress=progress)
+
+
+def open_run(
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+    on_plan: Callable[[RunPlan], None] | None = None,
+) -> RunPlan:
+    """Check what can be known beforehand, load the model and read the prompt sets; as `run`."""
     started = time.monotonic()
     output = Path(config.output.dir)
     check_output(output, force=config.output.force, source=None)
@@ -136,18 +155,33 @@ def run(
         named.get("harmless") or prompt_set(config, "harmless", source),
         named_eval or eval_set(config, source),
         config,
+        started,
     )
     if on_plan:
         on_plan(plan_of_run)
-    held_out = plan_of_run.held_out
+    return plan_of_run
 
-    result = measure_stage(
-        opened, config, plan_of_run.harmful, plan_of_run.harmless, progress=progress
-    )
-    measuring = plan_of_run.harmful, plan_of_run.harmless
-    strength = strength_stage(opened, config, result, *measuring, progress=progress)
+
+def finish_run(
+    plan_of_run: RunPlan,
+    result: DirectionResult,
+    strength: ChosenStrength | None,
+    *,
+    sections: Mapping[str, Any] | None = None,
+    write_more: Callable[[Path], None] | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Cut what was chosen, compare before and after, export.
+
+    `sections` stand in run.json beside its own; `write_more` puts further files into the folder
+    before it gets its name. Raises as `run`.
+    """
+    opened, config, held_out = plan_of_run.opened, plan_of_run.config, plan_of_run.held_out
+    output, source = Path(config.output.dir), opened.folder
     plan = plan_stage(opened, config, result, strength)
-    plan = calibrate_stage(opened, config, plan, *measuring, progress=progress)
+    plan = calibrate_stage(
+        opened, config, plan, plan_of_run.harmful, plan_of_run.harmless, progress=progress
+    )
     leak = leak_stage(opened, plan, held_out, progress=progress)
     evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
@@ -173,6 +207,7 @@ def run(
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
         document["leak"] = leak
         document["strength"] = strength and strength.to_dict()
+        document |= sections or {}
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
         document["files"] = {"source": source_hashes, "written": report.files}
         document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
@@ -181,7 +216,10 @@ def run(
         _write_answers(folder / "answers.jsonl", evaluation)
         _write_json(folder / "run.json", document)
         (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")
-    return RunResult(output, document, rows, samples, warnings, time.monotonic() - started)
+        if write_more:
+            write_more(folder)
+    span = time.monotonic() - plan_of_run.started
+    return RunResult(output, document, rows, samples, warnings, span)
 
 
 def named_sets(config: RunConfig) -> dict[str, PromptSet]:

@@ -89,7 +89,23 @@ def _what(run: Mapping[str, Any]) -> str:
         "Largest share of the direction left in an edited writer, "
         "read back from the written file: "
         f"{decimal(export['direction_left'], 2)}{_kept_embedding(run)}.\n"
-        f"{_written(run)}\n"
+        f"{_written(run)}\n{_searched(run)}"
+    )
+
+
+def _searched(run: Mapping[str, Any]) -> str:
+    """How a search came to this cut; nothing where there was none."""
+    found = run.get("search")
+    if not found:
+        return ""
+    trial, loss = found["trials"][found["best"]], found["rescored"]["loss"]
+    default = found["rescored"]["default_loss"]
+    return (
+        f"- **Search**: trial {trial['number']} of {len(found['trials'])} "
+        f"({', '.join(found['objectives'])}), {percent(trial['refused'])} of {trial['prompts']} "
+        f"validation prompts refused at a first-token KL of {decimal(trial['kl'], 2)}. On the "
+        f"held-out prompts that is {100 * loss['refused']:+.1f} points and {loss['kl']:+.4f} more; "
+        f"for the default cut it is {100 * default['refused']:+.1f} and {default['kl']:+.4f}.\n"
     )
 
 
@@ -215,11 +231,12 @@ def _files(run: Mapping[str, Any]) -> str:
         if _is_adapter(run)
         else "`edit.safetensors` what was removed from each module"
     )
+    trials = "`search.json` every trial of the search, " if run.get("search") else ""
     return (
         f"`direction.safetensors` holds the direction at every layer, {change}, "
-        "`run.json` the configuration, seeds, versions, hashes and every figure, `answers.jsonl` "
-        "every answer in full. Leave that last file out when you share the folder: answers to "
-        "harmful requests may be harmful.\n"
+        f"{trials}`run.json` the configuration, seeds, versions, hashes and every figure, "
+        "`answers.jsonl` every answer in full. Leave that last file out when you share the folder: "
+        "answers to harmful requests may be harmful.\n"
     )
 
 

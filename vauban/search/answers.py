@@ -119,9 +119,9 @@ def choose_by_answers(
        its cut: refusal log-odds on 8 harmful prompts, and KL on 8 harmless ones. The cut is
        `plan_cut`'s default, at run time.
     2. The shortlist takes turns between three rankings: the rule below with the refusal's
-       probability as first token for the share refused, separation, and log-odds. It leaves out what by
-       its KL alone costs more than no cut at all, and skips what is nearly parallel (cosine above 0.9) to what it has, as long
-       as there is something else.
+       probability as first token for the share refused, separation, and log-odds. It leaves out
+       what by its KL alone costs more than no cut at all, and skips what is nearly parallel (cosine
+       above 0.9) to what it has, as long as there is something else.
     3. Each of the shortlist answers 8 harmful prompts greedily with `max_tokens`; the better half,
        at least 3, goes on with twice the prompts, until 3 answer all of them. The last round asks
        the harmless prompts as well, and takes the KL over all of them.
