@@ -20,7 +20,7 @@ from vauban.evaluation.behaviour import (
     measure_behaviour,
 )
 from vauban.evaluation.evaluate import EvalResult, evaluate
-from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts
+from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts, score_facts
 from vauban.evaluation.hidden_shift import HiddenShift, hidden_shift
 from vauban.evaluation.intervals import bootstrap_interval, wilson_interval
 from vauban.evaluation.likelihood import (
@@ -58,6 +58,7 @@ __all__ = [
     "measure_behaviour",
     "measure_perplexity",
     "perplexity",
+    "score_facts",
     "wilson_interval",
     "with_answers",
 ]

@@ -69,9 +69,7 @@ def tracing_effects(model: nn.Module, tokenizer: Any, facts: Sequence[Fact]) -> 
         noise = _NOISE * spread * mx.random.normal(shape, key=mx.random.key(number))
         change = _Disturbed(noise, row.pivot + 1, stream[:, row.pivot])
         every = mx.broadcast_to(tokens, (layers + 1, tokens.shape[1]))
-        logits = forward(
-            model, every, positions=None, logits="last", interventions=[change]
-        ).logits
+        logits = forward(model, every, positions=None, logits="last", interventions=[change]).logits
         assert logits is not None
         scores = as_numpy(logits[:, 0].astype(mx.float32)).astype(np.float64)
         logs = scores[:, answer] - np.logaddexp.reduce(scores, axis=1)

@@ -5,9 +5,11 @@ In reading order:
     table     the before/after table
     samples   the answers that are shown
     card      the model card
+    edit_card the model card of edited facts
 """
 
 from vauban.report.card import model_card, refusal_statement
+from vauban.report.edit_card import fact_card
 from vauban.report.figures import (
     byte_size,
     decimal,
@@ -44,6 +46,7 @@ __all__ = [
     "cells",
     "contrast_line",
     "decimal",
+    "fact_card",
     "interval_lines",
     "json_safe",
     "markdown_row",
