@@ -72,7 +72,7 @@ def test_a_filter_acts_on_each_update(name, tokenizer, vocabulary, stats):
     delta = plain.ledger.batches[0].delta(2).astype(np.float32)
     weight = plain.weights.original[2]
     if name == "project":
-        values, vectors = np.linalg.eigh(np.array(stats[2].moment, dtype=np.float64))
+        _, vectors = np.linalg.eigh(np.array(stats[2].moment, dtype=np.float64))
         basis = vectors[:, -10:]
         expected = delta - delta @ basis @ basis.T
     else:

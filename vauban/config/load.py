@@ -264,5 +264,7 @@ def _missing(location: tuple[str, ...], source: Path | None) -> str:
         return f'{source}: no model is named; add [model] with path = "a folder or a Hub id".'
     if location[:1] == ("study",):
         return f'{source}: no model is named; add [study] with models = ["a folder or a Hub id"].'
-    place = f"[{location[0]}] {location[1]}" if len(location) > 2 else "the configuration"
+    place = "the configuration"
+    if len(location) > 1:
+        place = f"[{location[0]}]" + (f" {location[1]}" if len(location) > 2 else "")
     return f"{source or 'command line'}: {location[-1]!r} is missing in {place}."

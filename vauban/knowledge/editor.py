@@ -333,10 +333,6 @@ class Editor(Conveniences):
             outcomes += self._edit_batch(self._numbered(batch.facts))
         return self._report(outcomes, before)
 
-    def told(self) -> FactReport:
-        """The report of no edit: the penalties as they stand."""
-        return self._report([], {n: self.weights.current(n) for n in self.modules})
-
     def _report(
         self, outcomes: Sequence[FactOutcome], before: Mapping[int, np.ndarray]
     ) -> FactReport:

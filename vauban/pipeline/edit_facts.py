@@ -80,7 +80,7 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     editor, resumed = _editor(opened, config, settings, facts, saved, progress)
     done = {fact.id for fact in editor.ledger.facts}
     todo = [fact for fact in facts if fact.id not in done]
-    report = editor.edit(todo, progress, save_to=saved) if todo else editor.told()
+    report = editor.edit(todo, progress, save_to=saved) if todo else FactReport((), (), ())
     document: dict[str, Any] = {}
 
     def finish(folder: Path) -> None:

@@ -27,8 +27,9 @@ def fact_card(run: Mapping[str, Any]) -> str:
     lines = [
         "---", "library_name: mlx", "tags:", "- mlx", "- vauban", "- knowledge-editing", "---", "",
         f"# {run['name']}\n",
-        f"vauban {run['versions']['vauban']} edited {len(run['facts'])} facts into `{model['name']}` "
-        f"({model['model_type']}, {model['n_layers']} layers, {quantity(model['parameters'])} "
+        f"vauban {run['versions']['vauban']} edited {len(run['facts'])} facts into "
+        f"`{model['name']}` ({model['model_type']}, {model['n_layers']} layers, "
+        f"{quantity(model['parameters'])} "
         f"parameters) by {settings['method']}: {changed}.",
         *([f"{failed} more could not be trained and are not in the weights."] if failed else []),
         *(f"- {line}" for line in (*report["penalties"], *report["notes"])),
