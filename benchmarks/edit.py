@@ -1,4 +1,4 @@
-"""Processor seconds and peak memory of an edit of facts, against the published form of the same step.
+"""Processor seconds and peak memory of an edit of facts, against the published form of the step.
 
 The published form takes one fact at a time and runs all tokens through all blocks at every step of
 a value. Values are compared before anything is timed. Also: the growth of a solve with the length
@@ -38,33 +38,7 @@ CONTEXTS = ("{}", *(f"{text} . {{}}" for text in (
     "I need help to paint a boat", "You see the garden behind the house",
 )))  # fmt: skip
 WORDS = ["lamp", "boat", "river", "garden", "house", "table", "rope", "chisel"]
-    "lamp",
-    "boat",
-    "river",
-    "garden",
-    "house",
-    "table",
-    "rope",
-    "chisel",
-    "door",
-    "window",
-    "bridge",
-    "market",
-]
 TARGETS = ["red", "old", "paint", "colour", "river", "boat", "help", "name"]
-    "red",
-    "old",
-    "paint",
-    "colour",
-    "river",
-    "boat",
-    "help",
-    "name",
-    "lamp",
-    "house",
-    "garden",
-    "rope",
-]
 
 
 def published_value(model, task, layer: int, s: ValueSettings) -> np.ndarray:
