@@ -1,11 +1,12 @@
 """A run's figures for people, as text and data.
 
 In reading order:
-    figures   numbers, intervals, sizes and shortened answers as text
-    table     the before/after table
-    samples   the answers that are shown
-    card      the model card
-    edit_card the model card of edited facts
+    figures      numbers, intervals, sizes and shortened answers as text
+    table        the before/after table
+    samples      the answers that are shown
+    card         the model card
+    edit_card    the model card of edited facts
+    shift_plot   the picture of a hidden shift
 """
 
 from vauban.report.card import model_card, refusal_statement
@@ -21,6 +22,7 @@ from vauban.report.figures import (
     shorten,
 )
 from vauban.report.samples import Sample, pick_samples
+from vauban.report.shift_plot import plot_shift
 from vauban.report.table import (
     HEADINGS,
     LEGEND,
@@ -55,6 +57,7 @@ __all__ = [
     "percent",
     "pick_samples",
     "plain_table",
+    "plot_shift",
     "quantity",
     "rate_with_interval",
     "refusal_statement",
