@@ -73,7 +73,7 @@ def test_rome_and_emmet_are_their_dense_forms_and_meet_their_facts():
     assert off(got, r[:1].T @ row / (row @ k[0])) <= 2e-4
     assert off(got @ mx.array(k[0].astype(np.float32)), r[0]) <= 1e-4
     a = np.linalg.inv(15000.0 * c + 20.0 * np.eye(D0))
-    rule = penalty(stats_of(c), "encore")
+    rule = penalty(stats_of(c), "encore", lam=15000.0)
     expected = r.T @ np.linalg.inv(k @ a @ k.T + 0.1 * np.eye(6)) @ k @ a
     assert off(emmet_update(k, r, penalty=rule), expected) <= 2e-4
     exact = emmet_update(k, r, penalty=rule, slack=0.0)

@@ -5,22 +5,28 @@ from pathlib import Path
 
 from vauban.cli.console import Console
 from vauban.config import (
+    EditConfig,
     HubDataset,
     RunConfig,
     StudyConfig,
+    is_edit,
     is_study,
     load_config,
+    load_edit,
     load_study,
     looks_like_hub_id,
     write_scaffold,
 )
+from vauban.config.keys import Section
 from vauban.errors import InputError
 
 
 def init(options: argparse.Namespace) -> int:
     """Write the annotated configuration."""
     named = {"model": options.model} if options.model else {}
-    schema = StudyConfig if options.study else RunConfig
+    schema: type[Section] = RunConfig
+    if options.study or options.edit:
+        schema = StudyConfig if options.study else EditConfig
     path = write_scaffold(options.file, schema=schema, force=options.force, **named)
     place = "models in [study]" if options.study else "model in [model]"
     console = Console()
@@ -33,11 +39,26 @@ def init(options: argparse.Namespace) -> int:
 
 def validate(options: argparse.Namespace) -> int:
     """Check a configuration, the prompt files and the model folder it names."""
+    if is_edit(options.validate):
+        return _validate_edit(options)
     if is_study(options.validate):
         return _validate_study(options)
     config = load_config(options.validate)
     checked = _checked(options.validate, "[model] path", config.model.path, config)
     checked["output"] = config.output.dir
+    return _say_valid(options, checked, config)
+
+
+def _validate_edit(options: argparse.Namespace) -> int:
+    """The model and the facts of an edit."""
+    from vauban.knowledge import load_facts
+
+    config = load_edit(options.validate)
+    checked = {
+        "model": _model(options.validate, "[model] path", config.model.path),
+        "facts": f"{len(load_facts(config.edit.facts))} facts ({config.edit.facts})",
+        "output": config.output.dir,
+    }
     return _say_valid(options, checked, config)
 
 
@@ -57,7 +78,9 @@ def _validate_study(options: argparse.Namespace) -> int:
 
 
 def _say_valid(
-    options: argparse.Namespace, checked: dict[str, str], config: RunConfig | StudyConfig
+    options: argparse.Namespace,
+    checked: dict[str, str],
+    config: RunConfig | StudyConfig | EditConfig,
 ) -> int:
     console = Console(as_json=options.json)
     console.pairs(f"{options.validate} is valid", list(checked.items()))

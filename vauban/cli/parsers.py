@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, Literal
 
 import vauban
-from vauban.config import RunConfig, StudyConfig
+from vauban.config import EditConfig, RunConfig, StudyConfig
 from vauban.config.keys import Key, keys
 
 VERBS = {
@@ -106,6 +106,9 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--study", action="store_true", help="write the configuration of a study instead"
         )
+        parser.add_argument(
+            "--edit", action="store_true", help="write the configuration of an edit of facts"
+        )
         parser.add_argument("--force", action="store_true", help="replace the file if it exists")
         return parser
     if name == "doctor":
@@ -155,19 +158,11 @@ def _add_direction(parser: argparse.ArgumentParser) -> None:
 def _add_editing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="+", metavar="MODEL FACTS",
-        help="a folder or a Hub id, and a JSON or JSONL file of facts; with --undo the facts' ids "
-        "and the edited folder",
+        help="a folder or a Hub id, and a JSON or JSONL file of facts; or a TOML file with "
+        "[edit]; with --undo the facts' ids and the edited folder",
     )  # fmt: skip
     parser.add_argument("--undo", action="store_true", help="take facts out of an edited folder")
-    parser.add_argument("-o", "--output", metavar="DIR", help="default: output, or the same folder")
-    parser.add_argument("--method", help="memit_seq (default), memit, alphaedit, encore, ...")
-    parser.add_argument("--layers", type=_indices, help="blocks, as 3-5; default: traced")
-    parser.add_argument("--lam", type=_finite, help="strength of the penalty (default: 15000)")
-    parser.add_argument("--clamp", type=_finite, help="longest change of a value (default: 0.75)")
-    parser.add_argument("--steps", type=int, help="steps that train a value (default: 25)")
-    parser.add_argument("--batch-size", type=int, help="facts solved together (default: 10)")
-    parser.add_argument("--precision", help="same (default), 8bit or float")
-    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    _add_settings(parser, (key for key in keys(EditConfig) if key.path != ("model", "path")))
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

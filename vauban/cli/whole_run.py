@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vauban.cli import run_lines
 from vauban.cli.console import Console
+from vauban.cli.edit import edit_file
 from vauban.cli.parsers import VERBS, settings
-from vauban.config import RunConfig, load_config, looks_like_hub_id, make_config
+from vauban.config import RunConfig, is_edit, load_config, looks_like_hub_id, make_config
 from vauban.errors import InputError
 from vauban.models import organism_path
 from vauban.pipeline import run
@@ -31,6 +32,8 @@ def target(options: argparse.Namespace) -> int:
     given = options.target
     if not given:
         raise InputError("no model is named: vauban MODEL, or vauban --help.")
+    if given.endswith(".toml") and is_edit(given):
+        return edit_file(given, options)
     if given.endswith(".toml"):
         return _run(load_config(given, values), options)
     if not Path(given).exists() and not looks_like_hub_id(given):

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from vauban.config.edit_schema import EditConfig
 from vauban.config.keys import Key, Section, keys, sections
 from vauban.config.run_schema import RunConfig
 from vauban.config.study_schema import StudyConfig
 from vauban.errors import InputError, shown
 
-_Schema = TypeVar("_Schema", RunConfig, StudyConfig)
+_Schema = TypeVar("_Schema", RunConfig, StudyConfig, EditConfig)
 
 Values = Mapping[tuple[str, ...], Any]
 """Values by (section, key), or (key,) at the top level."""
@@ -42,10 +43,24 @@ def load_study(path: str | Path, overrides: Values | None = None) -> StudyConfig
     return _load(Path(path), overrides or {}, StudyConfig)
 
 
+def load_edit(path: str | Path, overrides: Values | None = None) -> EditConfig:
+    """Read and check the TOML configuration of an edit of facts; as `load_config`."""
+    return _load(Path(path), overrides or {}, EditConfig)
+
+
 def is_study(path: str | Path) -> bool:
     """Whether a file has a [study] section; False for one that cannot be read."""
+    return _has_section(path, "study")
+
+
+def is_edit(path: str | Path) -> bool:
+    """Whether a file has an [edit] section; False for one that cannot be read."""
+    return _has_section(path, "edit")
+
+
+def _has_section(path: str | Path, name: str) -> bool:
     try:
-        return "study" in tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return name in tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         # `load_config` says what is wrong with it.
         return False
@@ -72,6 +87,11 @@ def _load(path: Path, overrides: Values, schema: type[_Schema]) -> _Schema:
 def make_config(values: Values) -> RunConfig:
     """A configuration from command line values alone; places are relative to where one stands."""
     return _build({}, values, RunConfig, source=None, text="")
+
+
+def make_edit(values: Values) -> EditConfig:
+    """As `make_config`, for an edit of facts."""
+    return _build({}, values, EditConfig, source=None, text="")
 
 
 def _build(
@@ -244,5 +264,7 @@ def _missing(location: tuple[str, ...], source: Path | None) -> str:
         return f'{source}: no model is named; add [model] with path = "a folder or a Hub id".'
     if location[:1] == ("study",):
         return f'{source}: no model is named; add [study] with models = ["a folder or a Hub id"].'
-    place = f"[{location[0]}] {location[1]}" if len(location) > 2 else "the configuration"
+    place = "the configuration"
+    if len(location) > 1:
+        place = f"[{location[0]}]" + (f" {location[1]}" if len(location) > 2 else "")
     return f"{source or 'command line'}: {location[-1]!r} is missing in {place}."

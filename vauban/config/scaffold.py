@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from vauban.config.edit_schema import EditConfig
 from vauban.config.keys import Key, Section, keys, sections
 from vauban.config.run_schema import RunConfig
 from vauban.config.study_schema import StudyConfig
@@ -24,6 +25,9 @@ _HEADS: dict[type[Section], str] = {
     StudyConfig: "# A vauban study: interventions x scopes on one or more models, every metric.\n"
     "# Every key is shown with its default; paths are relative to this file.\n"
     "# Check it with `vauban --validate FILE`, run it with `vauban study FILE`.\n",
+    EditConfig: "# A vauban edit: facts into a model's weights, asked for before and after.\n"
+    "# Every key is shown with its default; paths are relative to this file.\n"
+    "# Check it with `vauban --validate FILE`, run it with `vauban FILE`.\n",
 }
 
 
@@ -67,13 +71,17 @@ def reference() -> str:
             "# Configuration\n",
             "<!-- Read off vauban/config: edit the schemas there, then run\n"
             "python -m vauban.config > docs/reference/configuration.md -->\n",
-            "`vauban init` writes a file with every key (`vauban init --study` one of a study); "
+            "`vauban init` writes a file with every key (`vauban init --study` one of a study, "
+            "`vauban init --edit` one that edits facts); "
             "`vauban --validate FILE` checks one; `vauban FILE` runs it, `vauban study FILE` a "
             "study. Unknown keys are errors. Paths in a file are relative to that file. Flags of "
             "the command line win over the file.\n",
             *_tables(RunConfig, "##"),
             "## A study\n",
             *_tables(StudyConfig, "###"),
+            "## An edit of facts\n",
+            "A file with [edit] edits facts and cuts nothing.\n",
+            *_tables(EditConfig, "###"),
         ]
     )
 
@@ -93,7 +101,9 @@ def toml_value(value: Any) -> str:
 
 def _entry(key: Key, model: str) -> str:
     text = f"{key.field.description} Expects {key.setting.expects}."
-    if key.required:
+    if key.required and key.setting.example:
+        line = f"{key.name} = {key.setting.example}"
+    elif key.required:
         line = f"{key.name} = {toml_value([model] if key.name == 'models' else model)}"
     elif key.default is None:
         line = f"# {key.name} = {key.setting.example}"

@@ -21,7 +21,7 @@ from vauban.evaluation.behaviour import (
     measure_behaviour,
 )
 from vauban.evaluation.evaluate import EvalResult, evaluate
-from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts
+from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts, score_facts
 from vauban.evaluation.hidden_shift import HiddenShift, hidden_shift
 from vauban.evaluation.intervals import bootstrap_interval, wilson_interval
 from vauban.evaluation.likelihood import (
@@ -62,6 +62,7 @@ __all__ = [
     "measure_perplexity",
     "paired_test",
     "perplexity",
+    "score_facts",
     "wilson_interval",
     "with_answers",
 ]

@@ -124,15 +124,23 @@ def evaluate_facts(
     if not facts:
         raise InputError("no facts to evaluate; expected at least one")
     limit = max_tokens if generate else 0
-    before, _ = _scores(original, tokenizer, facts, limit)
-    after, answers = _scores(modified, tokenizer, facts, limit)
-    told, _ = _scores(original, tokenizer, facts, limit, told=True)
+    before, _ = score_facts(original, tokenizer, facts, limit)
+    after, answers = score_facts(modified, tokenizer, facts, limit)
+    told, _ = score_facts(original, tokenizer, facts, limit, told=True)
     return FactEval(before, after, told, len(facts), tuple(answers))
 
 
-def _scores(
-    model: nn.Module, tokenizer: Any, facts: Sequence[Fact], max_tokens: int, told: bool = False
+def score_facts(
+    model: nn.Module,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    max_tokens: int = ANSWER_TOKENS,
+    told: bool = False,
 ) -> tuple[FactScores, list[str]]:
+    """One model's scores and free answers (none with `max_tokens` 0).
+
+    `told` puts each fact before its prompts.
+    """
     heads = [f"{f.text} {f.target_new.strip()}.\n" if told else "" for f in facts]
     asked: list[tuple[str, int, str]] = []
     for number, fact in enumerate(facts):

@@ -6,6 +6,7 @@ main directions, as near as possible along the others. What survives is read bac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,11 @@ def export_facts(
     precision: str | None = None,
     *,
     force: bool = False,
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the edited model of `model_path` into a new folder: see `Editor.export`.
+
+    `finish` is called with the complete folder before it gets its name.
 
     Raises InputError for a folder with other weights than the editor started from, and for a
     precision that does not exist.
@@ -69,6 +73,8 @@ def export_facts(
         editor.ledger.save(folder / LEDGER_FILE)
         for layer in editor.modules:
             _stats(editor, layer).save(folder / f"key_stats_{layer}.vauban")
+        if finish is not None:
+            finish(folder)
     return Path(output_dir).expanduser()
 
 

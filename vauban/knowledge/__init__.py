@@ -13,6 +13,7 @@ reading       keys, and the stream at the subject's last token
 values        what the stream should be, for the model to say the target
 tracing       which layers to edit
 ledger        settings, and what was edited, saved
+update_factors  one layer's update by method, as thin factors
 weights       the edited matrices over a sequence
 fact_report   what an edit reports
 editor        edit and undo, batch after batch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
@@ -20,6 +21,7 @@ from vauban.errors import InputError
 from vauban.knowledge.conveniences import Conveniences
 from vauban.knowledge.fact_report import FactOutcome, FactReport, LayerOutcome
 from vauban.knowledge.facts import Fact, check_batch
+from vauban.knowledge.filters import filtered
 from vauban.knowledge.key_stats import KeyStats, check_stats, collect_key_stats
 from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.knowledge.ledger import EditSettings, Ledger, LedgerBatch
@@ -34,12 +36,9 @@ from vauban.knowledge.tokens import (
     target_ids,
 )
 from vauban.knowledge.tracing import trace_layers
-from vauban.knowledge.updates import ridge_rows
+from vauban.knowledge.update_factors import norm_anchored, protected_by, update_factor
 from vauban.knowledge.values import Value, ValueSettings, ValueTask, optimise_values
 from vauban.knowledge.weights import EditedWeights
-
-# EMMET's slack (Gupta et al. 2024).
-_SLACK = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +93,10 @@ class Editor(Conveniences):
             self.ledger.contexts = check_contexts(contexts)
         self._sampled = contexts is not None
         if not isinstance(self.settings.layers, str):
-            self._prepare(tuple(self.settings.layers))
+            self.prepare(tuple(self.settings.layers))
 
-    def _prepare(self, layers: tuple[int, ...]) -> None:
-        """Modules, statistics and penalties of the layers."""
+    def prepare(self, layers: tuple[int, ...]) -> None:
+        """Take up modules, statistics and penalties of the layers; done with the first edit."""
         modules = edited_modules(self.model, layers)
         if self.stats is None:
             self.stats = collect_key_stats(
@@ -110,8 +109,17 @@ class Editor(Conveniences):
         self.modules, self.weights = modules, EditedWeights(self.model, modules)
         self.ledger.layers = layers
 
-    def edit(self, facts: Sequence[Fact], progress: Progress | None = None) -> FactReport:
+    def edit(
+        self,
+        facts: Sequence[Fact],
+        progress: Progress | None = None,
+        *,
+        save_to: str | Path | None = None,
+    ) -> FactReport:
         """Edit facts in batches of `settings.batch_size`; the weights change in memory.
+
+        `save_to` is a file that gets the ledger after every batch: `restore` takes up from there
+        what a run that was ended had edited.
 
         A fact whose loss does not fall is reported as failed, and the weights do not see it.
         Facts about one subject in a batch share one value. Raises InputError, before anything
@@ -128,8 +136,12 @@ class Editor(Conveniences):
             self._rows(fact)
         outcomes: list[FactOutcome] = []
         before = {layer: self.weights.current(layer) for layer in self.modules}
+        if self.settings.filter == "prune":
+            self.weights.rewind(self.ledger.batches)
         for number, part in enumerate(parts, 1):
             outcomes += self._edit_batch(part)
+            if save_to is not None:
+                self.ledger.save(save_to)
             if progress:
                 progress("edit", number, len(parts))
         return self._report(outcomes, before)
@@ -157,7 +169,7 @@ class Editor(Conveniences):
         if not self.modules:
             chosen = trace_layers(self.model, self.tokenizer, facts)
             self.notes.append(f"layers {chosen} by causal tracing")
-            self._prepare(chosen)
+            self.prepare(chosen)
 
     def _rows(self, fact: Fact) -> list[Row]:
         return [encode_fact(self.tokenizer, fact, context) for context in self.ledger.contexts]
@@ -213,6 +225,11 @@ class Editor(Conveniences):
             keys, plain_keys, stream = self._read(rows, count, layer)
             residual = (z - stream) / (len(self.modules) - number) / module.multiplier
             factor = self._factor(keys, plain_keys, layer)
+            name = self.settings.filter
+            if name not in (None, "prune"):
+                weight = self.weights.current(layer).astype(np.float32)
+                basis = protected_by(self.settings, self.penalties[layer])
+                residual, factor = filtered(name, residual, factor, weight, basis)
             solved[layer] = _Solved(keys, residual, factor)
             self.weights.add(layer, residual.T @ factor)
         after, _ = read_facts(self.model, rows, list(self.modules.values()))
@@ -239,37 +256,18 @@ class Editor(Conveniences):
         return joined[layer], keys[layer][::contexts], stream
 
     def _factor(self, keys: np.ndarray, plain: np.ndarray, layer: int) -> np.ndarray:
-        """B (u, d0): the update is residualsᵀ B."""
-        rule, method = self.penalties[layer], self.settings.method
-        if method == "rome":
-            row = rule.inverse(keys)
-            scaled: np.ndarray = row / (row @ plain.T)
-            return scaled
-        if method == "emmet":
-            row = rule.inverse(keys)
-            gram = row @ keys.T + _SLACK * np.eye(len(keys))
-            solved: np.ndarray = np.linalg.solve(gram, row)
-            return solved
+        """B (u, d0) with the keys of earlier edits, where the method keeps them."""
         past = [batch.kept[layer] for batch in self.ledger.batches]
         history = np.concatenate(past) if past and self.settings.keeps_history else None
-        return ridge_rows(keys, rule, history)
+        return update_factor(self.settings.method, self.penalties[layer], keys, plain, history)
 
     def _anchored(self, facts: Sequence[Fact], z: np.ndarray, h0: np.ndarray) -> np.ndarray:
-        """The values after what the MLP is to write, v = v0 + δ, got the usual length.
-
-        The usual length is the mean one in the first batch; a fact that wants more than twice as
-        much gets no change (NAS, arXiv 2602.02543).
-        """
+        """The values with the usual length of what the MLP writes, that of the first batch."""
         last = max(self.modules)
         rows = [encode_fact(self.tokenizer, fact) for fact in facts]
         keys, _ = read_facts(self.model, rows, [self.modules[last]])
         before = self.modules[last].multiplier * keys[last] @ self.weights.current(last).T
-        wanted = before + (z - h0)
-        norms = np.linalg.norm(wanted, axis=1, keepdims=True)
-        if self._anchor is None:
-            self._anchor = float(norms.mean())
-        scaled = np.where(norms > 2 * self._anchor, before, wanted * self._anchor / norms)
-        anchored: np.ndarray = h0 - before + scaled
+        anchored, self._anchor = norm_anchored(z, h0, before, self._anchor)
         return anchored
 
     def undo(self, ids: str | Sequence[str], *, values: str = "again") -> FactReport:
@@ -317,17 +315,18 @@ class Editor(Conveniences):
             raise InputError("this editor has edits already; restore a ledger into a fresh one")
         self.ledger.contexts, self._sampled = ledger.contexts, True
         if not self.modules:
-            self._prepare(ledger.layers)
+            self.prepare(ledger.layers)
         if self.ledger.digests != ledger.digests:
             raise InputError("the ledger belongs to another model or layers; use replay")
         self.ledger.batches = list(ledger.batches)
         self.weights.rewind(self.ledger.batches)
+        self.weights.settle(self.settings.filter)
 
     def replay(self, ledger: Ledger) -> FactReport:
         """Edit a ledger's facts into this model, in the same batches and contexts."""
         self.ledger.contexts, self._sampled = ledger.contexts, True
         if not self.modules:
-            self._prepare(ledger.layers)
+            self.prepare(ledger.layers)
         before = {layer: self.weights.current(layer) for layer in self.modules}
         outcomes: list[FactOutcome] = []
         for batch in ledger.batches:
@@ -337,6 +336,7 @@ class Editor(Conveniences):
     def _report(
         self, outcomes: Sequence[FactOutcome], before: Mapping[int, np.ndarray]
     ) -> FactReport:
+        self.weights.settle(self.settings.filter)
         layers = []
         for layer in self.modules:
             delta = self.weights.current(layer) - before[layer]

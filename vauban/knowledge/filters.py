@@ -50,12 +50,7 @@ def sphere(update: Any, weight: Any, *, eta: float = 0.5, alpha: float = 0.5) ->
     """
     delta, w = _pair(update, weight)
     _share(eta, "eta")
-    norms = np.linalg.norm(w, axis=1, keepdims=True)
-    unit = w / np.where(norms > 0, norms, 1.0)
-    values, vectors = np.linalg.eigh(unit.T @ unit)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    count = int((np.cumsum(values) >= eta * values.sum() * (1 - 1e-12)).argmax()) + 1
-    basis = vectors[:, :count]
+    basis = _main_rows(w, eta)
     return mx.array((delta - alpha * (delta @ basis) @ basis.T).astype(np.float32))
 
 
@@ -63,6 +58,35 @@ def projected(update: Any, penalty: Penalty) -> mx.array:
     """Δ P (d1, d0): any method's update without what the penalty protects ("+P")."""
     delta = np.array(as_array(update, "update").astype(mx.float32))
     return mx.array(penalty.project(delta).astype(np.float32))
+
+
+def filtered(
+    name: str, residuals: np.ndarray, rows: np.ndarray, weight: Any, protected: Any | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The factors of an update Δ = Rᵀ B, R (u, d1) and B (u, d0), after the filter `name`.
+
+    "sphere" and "project" act on B. "rect" leaves no thin factors: the identity and Δ are given.
+    `protected` (r, d0) is a row-orthonormal basis, for "project".
+    """
+    if name == "project":
+        basis = np.asarray(as_array(protected, "protected").astype(mx.float32), np.float64)
+        return residuals, rows - (rows @ basis.T) @ basis
+    if name == "sphere":
+        w = np.array(as_array(weight, "weight").astype(mx.float32), dtype=np.float64)
+        basis = _main_rows(w, 0.5)
+        return residuals, rows - 0.5 * (rows @ basis) @ basis.T
+    delta = np.array(rect(residuals.T @ rows, weight), dtype=np.float64)
+    return np.eye(len(delta)), delta
+
+
+def _main_rows(w: np.ndarray, eta: float) -> np.ndarray:
+    """(d0, r) the leading eigenvectors of W̄ᵀW̄ with the share `eta` of its trace."""
+    norms = np.linalg.norm(w, axis=1, keepdims=True)
+    unit = w / np.where(norms > 0, norms, 1.0)
+    values, vectors = np.linalg.eigh(unit.T @ unit)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    count = int((np.cumsum(values) >= eta * values.sum() * (1 - 1e-12)).argmax()) + 1
+    return vectors[:, :count]
 
 
 def _pair(update: Any, weight: Any) -> tuple[np.ndarray, np.ndarray]:

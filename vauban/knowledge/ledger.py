@@ -21,6 +21,7 @@ from vauban.knowledge.key_stats import read_arrays
 
 LEDGER_FILE = "edits.vauban"
 STOPS = ("loss", "argmax")
+FILTERS = ("rect", "prune", "sphere", "project")
 EDIT_METHODS = ("memit_seq", "memit", "alphaedit", "encore", "betaedit", "ridge", "rome", "emmet")
 
 
@@ -37,6 +38,9 @@ class EditSettings:
     lam, lam_n, tau, rank, energy, l2   the penalty (`penalty`), where the method has them
     norm_anchor   scale what the MLP is to write to the mean size of the values so far (NAS)
     batch_size    facts that are solved together
+    filter        None, or what an update goes through: "rect", "sphere", "project" ("+P": without
+                  the directions that tau, rank or energy protect) on each batch's, "prune" on the
+                  sum of all
 
     Raises InputError for what cannot be.
     """
@@ -48,7 +52,7 @@ class EditSettings:
     weight_decay: float = 0.5
     kl_factor: float = 0.0625
     clamp: float = 0.75
-    lam: float = 15000.0
+    lam: float | str = "auto"
     lam_n: float = 20.0
     tau: float = 0.02
     rank: int | None = None
@@ -58,6 +62,7 @@ class EditSettings:
     norm_anchor: bool = False
     batch_size: int = 10
     seed: int = 0
+    filter: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in EDIT_METHODS:
@@ -70,8 +75,16 @@ class EditSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {shown(value)}; expected a whole number above 0")
+        if self.filter is not None and self.filter not in FILTERS:
+            raise InputError(
+                f"filter is {shown(self.filter)}; expected one of {', '.join(FILTERS)}"
+            )
+        for name in ("lam", "l2"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value != "auto":
+                raise InputError(f"{name} is {shown(value)}; expected 'auto' or a number above 0")
         for name in ("lr", "clamp", "lam"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) != "auto" and not getattr(self, name) > 0:
                 raise InputError(f"{name} is {shown(getattr(self, name))}; expected above 0")
         for name in ("weight_decay", "kl_factor"):
             if not getattr(self, name) >= 0:
@@ -91,9 +104,7 @@ class EditSettings:
         method = {"memit_seq": "memit", "rome": "memit", "emmet": "encore"}.get(
             self.method, self.method
         )
-        bound: dict[str, Any] = {"rank": self.rank, "energy": self.energy}
-        if self.rank is None and self.energy is None:
-            bound = {"tau": self.tau}
+        bound = self.of_protection()
         every: dict[str, dict[str, Any]] = {
             "memit": {"lam": self.lam},
             "encore": {"lam": self.lam, "lam_n": self.lam_n},
@@ -102,6 +113,12 @@ class EditSettings:
             "ridge": {"l2": self.l2},
         }
         return {"method": method, **every[method]}
+
+    def of_protection(self) -> dict[str, Any]:
+        """Which directions are protected, for `penalty` and `protected_directions`."""
+        if self.rank is None and self.energy is None:
+            return {"tau": self.tau}
+        return {"rank": self.rank, "energy": self.energy}
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting."""
@@ -114,7 +131,8 @@ class LedgerBatch:
     """Facts that were solved together.
 
     `values` z and `plain` h0 are (u, d); by block `keys` K (u, d0), those after the edit (`kept`),
-    and the factors of the update, Δ = residualsᵀ rows.
+    and the factors of the update, Δ = residualsᵀ rows (the identity and Δ where a filter leaves no
+    thin factors).
     """
 
     facts: tuple[Fact, ...]

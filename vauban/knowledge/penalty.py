@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,13 +23,16 @@ from vauban.knowledge.key_stats import KeyStats
 
 METHODS = ("memit", "alphaedit", "encore", "betaedit", "ridge")
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "memit": {"lam": 15000.0},
-    "encore": {"lam": 15000.0, "lam_n": 20.0},
+    "memit": {"lam": "auto"},
+    "encore": {"lam": "auto", "lam_n": 20.0},
     "alphaedit": {"tau": 0.02, "l2": "auto"},
-    "betaedit": {"tau": 0.02, "l2": "auto", "lam": 3000.0},
+    "betaedit": {"tau": 0.02, "l2": "auto", "lam": "auto"},
     "ridge": {"l2": "auto"},
 }
 _CHOICES = ("tau", "rank", "energy")
+# What "auto" makes of kᵀM⁻¹k for a mean key of plain text: alone, it would get the share e/(1 + e)
+# of its residual. The published λ of 15000 is an e of about 1 for keys 14336 wide.
+ENERGY = 16.0
 # Up to this width all eigenvectors are cheaper than iterations (0.5 s at 2048 on one core).
 DIRECT = 2048
 # The first block of the iteration, its rounds at most, and the change of the Ritz values at which
@@ -53,6 +56,7 @@ class Penalty:
     shift: float
     protected: mx.array
     settings: Mapping[str, Any]
+    _leading: mx.array | None = field(default=None, init=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -91,6 +95,13 @@ class Penalty:
         matrix = self._inverse
         return self.project(rows / self.shift if matrix is None else self.project(rows) @ matrix)
 
+    def leading(self, **bound: Any) -> mx.array:
+        """`protected_directions` of the moment, found once; for "+P" with a penalty of its own."""
+        if self._leading is None:
+            object.__setattr__(self, "_leading", protected_directions(self.moment, **bound))
+        assert self._leading is not None
+        return self._leading
+
     def summary(self) -> str:
         given = ", ".join(f"{k} {v:.6g}" for k, v in self.settings.items() if v is not None)
         return f"{self.method} ({given}), {len(self.protected)} of {self.size} directions protected"
@@ -111,7 +122,11 @@ def penalty(stats: KeyStats, method: str, **settings: Any) -> Penalty:
     "memit": `lam` C. "encore": `lam` C + `lam_n` I. "alphaedit": `l2` I on directions with an
     eigenvalue below `tau`, nothing may change along the others; instead of `tau` the NUMBER of
     protected directions, `rank`, or the share of tr C that they hold, `energy`. "betaedit": as
-    "alphaedit" with `lam` C added. "ridge": `l2` I. `l2` "auto" is tr C, the mean ‖k‖² per token.
+    "alphaedit" with `lam` C added. "ridge": `l2` I.
+
+    `lam` and `l2` "auto" have no scale: over plain text the mean of kᵀM⁻¹k, by which a key resists
+    being held, is `ENERGY`. The mean of kᵀC⁻¹k is d0 whatever C is, so `lam` is d0 / ENERGY and
+    `l2` is tr C / ENERGY, both counted on the directions that are free.
 
     Raises InputError for an unknown method or setting, for two of tau, rank and energy, for
     numbers that cannot be, and where every direction would be protected. A VaubanWarning says
@@ -139,10 +154,10 @@ def penalty(stats: KeyStats, method: str, **settings: Any) -> Penalty:
     if chosen:
         known.pop("tau", None)
     known |= given
-    trace = float(mx.diag(stats.moment).sum())
-    if known.get("l2") == "auto":
-        known["l2"] = trace
+    automatic = [name for name in ("lam", "l2") if known.get(name) == "auto"]
     for name, value in known.items():
+        if name in automatic:
+            continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < float("inf"):
             raise InputError(f"{name} is {shown(value)}; expected a number above 0")
@@ -157,8 +172,18 @@ def penalty(stats: KeyStats, method: str, **settings: Any) -> Penalty:
                     VaubanWarning,
                     stacklevel=2,
                 )
+    for name in automatic:
+        known[name] = _automatic(stats, basis, name)
     shift = float(known.get("l2", 0.0)) + float(known.get("lam_n", 0.0))
     return Penalty(method, stats.moment, float(known.get("lam", 0.0)), shift, basis, known)
+
+
+def _automatic(stats: KeyStats, basis: mx.array, name: str) -> float:
+    """`lam` or `l2` at which a mean key's energy on the free directions is `ENERGY`."""
+    if name == "lam":
+        return (int(stats.moment.shape[0]) - len(basis)) / ENERGY
+    free = mx.diag(stats.moment).sum() - ((basis @ stats.moment) * basis).sum()
+    return max(float(free), 1e-30) / ENERGY
 
 
 def protected_directions(

@@ -7,7 +7,7 @@ probability says how much passes through it. Knows models and rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -29,27 +29,27 @@ _FACTS, _NOISE, _WINDOW, _DEPTH = 8, 3.0, 3, 0.6
 
 @dataclass(eq=False)
 class _Disturbed:
-    """Noise on the first `upto` tokens of the stream's start; one later vector put back."""
+    """Noise on the first `upto` tokens of the stream's start in every row; row r has residual r at
+    the last of them put back, row 0 none."""
 
     noise: mx.array
     upto: int
-    residual: int | None = None
-    clean: mx.array | None = None
-    seen: dict[int, mx.array] = field(default_factory=dict)
+    clean: mx.array
 
     def change(self, site: str, layer: int, n_layers: int, prefill: bool) -> Change | None:
-        """At the input of the first block, and of block `residual`."""
-        if site != "block_input" or layer not in (0, self.residual):
+        """At the input of every block."""
+        if site != "block_input":
             return None
-        return self._noisy if layer == 0 else self._restored
+        return self._noisy if layer == 0 else lambda h: self._restored(h, layer)
 
     def _noisy(self, h: mx.array) -> mx.array:
         mask = (mx.arange(h.shape[1]) < self.upto)[None, :, None]
         return h + mask * self.noise[:, : h.shape[1]].astype(h.dtype)
 
-    def _restored(self, h: mx.array) -> mx.array:
+    def _restored(self, h: mx.array, residual: int) -> mx.array:
+        row = (mx.arange(h.shape[0]) == residual)[:, None, None]
         at = (mx.arange(h.shape[1]) == self.upto - 1)[None, :, None]
-        return mx.where(at, self.clean.astype(h.dtype), h)  # type: ignore[union-attr]
+        return mx.where(row & at, self.clean[residual].astype(h.dtype), h)
 
 
 def tracing_effects(model: nn.Module, tokenizer: Any, facts: Sequence[Fact]) -> np.ndarray:
@@ -67,22 +67,13 @@ def tracing_effects(model: nn.Module, tokenizer: Any, facts: Sequence[Fact]) -> 
         spread = float(mx.sqrt(mx.var(stream[0])))
         shape = (1, len(row.tokens), stream.shape[-1])
         noise = _NOISE * spread * mx.random.normal(shape, key=mx.random.key(number))
-
-        def score(
-            residual: int | None = None, tokens: mx.array = tokens, noise: mx.array = noise,
-            upto: int = row.pivot + 1, stream: mx.array = stream, answer: int = answer,
-        ) -> float:  # fmt: skip
-            vector = None if residual is None else stream[residual, upto - 1][None, None]
-            change = _Disturbed(noise, upto, residual, vector)
-            logits = forward(
-                model, tokens, positions=None, logits="last", interventions=[change]
-            ).logits
-            assert logits is not None
-            scores = as_numpy(logits[0, 0]).astype(np.float64)
-            return float(scores[answer] - np.logaddexp.reduce(scores))
-
-        low = score()
-        effects += [score(layer + 1) - low for layer in range(layers)]
+        change = _Disturbed(noise, row.pivot + 1, stream[:, row.pivot])
+        every = mx.broadcast_to(tokens, (layers + 1, tokens.shape[1]))
+        logits = forward(model, every, positions=None, logits="last", interventions=[change]).logits
+        assert logits is not None
+        scores = as_numpy(logits[:, 0].astype(mx.float32)).astype(np.float64)
+        logs = scores[:, answer] - np.logaddexp.reduce(scores, axis=1)
+        effects += logs[1:] - logs[0]
     mean: np.ndarray = effects / len(facts)
     return mean
 

@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from vauban._arrays import as_numpy
+from vauban.knowledge.filters import prune
 from vauban.knowledge.layers import EditedModule
 from vauban.knowledge.ledger import LedgerBatch
 from vauban.models import forget
@@ -48,6 +49,15 @@ class EditedWeights:
             for batch in batches:
                 total = total + batch.delta(layer)
             self._current[layer] = total
+            self._store(layer)
+
+    def settle(self, name: str | None) -> None:
+        """What the filter `name` does at the end of a sequence: W_0 + prune(W - W_0)."""
+        if name != "prune":
+            return
+        for layer, original in self.original.items():
+            change = (self._current[layer] - original).astype(np.float32)
+            self._current[layer] = original + as_numpy(prune(change, original)).astype(np.float64)
             self._store(layer)
 
     def _store(self, layer: int) -> None:

@@ -23,7 +23,7 @@ from vauban.errors import InputError, ModelError
 from vauban.models.info import float_dtype, free_memory, parameter_count
 from vauban.models.notes import forget, note
 
-_KINDS = ("dense", "moe", "4bit")
+_KINDS = ("dense", "moe", "4bit", "facts")
 # A folder with one of these files has a tokenizer.
 _TOKENIZERS = ("tokenizer*.json", "*.model", "*.tiktoken", "vocab.*")
 # What of a Hub repository is downloaded: weights, settings, tokenizers, and the terms of use, which
@@ -37,7 +37,8 @@ _UNREADABLE = (ValueError, KeyError, TypeError, RuntimeError, OSError, Attribute
 
 
 def organism_path(kind: str = "dense") -> Path:
-    """The bundled model organism: "dense", "moe" or "4bit". A folder that mlx_lm.load opens."""
+    """The bundled model organism: "dense", "moe", "4bit", or "facts", which knows things of people
+    and refuses nothing. A folder that mlx_lm.load opens."""
     if kind not in _KINDS:
         raise InputError(f"organism kind is {kind!r}; expected one of {', '.join(_KINDS)}")
     path = data_dir() / "organism" / kind

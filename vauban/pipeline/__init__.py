@@ -7,10 +7,12 @@ In reading order:
     stages         open a model, measure, read what remains of the direction
     cut_plan       the plan of the cut, and of the control beside it
     before_after   the rows of the before/after table
+    edit_facts     an edit of facts, from its configuration to a folder
     provenance     versions, platform, hashes
 """
 
+from vauban.pipeline.edit_facts import EditResult, edit_facts
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet
 from vauban.pipeline.run import RunPlan, RunResult, run
 
-__all__ = ["EvalSet", "PromptSet", "RunPlan", "RunResult", "run"]
+__all__ = ["EditResult", "EvalSet", "PromptSet", "RunPlan", "RunResult", "edit_facts", "run"]

@@ -1,13 +1,16 @@
 """A run's figures for people, as text and data.
 
 In reading order:
-    figures   numbers, intervals, sizes and shortened answers as text
-    table     the before/after table
-    samples   the answers that are shown
-    card      the model card
+    figures      numbers, intervals, sizes and shortened answers as text
+    table        the before/after table
+    samples      the answers that are shown
+    card         the model card
+    edit_card    the model card of edited facts
+    shift_plot   the picture of a hidden shift
 """
 
 from vauban.report.card import model_card, refusal_statement
+from vauban.report.edit_card import fact_card
 from vauban.report.figures import (
     byte_size,
     decimal,
@@ -19,6 +22,7 @@ from vauban.report.figures import (
     shorten,
 )
 from vauban.report.samples import Sample, pick_samples
+from vauban.report.shift_plot import plot_shift
 from vauban.report.table import (
     HEADINGS,
     LEGEND,
@@ -44,6 +48,7 @@ __all__ = [
     "cells",
     "contrast_line",
     "decimal",
+    "fact_card",
     "interval_lines",
     "json_safe",
     "markdown_row",
@@ -52,6 +57,7 @@ __all__ = [
     "percent",
     "pick_samples",
     "plain_table",
+    "plot_shift",
     "quantity",
     "rate_with_interval",
     "refusal_statement",
