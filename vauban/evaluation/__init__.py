@@ -2,6 +2,7 @@
 
 In reading order:
     intervals    Wilson for rates, bootstrap for means over tokens
+    pairs        before and after on equal prompts: McNemar, score interval
     verdicts     whether a text refuses, whether it loops
     behaviour    answers of one model, judged: rates
     judge        a model as judge of refusals
@@ -30,6 +31,7 @@ from vauban.evaluation.likelihood import (
     kl_divergence,
     with_answers,
 )
+from vauban.evaluation.pairs import PairedResult, paired_test
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
 from vauban.evaluation.verdicts import DEFAULT_REFUSAL_PHRASES, is_degenerate, is_refusal
 
@@ -41,6 +43,7 @@ __all__ = [
     "FactScores",
     "HiddenShift",
     "Likelihood",
+    "PairedResult",
     "Rate",
     "TextPerplexity",
     "answer_texts",
@@ -57,6 +60,7 @@ __all__ = [
     "kl_divergence",
     "measure_behaviour",
     "measure_perplexity",
+    "paired_test",
     "perplexity",
     "wilson_interval",
     "with_answers",
