@@ -48,7 +48,7 @@ _EXPORTS = {
     ),
     "vauban.evaluation": (
         "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval HiddenShift Likelihood PairedResult "
-        "bootstrap_interval evaluate_facts hidden_shift paired_test "
+        "Verdict bootstrap_interval classify_answer evaluate_facts hidden_shift paired_test "
         "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
         "measure_behaviour measure_perplexity perplexity wilson_interval"
     ),

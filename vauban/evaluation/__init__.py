@@ -3,7 +3,9 @@
 In reading order:
     intervals    Wilson for rates, bootstrap for means over tokens
     pairs        before and after on equal prompts: McNemar, score interval
-    verdicts     whether a text refuses, whether it loops
+    degenerate   whether a text is empty, loops or is a salad of words
+    phrases      the expressions of ten languages
+    verdicts     refused, evaded, degenerate, unfinished or answered
     behaviour    answers of one model, judged: rates
     judge        a model as judge of refusals
     likelihood   perplexity and KL over the same tokens
@@ -20,6 +22,7 @@ from vauban.evaluation.behaviour import (
     judge_answers,
     measure_behaviour,
 )
+from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.evaluate import EvalResult, evaluate
 from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts
 from vauban.evaluation.hidden_shift import HiddenShift, hidden_shift
@@ -33,22 +36,33 @@ from vauban.evaluation.likelihood import (
 )
 from vauban.evaluation.pairs import PairedResult, paired_test
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
-from vauban.evaluation.verdicts import DEFAULT_REFUSAL_PHRASES, is_degenerate, is_refusal
+from vauban.evaluation.verdicts import (
+    DEFAULT_REFUSAL_PHRASES,
+    LABELS,
+    Label,
+    Verdict,
+    classify_answer,
+    is_refusal,
+)
 
 __all__ = [
     "DEFAULT_REFUSAL_PHRASES",
+    "LABELS",
     "Behaviour",
     "EvalResult",
     "FactEval",
     "FactScores",
     "HiddenShift",
+    "Label",
     "Likelihood",
     "PairedResult",
     "Rate",
     "TextPerplexity",
+    "Verdict",
     "answer_texts",
     "answer_tokens",
     "bootstrap_interval",
+    "classify_answer",
     "compare_likelihood",
     "compare_sequences",
     "evaluate",

@@ -14,8 +14,9 @@ import mlx.nn as nn
 from vauban._common import Progress
 from vauban._results import to_plain
 from vauban.errors import InputError
+from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.intervals import wilson_interval
-from vauban.evaluation.verdicts import is_degenerate, is_refusal
+from vauban.evaluation.verdicts import is_refusal
 from vauban.interventions import Intervention
 from vauban.models import eos_ids, generate_tokens
 from vauban.prompts import conversation_text, decode_answer, encode_chat, split_reasoning

@@ -16,9 +16,9 @@ from vauban._results import to_plain
 from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import Behaviour, Judge, answer_texts, answer_tokens, judge_answers
+from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.judge import model_judge
 from vauban.evaluation.likelihood import Likelihood, compare_sequences, with_answers
-from vauban.evaluation.verdicts import is_degenerate
 from vauban.interventions import Intervention
 from vauban.prompts import default_eval_path, load_labelled_prompts
 

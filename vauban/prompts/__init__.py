@@ -15,7 +15,13 @@ from vauban.prompts.chat import (
     has_chat_template,
     post_instruction_positions,
 )
-from vauban.prompts.reasoning import decode_answer, open_reasoning, split_reasoning, strip_thinking
+from vauban.prompts.reasoning import (
+    decode_answer,
+    open_reasoning,
+    reasoning_marks,
+    split_reasoning,
+    strip_thinking,
+)
 from vauban.prompts.sets import (
     LabelledPrompt,
     ModelPrompts,
@@ -56,6 +62,7 @@ __all__ = [
     "model_prompt_sets",
     "open_reasoning",
     "post_instruction_positions",
+    "reasoning_marks",
     "resolve_prompts",
     "split_reasoning",
     "spread",
