@@ -30,7 +30,11 @@ def measure(options: argparse.Namespace) -> int:
         raise InputError(f"{output}: the folder {output.parent} does not exist.")
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(config.model.path, progress=progress)
+        opened = open_model(
+            config.model.path,
+            chat_template_args=config.model.chat_template_args,
+            progress=progress,
+        )
         result = measure_stage(
             opened,
             config,
@@ -56,7 +60,11 @@ def cut(options: argparse.Namespace) -> int:
     check_output(output, force=config.output.force, source=None)
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(config.model.path, progress=progress)
+        opened = open_model(
+            config.model.path,
+            chat_template_args=config.model.chat_template_args,
+            progress=progress,
+        )
         plan = calibrate_stage(
             opened,
             config,
@@ -87,7 +95,11 @@ def evaluate(options: argparse.Namespace) -> int:
     config = _config(options)
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(config.model.path, progress=progress)
+        opened = open_model(
+            config.model.path,
+            chat_template_args=config.model.chat_template_args,
+            progress=progress,
+        )
         # An adapter is opened on the model it is compared with, for which it was written.
         on = options.modified if is_adapter(options.modified) else None
         changed = config.model.path if on else options.modified

@@ -14,6 +14,8 @@ from vauban.prompts.chat import (
     encode_chat,
     has_chat_template,
     post_instruction_positions,
+    template_variables,
+    use_template_args,
 )
 from vauban.prompts.reasoning import (
     decode_answer,
@@ -67,4 +69,6 @@ __all__ = [
     "split_reasoning",
     "spread",
     "strip_thinking",
+    "template_variables",
+    "use_template_args",
 ]
