@@ -15,6 +15,7 @@ from tests.docs.blocks import ROOT, run_blocks
         "editing.md",
         "null-space.md",
         "knowledge.md",
+        "verdicts.md",
         "house.md",
     ],
 )

@@ -15,7 +15,7 @@ from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.pipeline.stages import measure_stage, open_model
-from vauban.report import decimal, pick_samples
+from vauban.report import decimal, pick_samples, verdict_lines
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -107,6 +107,8 @@ def evaluate(options: argparse.Namespace) -> int:
         held_out = eval_set(config, opened.folder)
         result = evaluate_models(opened, modified.model, config, held_out, progress=progress)
     run_lines.table(console, comparison_rows(result))
+    for line in verdict_lines(result.to_dict()):
+        console.line(line)
     run_lines.samples(console, tuple(pick_samples(result.answers)))
     for note in result.notes():
         console.warning(note)

@@ -3,6 +3,7 @@
 In reading order:
     figures   numbers, intervals, sizes and shortened answers as text
     table     the before/after table
+    verdict_table  five verdicts, pairs, length curve
     samples   the answers that are shown
     card      the model card
 """
@@ -32,6 +33,7 @@ from vauban.report.table import (
     markdown_table,
     plain_table,
 )
+from vauban.report.verdict_table import verdict_lines, verdict_markdown
 
 __all__ = [
     "HEADINGS",
@@ -57,4 +59,6 @@ __all__ = [
     "refusal_statement",
     "seconds",
     "shorten",
+    "verdict_lines",
+    "verdict_markdown",
 ]
