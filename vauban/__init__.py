@@ -47,8 +47,9 @@ _EXPORTS = {
         "emmet_update load_facts penalty prune rect ridge_update rome_update sphere"
     ),
     "vauban.evaluation": (
-        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval HiddenShift Likelihood PairedResult "
-        "bootstrap_interval evaluate_facts hidden_shift "
+        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval HiddenShift Likelihood LocalJudge "
+        "PairedResult Verdict agreement bootstrap_interval classify_answer evaluate_facts "
+        "hidden_shift "
         "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
         "measure_behaviour measure_perplexity paired_test perplexity wilson_interval"
     ),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vauban.cli.parsers import main_parser, settings
 from vauban.config import load_config, make_config, reference, scaffold, write_scaffold
 from vauban.config.keys import keys
 from vauban.config.load import find_line
@@ -163,3 +164,17 @@ def test_a_cut_that_an_adapter_cannot_hold_is_an_error_of_the_configuration(tmp_
         load_config(_write(tmp_path, text), {("output", "precision"): "adapter"})
     held = MODEL + '[cut]\nembedding = "tied"\n[output]\nprecision = "adapter"\n'
     assert load_config(_write(tmp_path, held)).output.precision == "adapter"
+
+
+def test_template_arguments_come_from_a_table_or_a_flag(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[model]\npath = "org/name"\nchat_template_args = { enable_thinking = true }\n')
+    config = load_config(path)
+    assert config.model.chat_template_args == {"enable_thinking": True}
+    assert config.to_dict()["model"]["chat_template_args"] == {"enable_thinking": True}
+    options = main_parser().parse_args(["m", "--chat-template-args", '{"enable_thinking": true}'])
+    values = {("model", "path"): "org/name", **settings(options)}
+    assert make_config(values).model.chat_template_args == {"enable_thinking": True}
+    options = main_parser().parse_args(["m", "--chat-template-args", "{thinking"])
+    with pytest.raises(InputError, match="--chat-template-args is"):
+        make_config({("model", "path"): "org/name", **settings(options)})

@@ -16,6 +16,7 @@ from tests.docs.blocks import ROOT, run_blocks
         "search.md",
         "null-space.md",
         "knowledge.md",
+        "verdicts.md",
         "house.md",
     ],
 )

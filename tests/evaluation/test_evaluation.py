@@ -308,7 +308,7 @@ def test_reasoning_that_was_cut_off_is_unfinished_and_in_no_rate() -> None:
     found = measure_behaviour(model, tokenizer, ["What is the weather ?", "It"], max_tokens=12)
     assert (found.unfinished, found.judged, found.rate, found.interval) == (2, 0, None, None)
     assert all(text.startswith("<think>") for text in found.answers)
-    assert "2 reasoning cut off" in found.summary()
+    assert "2 cut off before an answer" in found.summary()
     result = vauban.evaluate(model, (), tokenizer, ["It"], max_tokens=12, harmless=["Name a sea"])
     assert result.refusal_rate_original is None and result.unfinished_original == 2
     assert "2 of 2 answers before the change were cut inside their reasoning" in result.summary()

@@ -19,6 +19,8 @@ from vauban.prompts import (
     encode_chat,
     has_chat_template,
     post_instruction_positions,
+    template_variables,
+    use_template_args,
 )
 
 Make = Callable[..., PreTrainedTokenizerFast]
@@ -300,3 +302,24 @@ def test_importing_the_room_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_arguments_of_the_template_hold_for_every_later_prompt(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer("qwen3")
+    silent = encode_chat(tokenizer, "Name one river")
+    assert template_variables(tokenizer) >= {"enable_thinking"}
+    use_template_args(tokenizer, {"enable_thinking": True})
+    thinking = encode_chat(tokenizer, "Name one river")
+    assert thinking != silent and thinking == silent[: len(thinking)]
+    assert encode_chat(tokenizer, "Name one river", enable_thinking=False) == silent
+    use_template_args(tokenizer, {})
+    assert encode_chat(tokenizer, "Name one river") == silent
+
+
+def test_unknown_template_arguments_are_named(make_tokenizer: Make) -> None:
+    with pytest.raises(InputError, match=r"does not read 'enable_thought'; it reads: .*thinking"):
+        use_template_args(make_tokenizer("qwen3"), {"enable_thought": True})
+    with pytest.raises(InputError, match="does not read 'tokenize'"):
+        use_template_args(make_tokenizer("qwen3"), {"tokenize": False})
+    with pytest.raises(InputError, match="does not read"):
+        use_template_args(make_tokenizer(None), {"enable_thinking": True})

@@ -12,6 +12,7 @@ from vauban.prompts import (
     decode_answer,
     encode_chat,
     open_reasoning,
+    reasoning_marks,
     split_reasoning,
     strip_thinking,
 )
@@ -36,6 +37,22 @@ OPENED = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")
         ("<longcat_think>A</longcat_think>B", "B"),
         ("<|channel>thought\nA<channel|>B", "B"),
         ("<|channel|>analysis<|message|>A<|end|><|channel|>final<|message|>B", "B"),
+        ("<|channel|>analysis<|message|>A<|channel|>final <|constrain|>json<|message|>B", "B"),
+        ("<|channel|>analysis<|message|>A<|channel|>commentary<|message|>A", ""),
+        ("analysisThey greet me.assistantfinalB", "B"),
+        ("analysisThey greet me.", ""),
+        ("[THINK]A[/THINK]B", "B"),
+        ("<thinking>A</thinking>\n\nB", "B"),
+        ("<seed:think>A</seed:think>B", "B"),
+        ("A</seed:think>B", "B"),
+        ("◁think▷A◁/think▷B", "B"),
+        ("<thought>\nA\n</thought>\n\nB", "B"),
+        ("<|START_THINKING|>A<|END_THINKING|>B", "B"),
+        ("<|inner_prefix|>A<|inner_suffix|>B", "B"),
+        ("<think>A</think><answer>B</answer>", "B"),
+        ("Here is my thought process: A Here is my response: B", "B"),
+        ("Use <answer> tags", "Use <answer> tags"),
+        ("analysis of the text: it rhymes", "analysis of the text: it rhymes"),
     ],
 )
 def test_strip_thinking(text: str, answer: str) -> None:
@@ -86,3 +103,22 @@ def test_an_answer_keeps_the_marks_of_its_reasoning(make_tokenizer: Make) -> Non
     assert strip_thinking(text) == "It is."
     ids = plain.encode(" It is.<|im_end|>", add_special_tokens=False)
     assert decode_answer(plain, encode_chat(plain, "a"), ids) == "It is."
+
+
+def test_marks_are_found_in_a_tokenizer_and_its_template(make_tokenizer: Make) -> None:
+    """By what they say, not by the model's name."""
+    assert ("<think>", "</think>") in reasoning_marks(make_tokenizer("chatml"))
+    tokenizer = make_tokenizer(
+        CHATML.replace("assistant\n{%", "assistant\n[THINK]{% set c = '[/THINK]' %}{%")
+    )
+    assert ("[THINK]", "[/THINK]") in reasoning_marks(tokenizer)
+    assert open_reasoning(tokenizer, encode_chat(tokenizer, "Name one river")) == "[THINK]"
+    # Two tokens that no list of marks holds.
+    tokenizer.add_tokens(["<|deep_reason_start|>", "<|deep_reason_end|>"], special_tokens=True)
+    assert ("<|deep_reason_start|>", "<|deep_reason_end|>") in reasoning_marks(tokenizer)
+    ids = tokenizer.encode(
+        "<|deep_reason_start|>I cannot say<|deep_reason_end|>It is one.</s>",
+        add_special_tokens=False,
+    )
+    plain = encode_chat(make_tokenizer("chatml"), "a")
+    assert decode_answer(tokenizer, plain, ids) == "<think>I cannot say</think>It is one."

@@ -5,6 +5,7 @@ and a wrong TOML value get the same message.
 """
 
 import argparse
+import json
 import math
 import typing
 from collections.abc import Iterable
@@ -43,10 +44,10 @@ _SETTINGS = {
         "eval",
         "output",
     ],
-    "measure": ["model.path", "data.harmful", "data.harmless", "measure"],
-    "cut": ["seed", "model.path", "data.harmful", "data.harmless", "cut", "output"],
+    "measure": ["model", "data.harmful", "data.harmless", "measure"],
+    "cut": ["seed", "model", "data.harmful", "data.harmless", "cut", "output"],
     "evaluate": [
-        "model.path",
+        "model",
         "data.eval",
         "eval.max_tokens",
         "eval.num_prompts",
@@ -87,7 +88,7 @@ def main_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("target", nargs="?", metavar="MODEL | CONFIG.toml", help=argparse.SUPPRESS)
     parser.add_argument("--validate", metavar="CONFIG.toml", help="check a configuration and stop")
-    _add_settings(parser, [key for key in keys(RunConfig) if key.section != "model"])
+    _add_settings(parser, [key for key in keys(RunConfig) if key.path != ("model", "path")])
     _add_json(parser)
     parser.add_argument("--version", action="version", version=f"vauban {vauban.__version__}")
     return parser
@@ -288,6 +289,8 @@ def _reader(key: Key) -> Any:
         try:
             if list in kinds and int in kinds:
                 return _indices(text)
+            if dict in kinds:
+                return json.loads(text)
             if float in kinds:
                 return float(text)
             if int in kinds:
@@ -309,6 +312,8 @@ def _types(annotation: Any) -> set[Any]:
         return _types(arguments[0])
     if origin in (typing.Union, UnionType):
         return set().union(*(_types(part) for part in arguments))
+    if origin is dict:
+        return {dict}
     if origin is list:
         return {list} | _types(arguments[0])
     return {annotation}

@@ -28,6 +28,7 @@ from vauban.report import (
     quantity,
     seconds,
     shorten,
+    verdict_lines,
 )
 
 
@@ -157,6 +158,9 @@ def outcome(console: Console, result: RunResult) -> None:
         ],
     )
     table(console, result.rows)
+    for line in verdict_lines(run["evaluation"]):
+        console.line(line)
+    console.line()
     samples(console, result.samples)
     for text in result.warnings:
         console.warning(text)

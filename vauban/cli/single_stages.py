@@ -15,7 +15,7 @@ from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.pipeline.stages import measure_stage, open_model
-from vauban.report import decimal, pick_samples
+from vauban.report import decimal, pick_samples, verdict_lines
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -30,7 +30,11 @@ def measure(options: argparse.Namespace) -> int:
         raise InputError(f"{output}: the folder {output.parent} does not exist.")
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(config.model.path, progress=progress)
+        opened = open_model(
+            config.model.path,
+            chat_template_args=config.model.chat_template_args,
+            progress=progress,
+        )
         result = measure_stage(
             opened,
             config,
@@ -56,7 +60,11 @@ def cut(options: argparse.Namespace) -> int:
     check_output(output, force=config.output.force, source=None)
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(config.model.path, progress=progress)
+        opened = open_model(
+            config.model.path,
+            chat_template_args=config.model.chat_template_args,
+            progress=progress,
+        )
         plan = calibrate_stage(
             opened,
             config,
@@ -87,7 +95,11 @@ def evaluate(options: argparse.Namespace) -> int:
     config = _config(options)
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(config.model.path, progress=progress)
+        opened = open_model(
+            config.model.path,
+            chat_template_args=config.model.chat_template_args,
+            progress=progress,
+        )
         # An adapter is opened on the model it is compared with, for which it was written.
         on = options.modified if is_adapter(options.modified) else None
         changed = config.model.path if on else options.modified
@@ -95,6 +107,8 @@ def evaluate(options: argparse.Namespace) -> int:
         held_out = eval_set(config, opened.folder)
         result = evaluate_models(opened, modified.model, config, held_out, progress=progress)
     run_lines.table(console, comparison_rows(result))
+    for line in verdict_lines(result.to_dict()):
+        console.line(line)
     run_lines.samples(console, tuple(pick_samples(result.answers)))
     for note in result.notes():
         console.warning(note)

@@ -4,7 +4,7 @@ TOML validation, `vauban init`, the command line's flags and the reference page 
 these classes. They know neither files nor models; `load` reads files.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from vauban.config.keys import (
     BOOLEAN,
@@ -31,6 +31,12 @@ class ModelSection(Section):
         "a model folder or a Hub id (org/name)",
         "The model: a folder with MLX safetensors, or an id on the Hub.",
         flag="--model", place="model",
+    )  # fmt: skip
+    chat_template_args: dict[str, Any] | None = key(
+        "a table of arguments that the model's chat template reads (as a flag: a JSON object)",
+        "Passed to the chat template for every prompt, measured and evaluated alike; where not "
+        "set, a template that can reason is told not to.",
+        None, flag="--chat-template-args", metavar="JSON", example="{ enable_thinking = true }",
     )  # fmt: skip
 
 

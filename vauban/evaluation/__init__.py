@@ -2,17 +2,23 @@
 
 In reading order:
     intervals    Wilson for rates, bootstrap for means over tokens
-    verdicts     whether a text refuses, whether it loops
-    pairs        two verdicts on each prompt: exact McNemar
+    pairs        before and after on equal prompts: McNemar, score interval
+    degenerate   whether a text is empty, loops or is a salad of words
+    phrases      the expressions of ten languages
+    verdicts     refused, evaded, degenerate, unfinished or answered
     behaviour    answers of one model, judged: rates
-    judge        a model as judge of refusals
+    answers_fixture  packaged answers with their verdicts, macro F1
+    judge        a model as judge, its check, κ
+    guards       guard models, one protocol each
     likelihood   perplexity and KL over the same tokens
     perplexity   perplexity of texts and answered requests
+    eval_result  what a comparison says: figures, pairs, verdicts
     evaluate     a model before and after a change
     facts        what a model says of facts
     hidden_shift  how far an edit moves the stream elsewhere
 """
 
+from vauban.evaluation.answers_fixture import LabelledAnswer, labelled_answers, macro_f1
 from vauban.evaluation.behaviour import (
     Behaviour,
     answer_texts,
@@ -20,10 +26,14 @@ from vauban.evaluation.behaviour import (
     judge_answers,
     measure_behaviour,
 )
-from vauban.evaluation.evaluate import EvalResult, evaluate
+from vauban.evaluation.degenerate import is_degenerate
+from vauban.evaluation.eval_result import EvalResult, LengthPoint
+from vauban.evaluation.evaluate import evaluate, length_curve
 from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts, score_facts
+from vauban.evaluation.guards import PROTOCOLS, GuardProtocol, guard_judge
 from vauban.evaluation.hidden_shift import HiddenShift, hidden_shift
 from vauban.evaluation.intervals import bootstrap_interval, wilson_interval
+from vauban.evaluation.judge import JudgeCheck, JudgeVerdict, LocalJudge, agreement
 from vauban.evaluation.likelihood import (
     Likelihood,
     compare_likelihood,
@@ -33,31 +43,54 @@ from vauban.evaluation.likelihood import (
 )
 from vauban.evaluation.pairs import PairedResult, paired_test
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
-from vauban.evaluation.verdicts import DEFAULT_REFUSAL_PHRASES, is_degenerate, is_refusal
+from vauban.evaluation.verdicts import (
+    DEFAULT_REFUSAL_PHRASES,
+    LABELS,
+    Label,
+    Verdict,
+    classify_answer,
+    is_refusal,
+)
 
 __all__ = [
     "DEFAULT_REFUSAL_PHRASES",
+    "LABELS",
+    "PROTOCOLS",
     "Behaviour",
     "EvalResult",
     "FactEval",
     "FactScores",
+    "GuardProtocol",
     "HiddenShift",
+    "JudgeCheck",
+    "JudgeVerdict",
+    "Label",
+    "LabelledAnswer",
+    "LengthPoint",
     "Likelihood",
+    "LocalJudge",
     "PairedResult",
     "Rate",
     "TextPerplexity",
+    "Verdict",
+    "agreement",
     "answer_texts",
     "answer_tokens",
     "bootstrap_interval",
+    "classify_answer",
     "compare_likelihood",
     "compare_sequences",
     "evaluate",
     "evaluate_facts",
+    "guard_judge",
     "hidden_shift",
     "is_degenerate",
     "is_refusal",
     "judge_answers",
     "kl_divergence",
+    "labelled_answers",
+    "length_curve",
+    "macro_f1",
     "measure_behaviour",
     "measure_perplexity",
     "paired_test",

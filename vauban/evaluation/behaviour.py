@@ -14,8 +14,9 @@ import mlx.nn as nn
 from vauban._common import Progress
 from vauban._results import to_plain
 from vauban.errors import InputError
+from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.intervals import wilson_interval
-from vauban.evaluation.verdicts import is_degenerate, is_refusal
+from vauban.evaluation.verdicts import LABELS, Label, classify_answer
 from vauban.interventions import Intervention
 from vauban.models import eos_ids, generate_tokens
 from vauban.prompts import conversation_text, decode_answer, encode_chat, split_reasoning
@@ -29,12 +30,14 @@ class Behaviour:
     """Answers to `n` prompts: `rate` = `refused` / `judged` with its 95 % Wilson `interval`.
 
     Every answer is exactly one of: judged; `unfinished`, cut at the token limit inside its
-    reasoning, so that there is no answer to judge; `unparsed`, a verdict of the judge that could
-    not be read. The last two are in no rate. Where nothing was judged `rate` and `interval` are
-    None. `degenerate` is the share of all n answers that are empty or loop.
+    reasoning or before any content, so that there is no answer to judge; `unparsed`, a verdict of
+    the judge that could not be read. The last two are in no rate. Where nothing was judged `rate`
+    and `interval` are None. `degenerate` is the share of all n answers that are empty, loop or are
+    a salad of words.
 
     `answers` hold the reasoning as well, with its opening mark also where the prompt's template
-    wrote it. `verdicts` follow the answers, None where there is none.
+    wrote it. `verdicts` follow the answers: whether each refuses, None where that is not known.
+    `labels` follow them too: what `classify_answer` says, also where a judge gave the verdicts.
     """
 
     n: int
@@ -46,11 +49,21 @@ class Behaviour:
     unfinished: int
     answers: list[str] = field(repr=False)
     verdicts: list[bool | None] = field(repr=False)
+    labels: list[Label] = field(repr=False)
+
+    @property
+    def counts(self) -> dict[Label, int]:
+        """How many answers have each label."""
+        return {label: self.labels.count(label) for label in LABELS}
 
     @property
     def judged(self) -> int:
         """The answers with a verdict, over which `rate` is taken."""
         return self.n - self.unparsed - self.unfinished
+
+    def is_degenerate(self, place: int) -> bool:
+        """Whether an answer is empty, loops (cut reasoning too) or is a salad of words."""
+        return self.labels[place] == "degenerate" or is_degenerate(self.answers[place])
 
     def summary(self) -> str:
         if self.rate is None or self.interval is None:
@@ -62,7 +75,10 @@ class Behaviour:
         )
 
     def _without_verdict(self) -> str:
-        parts = [(self.unparsed, "verdicts unreadable"), (self.unfinished, "reasoning cut off")]
+        parts = [
+            (self.unparsed, "verdicts unreadable"),
+            (self.unfinished, "cut off before an answer"),
+        ]
         return "".join(f"; {count} {what}" for count, what in parts if count)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,11 +123,15 @@ def judge_answers(
     *,
     phrases: Sequence[str] | None = None,
     judge: Judge | None = None,
+    finished: Sequence[bool] | None = None,
+    perplexities: Sequence[float | None] | None = None,
 ) -> Behaviour:
-    """Count refusals among given answers, by phrases or by `judge(prompt, answer)`.
+    """Count refusals among given answers, by `classify_answer` or by `judge(prompt, answer)`.
 
     A judge reads the answer without its reasoning, and a conversation as text. Answers that were
-    cut inside their reasoning get no verdict (`Behaviour.unfinished`).
+    cut inside their reasoning, or before any content, get no verdict (`Behaviour.unfinished`).
+    `finished` is False for answers that the token limit cut; `perplexities` are the answers' under
+    the unchanged model: see `classify_answer`.
 
     Raises InputError for no answers, or not one answer per prompt.
 
@@ -123,27 +143,37 @@ def judge_answers(
             f"{len(prompts)} prompts and {len(answers)} answers; expected one answer each, and at "
             "least one"
         )
-    parts = [split_reasoning(answer) for answer in answers]
+    n = len(answers)
+    labels = [
+        classify_answer(answer, finished=done, phrases=phrases, perplexity=perplexity).label
+        for answer, done, perplexity in zip(
+            answers, finished or [True] * n, perplexities or [None] * n, strict=True
+        )
+    ]
     verdicts: list[bool | None] = []
-    for prompt, answer, part in zip(prompts, answers, parts, strict=True):
-        if not part.finished:
+    unfinished = 0
+    for prompt, answer, label in zip(prompts, answers, labels, strict=True):
+        part = split_reasoning(answer)
+        if (label == "unfinished") if judge is None else not part.finished:
+            unfinished += 1
             verdicts.append(None)
         elif judge is None:
-            verdicts.append(is_refusal(answer, phrases))
+            verdicts.append(label == "refused")
         else:
             verdicts.append(judge(conversation_text(prompt), part.answer))
     judged = [verdict for verdict in verdicts if verdict is not None]
-    unfinished = sum(not part.finished for part in parts)
+    loops = [is_degenerate(answer) for answer in answers]
     return Behaviour(
-        n=len(answers),
+        n=n,
         refused=sum(judged),
         rate=sum(judged) / len(judged) if judged else None,
         interval=wilson_interval(sum(judged), len(judged)) if judged else None,
-        degenerate=sum(map(is_degenerate, answers)) / len(answers),
-        unparsed=len(answers) - len(judged) - unfinished,
+        degenerate=sum(a or b == "degenerate" for a, b in zip(loops, labels, strict=True)) / n,
+        unparsed=n - len(judged) - unfinished,
         unfinished=unfinished,
         answers=list(answers),
         verdicts=verdicts,
+        labels=labels,
     )
 
 
@@ -179,4 +209,5 @@ def measure_behaviour(
         progress=progress,
     )
     texts = answer_texts(tokenizer, prompts, ids)
-    return judge_answers(prompts, texts, phrases=phrases, judge=judge)
+    finished = [len(answer) < max_tokens for answer in ids]
+    return judge_answers(prompts, texts, phrases=phrases, judge=judge, finished=finished)

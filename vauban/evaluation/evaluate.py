@@ -6,99 +6,28 @@ Puts `behaviour` and `likelihood` together for two models; writes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import mlx.nn as nn
 
 from vauban._common import Progress
-from vauban._results import to_plain
 from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import Behaviour, Judge, answer_texts, answer_tokens, judge_answers
+from vauban.evaluation.eval_result import EvalResult, LengthPoint
 from vauban.evaluation.judge import model_judge
-from vauban.evaluation.likelihood import Likelihood, compare_sequences, with_answers
-from vauban.evaluation.verdicts import is_degenerate
+from vauban.evaluation.likelihood import (
+    Likelihood,
+    Scored,
+    compare_sequences,
+    exponential,
+    sequence_losses,
+    with_answers,
+)
+from vauban.evaluation.pairs import PairedResult, paired_test
+from vauban.evaluation.verdicts import classify_answer
 from vauban.interventions import Intervention
-from vauban.prompts import default_eval_path, load_labelled_prompts
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Rates in [0, 1], perplexities, and KL(original || modified) in nats per token.
-
-    Refusal is measured on the given prompts; over-refusal, perplexity and KL on the harmless
-    ones, the latter two over the tokens of the original's greedy answers. A refusal rate is over
-    the answers with a verdict, and None where there is none: `unparsed` counts verdicts of a judge
-    that could not be read, `unfinished_...` answers that `max_tokens` cut inside their reasoning.
-    `degenerate_...` are shares of all answers, harmful and harmless.
-
-    `intervals` hold 95 % intervals by the names of the figures: Wilson for rates, bootstrap over
-    answers for perplexity and KL; None where a figure has none. `answers` keep every answer in
-    full; `answer_tokens` the original's answers to the harmless prompts as token ids.
-    """
-
-    refusal_rate_original: float | None
-    refusal_rate_modified: float | None
-    perplexity_original: float
-    perplexity_modified: float
-    kl_divergence: float
-    num_prompts: int
-    over_refusal_original: float | None
-    over_refusal_modified: float | None
-    degenerate_original: float
-    degenerate_modified: float
-    intervals: dict[str, tuple[float, float] | None]
-    num_harmless: int
-    unparsed: int
-    unfinished_original: int
-    unfinished_modified: int
-    refusal_mode: str
-    answers: dict[str, list[dict[str, Any]]] = field(repr=False)
-    answer_tokens: list[list[int]] = field(repr=False)
-
-    def summary(self) -> str:
-        rows = [
-            ("refusal", "refusal_rate", ".1%", f"({self.num_prompts} prompts)"),
-            ("over-refusal", "over_refusal", ".1%", f"({self.num_harmless} harmless prompts)"),
-            ("degenerate answers", "degenerate", ".1%", ""),
-            ("perplexity", "perplexity", ".3f", ""),
-        ]
-        lines = [f"{'':20}{'before':>25}{'after':>25}"]
-        for title, name, form, note in rows:
-            before, after = (self._cell(f"{name}_{s}", form) for s in ("original", "modified"))
-            lines.append(f"{title:20}{before:>25}{after:>25}   {note}".rstrip())
-        kl = self._cell("kl_divergence", ".4f")
-        return "\n".join([*lines, f"{'KL(before || after)':20}{'':25}{kl:>25}", *self.notes()])
-
-    def _cell(self, name: str, form: str) -> str:
-        value, interval = getattr(self, name), self.intervals.get(name)
-        if value is None:
-            return "–"
-        if interval is None:
-            return f"{value:{form}}"
-        return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
-
-    def notes(self) -> list[str]:
-        """Sentences on answers that are in no rate; [] where every answer has a verdict."""
-        notes = []
-        if self.unparsed:
-            notes.append(
-                f"{self.unparsed} verdicts of the judge could not be read; they are in no rate"
-            )
-        for count, when in (
-            (self.unfinished_original, "before"), (self.unfinished_modified, "after"),
-        ):  # fmt: skip
-            if count:
-                notes.append(
-                    f"{count} of {self.num_prompts + self.num_harmless} answers {when} the change "
-                    "were cut inside their reasoning; they are in no rate. Raise max_tokens"
-                )
-        return notes
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures without the answers, JSON-safe."""
-        return to_plain(self)
+from vauban.prompts import conversation_text, default_eval_path, load_labelled_prompts
 
 
 def evaluate(
@@ -121,7 +50,7 @@ def evaluate(
         modified: a model, an `EditPlan` (evaluated at run time, nothing is written) or
             interventions on `original`.
         prompts: texts or conversations that should be refused.
-        refusal_phrases: what counts as a refusal; None: `DEFAULT_REFUSAL_PHRASES`.
+        refusal_phrases: what counts as a refusal, as for `classify_answer`; None: its own lists.
         max_tokens: longest answer, reasoning included. Answers are greedy.
         refusal_mode: "phrases", or "judge" to ask a judge about every answer.
         harmless: prompts that should be answered; None: the bundled harmless evaluation prompts.
@@ -158,31 +87,117 @@ def evaluate(
             progress("evaluate", done + at, total)
 
     pairs: dict[str, list[Behaviour]] = {"harmful": [], "harmless": []}
-    original_ids: list[list[int]] = []
+    ids: dict[str, list[list[list[int]]]] = {"harmful": [], "harmless": []}
     for name, texts in sets.items():
-        for side, (model, interventions) in enumerate(((original, ()), (other, changes))):
-            ids = answer_tokens(
+        for model, interventions in ((original, ()), (other, changes)):
+            answers = answer_tokens(
                 model, tokenizer, texts, max_tokens=max_tokens, interventions=interventions,
                 batch_size=batch_size, progress=step,
             )  # fmt: skip
             done += len(texts)
-            if name == "harmless" and side == 0:
-                original_ids = ids
+            changed = bool(ids[name])
+            ids[name].append(answers)
             pairs[name].append(
                 judge_answers(
-                    texts, answer_texts(tokenizer, texts, ids), phrases=refusal_phrases,
-                    judge=asked_judge,
+                    texts, answer_texts(tokenizer, texts, answers), phrases=refusal_phrases,
+                    judge=asked_judge, finished=[len(a) < max_tokens for a in answers],
+                    perplexities=_perplexities(original, tokenizer, texts, answers, batch_size)
+                    if changed else None,
                 )
             )  # fmt: skip
+    scored = with_answers(tokenizer, sets["harmless"], ids["harmless"][0])
     likelihood = compare_sequences(
-        original,
-        other,
-        with_answers(tokenizer, sets["harmless"], original_ids),
-        changes,
-        batch_size=batch_size,
-        progress=progress,
+        original, other, scored, changes, batch_size=batch_size, progress=progress
     )
-    return _result(sets, pairs, likelihood, original_ids, refusal_mode)
+    first = [Scored(s.ids[: s.start + 1], s.start) for s in scored]
+    first_kl = compare_sequences(original, other, first, changes, batch_size=batch_size).kl
+    curve = length_curve(tokenizer, sets["harmful"], ids["harmful"], max_tokens, refusal_phrases)
+    return _result(
+        sets, pairs, likelihood, ids["harmless"][0], refusal_mode,
+        length_curve=curve, first_token_kl=first_kl,
+        first_token=_first_token(tokenizer, ids["harmful"][0] + ids["harmless"][0]),
+    )  # fmt: skip
+
+
+LENGTHS = (30, 60, 100, 150, 200, 300, 500, 1000)
+"""Tokens after which the refusal rate is taken, as far as the answers were allowed to go."""
+
+# Fewer tokens say too little of a text's perplexity.
+_FEWEST = 10
+
+
+def length_curve(
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    answers: Sequence[Sequence[Sequence[int]]],
+    max_tokens: int,
+    phrases: Sequence[str] | None = None,
+) -> list[LengthPoint]:
+    """Refusal rates of the same answers, before and after, cut to growing numbers of tokens.
+
+    `answers` are token ids: those before and those after, one each per prompt.
+    """
+    points = []
+    for length in [*(n for n in LENGTHS if n < max_tokens), max_tokens]:
+        rates: list[float | None] = []
+        for side in answers:
+            texts = answer_texts(tokenizer, prompts, [list(a[:length]) for a in side])
+            labels = [
+                classify_answer(text, finished=len(a) < length, phrases=phrases).label
+                for text, a in zip(texts, side, strict=True)
+            ]
+            judged = [label == "refused" for label in labels if label != "unfinished"]
+            rates.append(sum(judged) / len(judged) if judged else None)
+        points.append(LengthPoint(length, rates[0], rates[1]))
+    return points
+
+
+def _perplexities(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    answers: Sequence[Sequence[int]],
+    batch_size: int | None,
+) -> list[float | None]:
+    """Of each answer under the unchanged model; None for answers too short to tell."""
+    sequences = with_answers(tokenizer, prompts, answers)
+    losses = sequence_losses(model, sequences, batch_size=batch_size)
+    return [exponential(total / n) if n >= _FEWEST else None for total, n in losses]
+
+
+def _first_token(tokenizer: Any, answers: Sequence[Sequence[int]]) -> str | None:
+    """The token that begins every answer, where there is one."""
+    firsts = {answer[0] for answer in answers if answer}
+    return str(tokenizer.decode([firsts.pop()])) if len(firsts) == 1 and len(answers) > 1 else None
+
+
+def _repeated(sets: dict[str, list[Any]]) -> list[str]:
+    """A sentence where prompts stand twice: their answers are no independent observations."""
+    texts = {
+        name: [conversation_text(prompt) for prompt in prompts] for name, prompts in sets.items()
+    }
+    notes = []
+    for name, rows in texts.items():
+        extra = len(rows) - len(set(rows))
+        if extra:
+            notes.append(
+                f"{extra} of {len(rows)} {name} prompts repeat another one: the intervals are too "
+                "narrow. Take the repeated prompts out"
+            )
+    shared = set(texts["harmful"]) & set(texts["harmless"])
+    if shared:
+        notes.append(f"{len(shared)} prompts stand in both sets (first: {min(shared)!r})")
+    return notes
+
+
+def _paired(before: Behaviour, after: Behaviour) -> PairedResult | None:
+    """Refusal on the prompts that have a verdict on both sides."""
+    pairs = [
+        (a, b)
+        for a, b in zip(before.verdicts, after.verdicts, strict=True)
+        if a is not None and b is not None
+    ]
+    return paired_test([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
 
 
 def _result(
@@ -191,13 +206,14 @@ def _result(
     likelihood: Likelihood,
     original_ids: list[list[int]],
     refusal_mode: str,
+    **figures: Any,
 ) -> EvalResult:
     before, after = pairs["harmful"]
     safe_before, safe_after = pairs["harmless"]
 
     def degenerate(side: int) -> float:
-        answers = [text for pair in pairs.values() for text in pair[side].answers]
-        return sum(map(is_degenerate, answers)) / len(answers)
+        behaviours = [pair[side] for pair in pairs.values()]
+        return sum(b.degenerate * b.n for b in behaviours) / sum(b.n for b in behaviours)
 
     return EvalResult(
         refusal_rate_original=before.rate,
@@ -224,13 +240,18 @@ def _result(
         unfinished_original=before.unfinished + safe_before.unfinished,
         unfinished_modified=after.unfinished + safe_after.unfinished,
         refusal_mode=refusal_mode,
+        verdicts_original=before.counts,
+        verdicts_modified=after.counts,
+        paired=_paired(before, after),
+        repeated=_repeated(sets),
         answers={name: _answer_rows(sets[name], *pair) for name, pair in pairs.items()},
         answer_tokens=original_ids,
+        **figures,
     )
 
 
 def _answer_rows(prompts: list[Any], before: Behaviour, after: Behaviour) -> list[dict[str, Any]]:
-    """One row per prompt: both answers, whether each refuses (None: no verdict) and loops."""
+    """One row per prompt: both answers, whether each refuses (None: no verdict) and its label."""
     return [
         {
             "prompt": prompt,
@@ -238,8 +259,10 @@ def _answer_rows(prompts: list[Any], before: Behaviour, after: Behaviour) -> lis
             "modified": after.answers[i],
             "refused_original": before.verdicts[i],
             "refused_modified": after.verdicts[i],
-            "degenerate_original": is_degenerate(before.answers[i]),
-            "degenerate_modified": is_degenerate(after.answers[i]),
+            "degenerate_original": before.is_degenerate(i),
+            "degenerate_modified": after.is_degenerate(i),
+            "verdict_original": before.labels[i],
+            "verdict_modified": after.labels[i],
         }
         for i, prompt in enumerate(prompts)
     ]

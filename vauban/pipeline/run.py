@@ -144,7 +144,11 @@ def open_run(
     named = named_sets(config)
     named_eval = eval_set(config, None) if config.data.eval is not None else None
 
-    opened = open_model(config.model.path, progress=progress)
+    opened = open_model(
+        config.model.path,
+        chat_template_args=config.model.chat_template_args,
+        progress=progress,
+    )
     source = opened.folder
     check_output(output, force=config.output.force, source=source)
     check_layers(config, opened.info.n_layers)

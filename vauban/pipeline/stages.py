@@ -25,7 +25,7 @@ from vauban.models import (
     verify_forward,
 )
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet
-from vauban.prompts import encode_chat
+from vauban.prompts import encode_chat, use_template_args
 from vauban.search import measure
 
 
@@ -43,16 +43,25 @@ class Opened:
 
 
 def open_model(
-    path: str, *, adapter: str | None = None, progress: Progress | None = None
+    path: str,
+    *,
+    adapter: str | None = None,
+    chat_template_args: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Opened:
     """Load a model, with an adapter's folder on it or not, and check the manual forward pass.
 
+    `chat_template_args` hold for every prompt that its tokenizer encodes from then on.
+
     Raises:
+        InputError: the chat template does not read one of `chat_template_args`.
         ModelError: the folder cannot be used.
         ArchitectureError: neither way of running the layers gives the model's own logits.
     """
     tell(progress, "load model", 0, 1)
     model, tokenizer = vauban.load(path, unpack=True, adapter_path=adapter)
+    if chat_template_args:
+        use_template_args(tokenizer, chat_template_args)
     tell(progress, "load model", 1, 1)
     tell(progress, "verify forward pass", 0, 1)
     check = verify_forward(model)

@@ -14,8 +14,16 @@ from vauban.prompts.chat import (
     encode_chat,
     has_chat_template,
     post_instruction_positions,
+    template_variables,
+    use_template_args,
 )
-from vauban.prompts.reasoning import decode_answer, open_reasoning, split_reasoning, strip_thinking
+from vauban.prompts.reasoning import (
+    decode_answer,
+    open_reasoning,
+    reasoning_marks,
+    split_reasoning,
+    strip_thinking,
+)
 from vauban.prompts.sets import (
     LabelledPrompt,
     ModelPrompts,
@@ -56,8 +64,11 @@ __all__ = [
     "model_prompt_sets",
     "open_reasoning",
     "post_instruction_positions",
+    "reasoning_marks",
     "resolve_prompts",
     "split_reasoning",
     "spread",
     "strip_thinking",
+    "template_variables",
+    "use_template_args",
 ]

@@ -29,6 +29,7 @@ _FIXED_ARGUMENTS = ("tokenize", "return_dict", "return_tensors", "padding", "tru
 _THINKING_VARIABLE = re.compile(r"(?<![.\w])thinking\s+is\s|\b(?:if|and|or|not)\s+thinking\b")
 
 _told_without_template: weakref.WeakSet[Any] = weakref.WeakSet()
+_template_args: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def encode_chat(
@@ -47,7 +48,7 @@ def encode_chat(
         prompt_or_messages: one user message as text, or a list of messages. Token ids come back
             as they are.
         template_args: passed to the template: `enable_thinking`, `add_generation_prompt`,
-            `continue_final_message`, `tools`, ...
+            `continue_final_message`, `tools`, ... They win over those of `use_template_args`.
 
     Raises:
         InputError: messages of the wrong form, or a template that rejects them.
@@ -75,6 +76,45 @@ def encode_chat(
     if not token_ids:
         raise InputError(f"{shown(prompt_or_messages)} gives no tokens; the prompt is empty.")
     return token_ids
+
+
+def use_template_args(tokenizer: Any, template_args: Mapping[str, Any]) -> None:
+    """Pass these arguments to the chat template in every later `encode_chat` of a tokenizer.
+
+    Measuring, generation and evaluation encode through `encode_chat`, so that all of them see the
+    same mode, for example `{"enable_thinking": True}`. {} takes the arguments back.
+
+    Raises InputError for an argument that the template does not read, which it would ignore.
+
+    Example: `use_template_args(tokenizer, {"enable_thinking": True})`.
+    """
+    known = template_variables(tokenizer)
+    unknown = [name for name in template_args if known is not None and name not in known]
+    fixed = [name for name in template_args if name in _FIXED_ARGUMENTS]
+    if unknown or fixed or (template_args and not has_chat_template(tokenizer)):
+        reads = ", ".join(sorted(known)) if known else "none"
+        raise InputError(
+            f"chat_template_args: the chat template of {_name_of(tokenizer)} does not read "
+            f"{', '.join(map(repr, unknown or fixed or template_args))}; it reads: {reads}."
+        )
+    _template_args[_bare(tokenizer)] = dict(template_args)
+
+
+def template_variables(tokenizer: Any) -> set[str] | None:
+    """The arguments that a tokenizer's Jinja template reads; None for a renderer in Python."""
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None:
+        return None if has_chat_template(tokenizer) else set()
+    from jinja2 import Environment, meta  # transformers' own engine
+
+    texts = template.values() if isinstance(template, Mapping) else [template]
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    names: set[str] = set()
+    for text in texts:
+        # {% generation %} marks are transformers' extension and hold no variables of their own.
+        plain = re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", str(text))
+        names |= meta.find_undeclared_variables(environment.parse(plain))
+    return names - {"messages", "raise_exception", "strftime_now", "bos_token", "eos_token"}
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -166,7 +206,7 @@ def _as_messages(given: str | Sequence[Message]) -> list[dict[str, Any]]:
 def _apply_template(
     tokenizer: Any, messages: list[dict[str, Any]], template_args: dict[str, Any]
 ) -> Any:
-    options = dict(template_args)
+    options = {**_template_args.get(_bare(tokenizer), {}), **template_args}
     if not options.get("continue_final_message"):
         options.setdefault("add_generation_prompt", messages[-1]["role"] != "assistant")
     switch = _thinking_switch(tokenizer, options.get("chat_template"))

@@ -3,6 +3,7 @@
 In reading order:
     figures      numbers, intervals, sizes and shortened answers as text
     table        the before/after table
+    verdict_table  five verdicts, pairs, length curve
     samples      the answers that are shown
     card         the model card
     edit_card    the model card of edited facts
@@ -36,6 +37,7 @@ from vauban.report.table import (
     markdown_table,
     plain_table,
 )
+from vauban.report.verdict_table import verdict_lines, verdict_markdown
 
 __all__ = [
     "HEADINGS",
@@ -63,4 +65,6 @@ __all__ = [
     "refusal_statement",
     "seconds",
     "shorten",
+    "verdict_lines",
+    "verdict_markdown",
 ]

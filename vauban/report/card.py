@@ -10,11 +10,12 @@ from typing import Any
 from vauban.report.figures import byte_size, decimal, percent, quantity, shorten
 from vauban.report.samples import Sample
 from vauban.report.table import BehaviourRow, markdown_table
+from vauban.report.verdict_table import verdict_markdown
 
 _SAMPLE_WIDTH = 200
 
 _REFUSED = {
-    "phrases": "an answer counts as refused by its phrases",
+    "phrases": "an answer counts as refused by phrases in its opening (`classify_answer`)",
     "judge": "the unchanged model judged whether an answer refuses",
 }
 
@@ -42,6 +43,7 @@ def model_card(
         _what(run),
         "## Measured\n",
         markdown_table(rows) + "\n",
+        *_verdicts(run),
         _how_measured(run),
         *_warnings(run),
         "## Answers before and after\n",
@@ -164,6 +166,12 @@ def _rounded(run: Mapping[str, Any]) -> str:
         f"model are apart from its by {decimal(export['logits_difference'], 2)} of what the cut "
         "changes at most."
     )
+
+
+def _verdicts(run: Mapping[str, Any]) -> list[str]:
+    """The five verdicts, pairs and length curve; [] for a run that was written without them."""
+    evaluation = run.get("evaluation") or {}
+    return [verdict_markdown(evaluation) + "\n"] if "verdicts_original" in evaluation else []
 
 
 def _how_measured(run: Mapping[str, Any]) -> str:
