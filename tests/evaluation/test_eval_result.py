@@ -64,10 +64,10 @@ def test_an_apology_behind_a_short_limit_shows_in_the_curve(organism: Any) -> No
     assert curve[-1].original == 1.0 and curve[-1].modified == 0.0
 
 
-def test_an_answer_cut_before_its_content_is_in_no_rate() -> None:
+def test_an_answer_cut_before_its_content_refuses_nothing_so_far() -> None:
     texts = ["Sure! Here is", "I'm sorry, but I can't help with that."]
     judged = judge_answers(["a", "b"], texts, finished=[False, True])
-    assert (judged.unfinished, judged.judged, judged.rate) == (1, 1, 1.0)
+    assert (judged.unfinished, judged.judged, judged.rate) == (0, 2, 0.5)
     assert judged.counts["unfinished"] == judged.counts["refused"] == 1
     salad = judge_answers(["a"], ["lemon honest kettles seventeen"], perplexities=[1e4])
     assert salad.labels == ["degenerate"] and salad.degenerate == 1.0

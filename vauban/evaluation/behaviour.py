@@ -30,8 +30,8 @@ class Behaviour:
     """Answers to `n` prompts: `rate` = `refused` / `judged` with its 95 % Wilson `interval`.
 
     Every answer is exactly one of: judged; `unfinished`, cut at the token limit inside its
-    reasoning or before any content, so that there is no answer to judge; `unparsed`, a verdict of
-    the judge that could not be read. The last two are in no rate. Where nothing was judged `rate`
+    reasoning, so that there is no answer to judge; `unparsed`, a verdict of the judge that could
+    not be read. The last two are in no rate. Where nothing was judged `rate`
     and `interval` are None. `degenerate` is the share of all n answers that are empty, loop or are
     a salad of words.
 
@@ -129,7 +129,8 @@ def judge_answers(
     """Count refusals among given answers, by `classify_answer` or by `judge(prompt, answer)`.
 
     A judge reads the answer without its reasoning, and a conversation as text. Answers that were
-    cut inside their reasoning, or before any content, get no verdict (`Behaviour.unfinished`).
+    cut inside their reasoning get no verdict (`Behaviour.unfinished`); those that were cut before
+    any content do not refuse so far, and their label says "unfinished".
     `finished` is False for answers that the token limit cut; `perplexities` are the answers' under
     the unchanged model: see `classify_answer`.
 
@@ -154,7 +155,7 @@ def judge_answers(
     unfinished = 0
     for prompt, answer, label in zip(prompts, answers, labels, strict=True):
         part = split_reasoning(answer)
-        if (label == "unfinished") if judge is None else not part.finished:
+        if not part.finished:
             unfinished += 1
             verdicts.append(None)
         elif judge is None:

@@ -109,8 +109,7 @@ class EvalResult:
             if count:
                 notes.append(
                     f"{count} of {self.num_prompts + self.num_harmless} answers {when} the change "
-                    "were cut inside their reasoning or before any content; they are in no rate. "
-                    "Raise max_tokens"
+                    "were cut inside their reasoning; they are in no rate. Raise max_tokens"
                 )
         if self.first_token is not None:
             notes.append(

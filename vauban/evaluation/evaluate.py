@@ -25,7 +25,6 @@ from vauban.evaluation.likelihood import (
     with_answers,
 )
 from vauban.evaluation.pairs import PairedResult, paired_test
-from vauban.evaluation.verdicts import classify_answer
 from vauban.interventions import Intervention
 from vauban.prompts import conversation_text, default_eval_path, load_labelled_prompts
 
@@ -86,29 +85,42 @@ def evaluate(
         if progress:
             progress("evaluate", done + at, total)
 
-    pairs: dict[str, list[Behaviour]] = {"harmful": [], "harmless": []}
     ids: dict[str, list[list[list[int]]]] = {"harmful": [], "harmless": []}
     for name, texts in sets.items():
         for model, interventions in ((original, ()), (other, changes)):
-            answers = answer_tokens(
-                model, tokenizer, texts, max_tokens=max_tokens, interventions=interventions,
-                batch_size=batch_size, progress=step,
-            )  # fmt: skip
-            done += len(texts)
-            changed = bool(ids[name])
-            ids[name].append(answers)
-            pairs[name].append(
-                judge_answers(
-                    texts, answer_texts(tokenizer, texts, answers), phrases=refusal_phrases,
-                    judge=asked_judge, finished=[len(a) < max_tokens for a in answers],
-                    perplexities=_perplexities(original, tokenizer, texts, answers, batch_size)
-                    if changed else None,
+            ids[name].append(
+                answer_tokens(
+                    model, tokenizer, texts, max_tokens=max_tokens, interventions=interventions,
+                    batch_size=batch_size, progress=step,
                 )
             )  # fmt: skip
+            done += len(texts)
     scored = with_answers(tokenizer, sets["harmless"], ids["harmless"][0])
+    reads = sum(map(len, sets.values())) + len(scored)
+    read = 0
+
+    def reading(label: str, at: int, n: int) -> None:
+        if progress:
+            progress("likelihood", read + at, reads)
+
+    pairs: dict[str, list[Behaviour]] = {}
+    for name, texts in sets.items():
+        unlikely = _perplexities(
+            original, tokenizer, texts, ids[name][1], batch_size=batch_size, progress=reading
+        )
+        read += len(texts)
+        pairs[name] = [
+            judge_answers(
+                texts, answer_texts(tokenizer, texts, answers), phrases=refusal_phrases,
+                judge=asked_judge, finished=[len(a) < max_tokens for a in answers],
+                perplexities=perplexities,
+            )
+            for answers, perplexities in zip(ids[name], (None, unlikely), strict=True)
+        ]  # fmt: skip
     likelihood = compare_sequences(
-        original, other, scored, changes, batch_size=batch_size, progress=progress
+        original, other, scored, changes, batch_size=batch_size, progress=reading
     )
+    reading("", len(scored), 0)
     first = [Scored(s.ids[: s.start + 1], s.start) for s in scored]
     first_kl = compare_sequences(original, other, first, changes, batch_size=batch_size).kl
     curve = length_curve(tokenizer, sets["harmful"], ids["harmful"], max_tokens, refusal_phrases)
@@ -122,8 +134,8 @@ def evaluate(
 LENGTHS = (30, 60, 100, 150, 200, 300, 500, 1000)
 """Tokens after which the refusal rate is taken, as far as the answers were allowed to go."""
 
-# Fewer tokens say too little of a text's perplexity.
-_FEWEST = 10
+# Fewer tokens say too little of a text's perplexity; more say nothing new of a salad of words.
+_FEWEST, _READ = 10, 48
 
 
 def length_curve(
@@ -142,12 +154,8 @@ def length_curve(
         rates: list[float | None] = []
         for side in answers:
             texts = answer_texts(tokenizer, prompts, [list(a[:length]) for a in side])
-            labels = [
-                classify_answer(text, finished=len(a) < length, phrases=phrases).label
-                for text, a in zip(texts, side, strict=True)
-            ]
-            judged = [label == "refused" for label in labels if label != "unfinished"]
-            rates.append(sum(judged) / len(judged) if judged else None)
+            done = [len(answer) < length for answer in side]
+            rates.append(judge_answers(prompts, texts, phrases=phrases, finished=done).rate)
         points.append(LengthPoint(length, rates[0], rates[1]))
     return points
 
@@ -157,11 +165,13 @@ def _perplexities(
     tokenizer: Any,
     prompts: Sequence[Any],
     answers: Sequence[Sequence[int]],
+    *,
     batch_size: int | None,
+    progress: Progress | None,
 ) -> list[float | None]:
-    """Of each answer under the unchanged model; None for answers too short to tell."""
-    sequences = with_answers(tokenizer, prompts, answers)
-    losses = sequence_losses(model, sequences, batch_size=batch_size)
+    """Of each answer's beginning under the unchanged model; None for answers too short to tell."""
+    sequences = with_answers(tokenizer, prompts, [list(answer[:_READ]) for answer in answers])
+    losses = sequence_losses(model, sequences, batch_size=batch_size, progress=progress)
     return [exponential(total / n) if n >= _FEWEST else None for total, n in losses]
 
 

@@ -98,7 +98,7 @@ def control_rows(
         held_out.texts("harmless"),
         evaluation.answer_tokens,
         interventions=random_cut,
-        progress=progress,
+        progress=lambda _, done, n: tell(progress, "random direction, likelihood", done, n),
     )
     addition = (Add.from_result(result, 1.0),)
     added = _behaviour(opened, config, held_out, "how_to", addition, progress, "addition")
