@@ -14,7 +14,7 @@ from vauban.errors import CheckError, InputError
 from vauban.search.short_answers import cost
 
 OBJECTIVES = ("refused", "kl", "over_refused", "perplexity")
-# The first-token KL that weighs as much as a quarter of the answers refused, where none is given.
+# The first-token KL that weighs as much as a tenth of the answers refused, where none is given.
 KL_LIMIT = 0.1
 _WORDS = {
     "refused": "refused or degenerate", "kl": "first-token KL", "over_refused": "over-refused",

@@ -78,7 +78,7 @@ class SearchResult:
         """The trial to take: with a limit, the least refused one that keeps it.
 
         Without one (here and in the search) the rule of `choose_by_answers` decides: refusals,
-        degenerate answers, over-refusals, and a quarter of the first-token KL in units of 0.1.
+        degenerate answers, over-refusals, and a tenth of the first-token KL in units of 0.1.
         Raises CheckError, which names the nearest trial, where none keeps the limit.
         """
         return best_of(self.front, self.kl_limit if kl_limit is None else kl_limit)
