@@ -212,7 +212,7 @@ def finish_run(
         document["files"] = {"source": source_hashes, "written": report.files}
         document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
         samples = tuple(pick_samples(evaluation.answers))
-        result.save(folder / "direction.safetensors")
+        result.save(folder / "direction.vauban")
         _write_answers(folder / "answers.jsonl", evaluation)
         _write_json(folder / "run.json", document)
         (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")
