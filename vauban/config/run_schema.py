@@ -51,6 +51,12 @@ class DataSection(Section):
         "Held-out prompts labelled harmful or harmless.", None,
         flag="--eval", metavar="FILE", place="prompts", example='"eval.jsonl"',
     )  # fmt: skip
+    column: Text | None = key(
+        "a column's name",
+        "Which column (key) of the files named above holds the prompts; not set: prompt, else "
+        "goal, text, instruction, behavior, question, query or request.",
+        None, flag="--column", metavar="NAME", example='"goal"',
+    )  # fmt: skip
 
 
 class MeasureSection(Section):
