@@ -47,7 +47,7 @@ class DataSection(Section):
         flag="--harmless", metavar="FILE", place="prompts", example='"harmless.jsonl"',
     )  # fmt: skip
     eval: Text | None = key(
-        'a JSONL file of {"prompt", "label"} lines, or "default" (the bundled set)',
+        'a file (JSONL, CSV ...) of prompts with a "label", or "default" (the bundled set)',
         "Held-out prompts labelled harmful or harmless.", None,
         flag="--eval", metavar="FILE", place="prompts", example='"eval.jsonl"',
     )  # fmt: skip

@@ -17,6 +17,7 @@ from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
+from vauban.models import weight_files
 from vauban.pipeline.before_after import (
     comparison_rows,
     contrast_shares,
@@ -198,7 +199,7 @@ def finish_run(
         *evaluation.notes(),
     )
     source_hashes = hash_files(
-        source, "model*.safetensors", stage="hash the source", progress=progress
+        weight_files(Path(source)).files, stage="hash the source", progress=progress
     )
 
     key = resume_key(plan, source, config.output.precision)
