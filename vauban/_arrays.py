@@ -5,6 +5,7 @@ Knows arrays and module trees; nothing of language models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,19 @@ def as_numpy(values: mx.array) -> np.ndarray:
     return np.array(values if values.dtype == mx.uint8 else values.astype(mx.float32))
 
 
+def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
+    """Write safetensors bytes under any name, as a whole or not at all.
+
+    Until it is complete the file bears a hidden name that no program takes for weights: mlx would
+    append `.safetensors` to a path, and many open every such file in a model's folder.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as stream:
+        mx.save_safetensors(cast(Any, stream), dict(arrays), metadata)
+    draft.replace(path)
+
+
 def load_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The arrays and the metadata of a safetensors file."""
-    arrays, metadata = cast(Any, mx.load(str(path), return_metadata=True))
+    """The arrays and the metadata of safetensors bytes under any name."""
+    arrays, metadata = cast(Any, mx.load(str(path), format="safetensors", return_metadata=True))
     return arrays, metadata

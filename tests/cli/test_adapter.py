@@ -41,7 +41,7 @@ def test_the_folder_holds_the_adapter_and_the_records_and_no_weights(adapted):
     names = {path.name for path in (place / "out").iterdir()}
     assert names == {
         *("adapters.safetensors", "adapter_config.json", "README.md"),
-        *("direction.safetensors", "run.json", "answers.jsonl"),
+        *("direction.vauban", "run.json", "answers.jsonl"),
     }
     for name in ("adapters.safetensors", "adapter_config.json"):
         digest = hashlib.sha256((place / "out" / name).read_bytes()).hexdigest()
@@ -90,7 +90,7 @@ def test_the_code_of_the_card_runs(adapted, monkeypatch, capsys):
     place, _, _ = adapted
     monkeypatch.chdir(place)
     card = (place / "out" / "README.md").read_text(encoding="utf-8")
-    assert "`adapters.safetensors`" in card and "edit.safetensors" not in card
+    assert "`adapters.safetensors`" in card and "edit.vauban" not in card
     code = card.split("```python\n")[1].split("```")[0]
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -102,7 +102,7 @@ def test_cut_writes_one_that_evaluate_opens_and_force_replaces_a_whole_folder(
     adapted, source, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    direction = str(adapted[0] / "out" / "direction.safetensors")
+    direction = str(adapted[0] / "out" / "direction.vauban")
     cut = ["cut", "--model", str(source), "--direction", direction, "-o", "out"]
     assert main(cut) == 0 and (tmp_path / "out" / "model.safetensors").is_file()
     capsys.readouterr()

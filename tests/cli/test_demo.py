@@ -78,7 +78,7 @@ def test_the_folder_holds_what_the_card_says(demo, document):
     written = folder / "vauban-demo"
     names = {path.name for path in written.iterdir()}
     assert names >= {
-        *("model.safetensors", "config.json", "tokenizer.json", "direction.safetensors"),
+        *("model.safetensors", "config.json", "tokenizer.json", "direction.vauban"),
         *("run.json", "answers.jsonl", "README.md"),
     }
     card = (written / "README.md").read_text(encoding="utf-8")

@@ -54,11 +54,11 @@ def test_it_prints_the_front_and_writes_a_run_with_the_best_cut(done):
     assert rows["cut"]["harmful_refused"]["rate"] <= 0.25
     card = (out / "README.md").read_text(encoding="utf-8")
     assert f"**Search**: trial {best.number} of 3" in card and "`search.json`" in card
-    for name in ("search.html", "search.png", "model.safetensors", "direction.safetensors"):
+    for name in ("search.html", "search.png", "model.safetensors", "direction.vauban"):
         assert (out / name).stat().st_size > 1000
     # What was written is the trial's cut.
     model, _ = vauban.load(str(done[0] / "out"))
-    saved = vauban.DirectionResult.load(out / "direction.safetensors").direction
+    saved = vauban.DirectionResult.load(out / "direction.vauban").direction
     assert (saved - result.direction(best)).abs().max() < 1e-6
     assert len(model.layers) == 6
 

@@ -11,6 +11,7 @@ from mlx_lm.utils import load_model, save_config, save_model
 import vauban
 from tests.architectures.build import build, configuration
 from tests.export.checkpoints import load_plain, save_checkpoint, unit
+from vauban._arrays import load_arrays, save_arrays
 
 Weights = dict[str, mx.array]
 
@@ -181,9 +182,8 @@ def test_folders_without_a_record_of_a_plan(tmp_path: Path) -> None:
         vauban.verify_export(folder)
     plan = vauban.plan_cut(model, unit(), embedding=True)
     plan.export(source, tmp_path / "planned")
-    record = tmp_path / "planned" / "edit.safetensors"
-    arrays, facts = mx.load(str(record), return_metadata=True)
-    mx.eval(arrays)
-    mx.save_safetensors(str(record), arrays, {**facts, "format": "vauban.edit/1"})
+    record = tmp_path / "planned" / "edit.vauban"
+    arrays, facts = load_arrays(record)
+    save_arrays(record, arrays, {**facts, "format": "vauban.edit/1"})
     with pytest.raises(vauban.InputError, match=r"'vauban\.edit/1'; expected 'vauban\.edit/2'"):
         vauban.verify_export(tmp_path / "planned")

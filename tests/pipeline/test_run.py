@@ -66,7 +66,7 @@ def test_the_document_is_json_and_its_hashes_are_those_of_the_files(plain, organ
 
 def test_what_was_written_is_the_direction_that_was_measured(plain):
     result, _ = plain
-    saved = DirectionResult.load(result.output_dir / "direction.safetensors")
+    saved = DirectionResult.load(result.output_dir / "direction.vauban")
     assert saved.layer_index == result.document["direction"]["layer_index"]
     report = vauban.verify_export(result.output_dir)
     assert report.direction_left == result.document["export"]["direction_left"] < 0.02
@@ -152,7 +152,7 @@ def test_restored_norms_and_chosen_layers_are_evaluated_as_they_are_written(
 
 def test_blocks_are_ranked_by_a_score_without_scale(plain, organism_folder):
     """The gap of the class means grows with the residual's norm and would take the last blocks."""
-    result = DirectionResult.load(plain[0].output_dir / "direction.safetensors")
+    result = DirectionResult.load(plain[0].output_dir / "direction.vauban")
     falling = [float(6 - block) for block in range(6)]
     scores = {**result.scores, "cohens_d": falling}
     opened = open_model(str(organism_folder))

@@ -15,7 +15,7 @@ from vauban.prompts import (
     load_prompts,
     load_texts,
 )
-from vauban.prompts.sets import json_rows
+from vauban.prompts.records import file_rows
 from vauban.prompts.sources import split_reference
 
 
@@ -24,7 +24,7 @@ def test_the_bundled_texts_are_neutral_rows_in_two_languages() -> None:
     assert len(plain) == len(chats) == 60
     assert len(set(plain)) == 60 and len({c[0]["content"] for c in chats}) == 60
     for kind in ("plain", "chat"):
-        languages = [row["language"] for _, row in json_rows(default_texts_path(kind))]
+        languages = [row["language"] for _, row in file_rows(default_texts_path(kind))]
         assert languages.count("en") == languages.count("fr") == 30
     for text in plain:
         assert isinstance(text, str) and 2 <= text.count(". ") + 1 <= 4 and len(text) < 260

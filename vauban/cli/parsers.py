@@ -40,15 +40,17 @@ _SETTINGS = {
         "data.harmful",
         "data.harmless",
         "data.eval",
+        "data.column",
         "measure.batch_size",
         "eval",
         "output",
     ],
-    "measure": ["model", "data.harmful", "data.harmless", "measure"],
-    "cut": ["seed", "model", "data.harmful", "data.harmless", "cut", "output"],
+    "measure": ["model", "data.harmful", "data.harmless", "data.column", "measure"],
+    "cut": ["seed", "model", "data.harmful", "data.harmless", "data.column", "cut", "output"],
     "evaluate": [
         "model",
         "data.eval",
+        "data.column",
         "eval.max_tokens",
         "eval.num_prompts",
         "eval.refusal_mode",
@@ -137,7 +139,8 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--model", required=True, help="a folder or a Hub id")
         _add_direction(parser)
         parser.add_argument("--prompt", "-p", action="append", help="a prompt; may be repeated")
-        parser.add_argument("--prompts", metavar="FILE", help="a JSONL or text file of prompts")
+        parser.add_argument("--prompts", metavar="FILE", help="a JSONL, CSV or text file")
+        parser.add_argument("--column", metavar="NAME", help="which of its columns holds them")
         if name == "probe":
             parser.add_argument(
                 "--tokens", action="store_true", help="every token, at the direction's residual"

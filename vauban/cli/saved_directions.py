@@ -113,7 +113,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     """The prompts of --prompt and --prompts, in this order."""
     prompts = [*(options.prompt or [])]
     if options.prompts:
-        prompts += load_prompts(options.prompts)
+        prompts += load_prompts(options.prompts, column=options.column)
     if not prompts:
         raise InputError("no prompt is given; use --prompt TEXT or --prompts FILE")
     return prompts

@@ -9,6 +9,7 @@ from vauban.cli.console import Console
 from vauban.cli.parsers import settings
 from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult
+from vauban.directions.direction_files import SUFFIXES, direction_path
 from vauban.errors import InputError
 from vauban.export import check_output, is_adapter
 from vauban.pipeline.before_after import comparison_rows, evaluate_models
@@ -22,8 +23,12 @@ def measure(options: argparse.Namespace) -> int:
     """Measure a direction and save it."""
     config = _config(options)
     output = Path(options.output)
-    if output.suffix != ".safetensors":
-        raise InputError(f"-o {output}: directions are saved as FILE.safetensors.")
+    if output.suffix not in SUFFIXES:
+        raise InputError(
+            f"-o {output}: directions are saved as FILE.safetensors, in a model's folder as "
+            "FILE.vauban."
+        )
+    output = direction_path(output)
     if output.exists() and not options.force:
         raise InputError(f"{output} exists; name another file with -o, or --force to replace it.")
     if not output.parent.is_dir():

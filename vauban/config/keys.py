@@ -84,7 +84,8 @@ POSITIVE = "a whole number above 0"
 NON_NEGATIVE = "a whole number, 0 or more"
 BOOLEAN = "true or false"
 PROMPTS = (
-    'a JSONL or text file, "default" (the bundled set), "hf:org/name", '
+    "a file of prompts (JSONL, JSON, CSV, TSV, parquet, text), "
+    '"default" (the bundled set), "hf:org/name", '
     "a table { hf = ... } or a list of prompts"
 )
 

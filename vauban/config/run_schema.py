@@ -53,9 +53,15 @@ class DataSection(Section):
         flag="--harmless", metavar="FILE", place="prompts", example='"harmless.jsonl"',
     )  # fmt: skip
     eval: Text | None = key(
-        'a JSONL file of {"prompt", "label"} lines, or "default" (the bundled set)',
+        'a file (JSONL, CSV ...) of prompts with a "label", or "default" (the bundled set)',
         "Held-out prompts labelled harmful or harmless.", None,
         flag="--eval", metavar="FILE", place="prompts", example='"eval.jsonl"',
+    )  # fmt: skip
+    column: Text | None = key(
+        "a column's name",
+        "Which column (key) of the files named above holds the prompts; not set: prompt, else "
+        "goal, text, instruction, behavior, question, query or request.",
+        None, flag="--column", metavar="NAME", example='"goal"',
     )  # fmt: skip
 
 

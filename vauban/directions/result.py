@@ -91,7 +91,11 @@ class DirectionResult:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write safetensors with the JSON metadata inside; never overwrites half a file."""
+        """Write safetensors bytes with the JSON metadata inside; never overwrites half a file.
+
+        Returns the path. It ends in `.vauban` in a model's folder or below, whatever the suffix of
+        `path`: the weights are the only `.safetensors` there.
+        """
         arrays = {
             "direction": self.direction,
             "directions": self.directions,

@@ -73,7 +73,7 @@ class SubspaceResult:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write safetensors with the JSON facts in the metadata; never half a file."""
+        """Write one file as `DirectionResult.save` does; returns its path."""
         names = ("basis", "singular_values", "explained_variance")
         return direction_files.write(
             path, _FORMAT, {n: getattr(self, n) for n in names}, self.to_dict()

@@ -8,7 +8,7 @@ In reading order:
     tensor_files     safetensors as a stream of tensors
     checkpoint       the edited folder: tensors, index, configuration, side files
     adapter          the edit as a LoRA adapter instead
-    edit_record      edit.safetensors: what was planned, kept beside the weights
+    edit_record      edit.vauban: what was planned, kept beside the weights
     interrupted      a killed export goes on where it stopped
     staging          an output folder appears complete or not at all
     read_back        what a stored matrix writes along a basis

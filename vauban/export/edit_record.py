@@ -1,4 +1,4 @@
-"""`edit.safetensors`: what an export was planned to hold, so that it can be judged from its file.
+"""`edit.vauban`: what an export was planned to hold, so that it can be judged from its file.
 
 Knows plans and checkpoints; writes no weights and judges nothing.
 """
@@ -11,14 +11,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from vauban._arrays import load_arrays
+from vauban._arrays import load_arrays, save_arrays
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
 from vauban.export.checkpoint import Draft
 from vauban.export.read_back import norm, planned_rows
 from vauban.export.source import Source, open_source
 
-EDIT_FILE = "edit.safetensors"
+EDIT_FILE = "edit.vauban"
+# Its name in folders of earlier versions.
+EARLIER_EDIT_FILE = "edit.safetensors"
 _FORMAT = "vauban.edit/2"
 
 
@@ -52,13 +54,14 @@ def write_edit_record(
         "stored": draft.outcomes,
     }
     metadata = {"format": _FORMAT, "plan": json.dumps(facts, sort_keys=True)}
-    mx.save_safetensors(str(folder / EDIT_FILE), arrays, metadata)
+    save_arrays(folder / EDIT_FILE, arrays, metadata)
 
 
 def read_edit_record(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """The arrays and the facts of an exported folder; InputError where it holds no such record."""
-    file = folder / EDIT_FILE
-    if not file.is_file():
+    places = (folder / EDIT_FILE, folder / EARLIER_EDIT_FILE)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise InputError(
             f"{folder} has no {EDIT_FILE}, which says what was planned; only a plan's export has "
             "one (plan_cut(...).export, vauban cut). What export_model wrote holds the weights it "

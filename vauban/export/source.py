@@ -19,7 +19,7 @@ from vauban._arrays import flat_parameters
 from vauban.errors import InputError, ModelError
 from vauban.export.expert_stacks import Stack, use_stacks
 from vauban.export.tensor_files import TensorOnDisk, array_chunks, stored_dtype, stored_tensors
-from vauban.models import model_folder
+from vauban.models import model_folder, weight_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,8 @@ def open_source(model_path: str | Path) -> Source:
     folder = source_folder(model_path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        model, loaded = load_model(folder, lazy=True)
+        with weight_files(folder).loadable() as place:
+            model, loaded = load_model(place, lazy=True)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise ModelError(f"mlx-lm cannot load {model_path}: {error}") from error
     parameters, stored = flat_parameters(model), stored_tensors(folder)

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from vauban.errors import InputError
-from vauban.models import check_safetensors
+from vauban.models import check_safetensors, weight_files
 
 _DTYPES = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16",
@@ -92,17 +92,15 @@ def _size(dtype: str) -> int:
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorOnDisk]:
-    """Every tensor of a checkpoint folder (`model*.safetensors`), by name."""
+    """Every tensor of a checkpoint folder's `weight_files`, by name."""
     tensors: dict[str, TensorOnDisk] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
+    for file in weight_files(folder).files:
         header = check_safetensors(file)
         with file.open("rb") as stream:
             base = 8 + struct.unpack("<Q", stream.read(8))[0]
         for name, facts in header.items():
             if name == "__metadata__":
                 continue
-            if name in tensors:
-                raise InputError(f"{name} is in both {tensors[name].file.name} and {file.name}")
             start, end = facts["data_offsets"]
             tensors[name] = TensorOnDisk(
                 file, facts["dtype"], tuple(facts["shape"]), base + start, base + end

@@ -31,7 +31,7 @@ def verify_export(
 ) -> ExportReport:
     """Reopen an exported folder and report what is left of the direction, per writer.
 
-    Reads `edit.safetensors`, which every planned export carries, and compares what each writer and
+    Reads `edit.vauban`, which every planned export carries, and compares what each writer and
     each bias writes with what was planned for it. With `source` the tensors that were not edited
     are compared byte by byte, a head that was untied with the table it was given. With `plan` the
     folder is loaded as a model and its logits on a probe compared with the run-time cut of the

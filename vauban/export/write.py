@@ -19,7 +19,7 @@ from vauban.errors import InputError
 from vauban.export.adapter import adapter_shares, write_adapter
 from vauban.export.calibrate import calibrate_from_folder
 from vauban.export.checkpoint import draft_plan, draft_weights, write_folder
-from vauban.export.edit_record import EDIT_FILE, write_edit_record
+from vauban.export.edit_record import EARLIER_EDIT_FILE, EDIT_FILE, write_edit_record
 from vauban.export.export_report import ExportReport
 from vauban.export.interrupted import forget_record, read_record, resume_key
 from vauban.export.source import Source, open_source, source_folder
@@ -91,7 +91,8 @@ def _without_model(folder: Path, key: str) -> Path:
         raise InputError(f"{folder} is no folder; expected an existing one to write into")
     if read_record(folder).get("key") != key:
         names = sorted(f.name for f in folder.iterdir())
-        of_models = ("config.json", "adapter_config.json", "adapters.safetensors", EDIT_FILE)
+        adapters = ("adapter_config.json", "adapters.safetensors")
+        of_models = ("config.json", *adapters, EDIT_FILE, EARLIER_EDIT_FILE)
         in_the_way = [n for n in names if n in of_models or fnmatch(n, "model*.safetensors*")]
         if in_the_way:
             raise InputError(

@@ -10,12 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from vauban._arrays import load_arrays, save_arrays
 from vauban._common import Progress, probe_tokens
 from vauban.errors import InputError, ModelError, shown
 from vauban.knowledge.layers import EditedModule, edited_modules
@@ -73,10 +74,7 @@ class KeyStats:
         facts = {"count": self.count, "layer": self.layer}
         hashes = {"corpus": self.corpus, "model": self.model}
         metadata = {"key_stats": json.dumps(facts | hashes)}
-        # mlx appends a suffix that it knows to any other name.
-        draft = path.with_name(path.name + ".safetensors")
-        mx.save_safetensors(str(draft), {"moment": self.moment}, metadata)
-        draft.rename(path)
+        save_arrays(path, {"moment": self.moment}, metadata)
         return path
 
     @classmethod
@@ -86,7 +84,7 @@ class KeyStats:
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected key statistics")
         try:
-            arrays, metadata = read_arrays(path)
+            arrays, metadata = load_arrays(path)
             facts = json.loads(metadata["key_stats"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(f"{path}: these are no key statistics ({error})") from error
@@ -110,12 +108,6 @@ class KeyStats:
             "corpus": self.corpus,
             "model": self.model,
         }
-
-
-def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Arrays and metadata of safetensors bytes under any suffix (mlx goes by the suffix)."""
-    with path.open("rb") as file:
-        return cast(Any, mx.load(file, format="safetensors", return_metadata=True))
 
 
 def check_stats(given: Mapping[int, KeyStats], module: EditedModule) -> tuple[KeyStats, str]:
@@ -212,7 +204,7 @@ class _Sums:
     def _resume(self, path: Path) -> None:
         if not path.is_file():
             return
-        arrays, metadata = read_arrays(path)
+        arrays, metadata = load_arrays(path)
         if metadata.get("key") == self._key():
             self.count, self.batches = int(metadata["count"]), int(metadata["batches"])
             self.totals = {layer: arrays[str(layer)] for layer in self.totals}
@@ -229,11 +221,9 @@ class _Sums:
         """Replace the file as a whole, so that a kill leaves the old one."""
         if self.folder is None:
             return
-        draft = self.folder / "sums.draft.safetensors"
         arrays = {str(layer): total for layer, total in self.totals.items()}
         counts = {"count": str(self.count), "batches": str(self.batches)}
-        mx.save_safetensors(str(draft), arrays, {"key": self._key(), **counts})
-        draft.rename(self.folder / "sums.vauban")
+        save_arrays(self.folder / "sums.vauban", arrays, {"key": self._key(), **counts})
 
     def stats(self) -> dict[int, KeyStats]:
         for layer, total in self.totals.items():

@@ -14,10 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from vauban._arrays import as_numpy
+from vauban._arrays import as_numpy, load_arrays, save_arrays
 from vauban.errors import InputError, shown
 from vauban.knowledge.facts import Fact
-from vauban.knowledge.key_stats import read_arrays
 
 LEDGER_FILE = "edits.vauban"
 STOPS = ("loss", "argmax")
@@ -194,9 +193,7 @@ class Ledger:
             arrays |= {f"{number}.{n}": mx.array(a.astype(np.float32)) for n, a in named.items()}
         # safetensors holds at least one array.
         arrays = arrays or {"empty": mx.zeros(1)}
-        draft = path.with_name(path.name + ".draft.safetensors")
-        mx.save_safetensors(str(draft), arrays, {"ledger": json.dumps(self.to_dict())})
-        draft.rename(path)
+        save_arrays(path, arrays, {"ledger": json.dumps(self.to_dict())})
         return path
 
     @classmethod
@@ -207,7 +204,7 @@ class Ledger:
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected the ledger of edited facts")
         try:
-            arrays, metadata = read_arrays(path)
+            arrays, metadata = load_arrays(path)
             facts = json.loads(metadata["ledger"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(f"{path}: this is no ledger ({error})") from error

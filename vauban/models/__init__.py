@@ -2,6 +2,7 @@
 
 In reading order:
 
+weight_files   which files of a folder are its weights
 loading        open a folder or a Hub id, check it, choose its dtype; the bundled organisms
 info           what a report says of a model and of the machine
 anatomy        where the parts of a model are, found by rule
@@ -40,7 +41,6 @@ from vauban.models.generate import decode, eos_ids, generate, generate_tokens
 from vauban.models.info import DeviceInfo, ModelInfo, describe, device_info, folder_of
 from vauban.models.lens import unembed
 from vauban.models.loading import (
-    check_safetensors,
     faster_twin,
     load,
     load_tokenizer,
@@ -52,6 +52,7 @@ from vauban.models.notes import forget, set_aside
 from vauban.models.parity import ForwardCheck, verify_forward
 from vauban.models.swap import Swap, around, swapped
 from vauban.models.taps import Stream, tapped
+from vauban.models.weight_files import WeightFiles, check_safetensors, weight_files
 from vauban.models.writers import (
     WRITER_NAMES,
     Writer,

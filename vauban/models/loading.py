@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-import struct
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +19,10 @@ from mlx_lm.utils import dequantize_model
 from vauban import _backend
 from vauban._arrays import flat_parameters
 from vauban._paths import data_dir
-from vauban.errors import InputError, ModelError
+from vauban.errors import InputError, ModelError, VaubanWarning
 from vauban.models.info import float_dtype, free_memory, parameter_count
 from vauban.models.notes import forget, note
+from vauban.models.weight_files import weight_files
 
 _KINDS = ("dense", "moe", "4bit", "facts")
 # A folder with one of these files has a tokenizer.
@@ -69,8 +70,19 @@ def load(path_or_repo: str | Path, *, unpack: bool = False, **options: Any) -> t
 
     folder = model_folder(path_or_repo, revision=options.pop("revision", None))
     config = check_folder(folder)
+    if not has_tokenizer(folder):
+        raise ModelError(
+            f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}); copy its files from the model "
+            "that the weights come from"
+        )
+    chosen = weight_files(folder)
+    for text in chosen.notes:
+        warnings.warn(text, VaubanWarning, stacklevel=2)
     try:
-        loaded = cast(Any, mlx_lm.load(str(folder), **options))
+        with chosen.loadable() as place:
+            loaded = cast(Any, mlx_lm.load(str(place), **options))
+            if place != folder:
+                loaded[1].name_or_path = str(folder)
     except _UNREADABLE as error:
         adapter = options.get("adapter_path")
         what = f"{path_or_repo} with the adapter {adapter}" if adapter else f"{path_or_repo}"
@@ -102,13 +114,18 @@ def load_tokenizer(path_or_repo: str | Path) -> Any:
     from mlx_lm.utils import load_tokenizer as read
 
     folder = model_folder(path_or_repo)
-    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+    if not has_tokenizer(folder):
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         return read(folder, eos_token_ids=config.get("eos_token_id"))
     except _UNREADABLE as error:
         raise ModelError(f"mlx-lm cannot read the tokenizer of {folder}: {error}") from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a file in the folder bears the name of a tokenizer's."""
+    return any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
 
 
 def faster_twin(model: nn.Module) -> nn.Module:
@@ -146,7 +163,7 @@ def model_folder(path_or_repo: str | Path, *, revision: str | None = None) -> Pa
 def check_folder(folder: Path) -> dict[str, Any]:
     """The configuration of a model folder.
 
-    Raises ModelError for a folder without one, with an unknown type or with broken safetensors.
+    Raises ModelError for a folder without one, without a type, and as `weight_files` does.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -159,38 +176,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{config_file} is not JSON: {error}") from error
     if not isinstance(config, dict) or not config.get("model_type"):
         raise ModelError(f"{config_file} names no model_type; mlx-lm cannot tell what it is")
-    files = sorted(folder.glob("model*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        missing = sorted(name for name in named if not (folder / name).is_file())
-        if missing:
-            raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
-    if not files:
-        raise ModelError(f"{folder} has no model*.safetensors; only safetensors are read")
-    for file in files:
-        check_safetensors(file)
+    weight_files(folder)
     return config
-
-
-def check_safetensors(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file; ModelError when its sizes do not add up."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if length < 2 or length > min(size - 8, 100_000_000):
-            raise ModelError(f"{file} is truncated or no safetensors file ({size} bytes)")
-        try:
-            header = json.loads(stream.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ModelError(f"{file} has a broken header: {error}") from error
-    end = max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
-    if 8 + length + end != size:
-        raise ModelError(
-            f"{file} holds {size} bytes, its header promises {8 + length + end}; truncated?"
-        )
-    return header
 
 
 def _check_finite(model: nn.Module, source: Any) -> None:

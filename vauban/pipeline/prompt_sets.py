@@ -108,7 +108,7 @@ def prompt_set(
     if given == "default":
         return _from_file(bundled, "bundled")
     if isinstance(given, str) and not given.startswith("hf:"):
-        return _from_file(Path(given), origin)
+        return _from_file(Path(given), origin, config.data.column)
     if isinstance(given, HubDataset):
         table = given.model_dump(exclude_none=True)
         return _from_prompts(resolve_prompts(table), f"hf:{given.hf}", origin)
@@ -132,7 +132,8 @@ def eval_set(config: RunConfig | StudyConfig, model_path: str | Path | None) -> 
         path, origin = default_eval_path(), "bundled"
     else:
         path, origin = Path(given), "configuration"
-    rows = load_labelled_prompts(path)
+    column = config.data.column if origin == "configuration" else None
+    rows = load_labelled_prompts(path, column=column)
     by_label = {label: [row for row in rows if row.label == label] for label in LABELS}
     for label, members in by_label.items():
         if not members:
@@ -184,8 +185,8 @@ def _thinned(rows: Sequence[LabelledPrompt], limit: int) -> tuple[LabelledPrompt
     return tuple(rows[i] for i in sorted(spread(order, limit)))
 
 
-def _from_file(path: Path, origin: str) -> PromptSet:
-    prompts = tuple(resolve_prompts(path))
+def _from_file(path: Path, origin: str, column: str | None = None) -> PromptSet:
+    prompts = tuple(resolve_prompts(path, column=column))
     return PromptSet(path.name, origin, _sha256(path), prompts)
 
 

@@ -6,6 +6,7 @@ Knows files and installed packages; nothing of prompts, models or figures.
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import vauban
@@ -31,14 +32,14 @@ def system() -> dict[str, str]:
 
 
 def hash_files(
-    folder: str | Path, pattern: str, *, stage: str, progress: Progress | None = None
+    files: Iterable[Path], *, stage: str, progress: Progress | None = None
 ) -> dict[str, str]:
-    """sha256 of every file in `folder` that matches, by name.
+    """sha256 of every file, by name.
 
     Args:
         stage: the name of this work for `progress`, which counts bytes.
     """
-    files = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
+    files = sorted(files)
     total = sum(path.stat().st_size for path in files)
     done = 0
     digests = {}

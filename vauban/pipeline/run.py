@@ -17,6 +17,7 @@ from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation import EvalResult
 from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
+from vauban.models import weight_files
 from vauban.pipeline.before_after import (
     comparison_rows,
     contrast_shares,
@@ -202,7 +203,7 @@ def finish_run(
         *evaluation.notes(),
     )
     source_hashes = hash_files(
-        source, "model*.safetensors", stage="hash the source", progress=progress
+        weight_files(Path(source)).files, stage="hash the source", progress=progress
     )
 
     key = resume_key(plan, source, config.output.precision)
@@ -216,7 +217,7 @@ def finish_run(
         document["files"] = {"source": source_hashes, "written": report.files}
         document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
         samples = tuple(pick_samples(evaluation.answers))
-        result.save(folder / "direction.safetensors")
+        result.save(folder / "direction.vauban")
         _write_answers(folder / "answers.jsonl", evaluation)
         _write_json(folder / "run.json", document)
         (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")

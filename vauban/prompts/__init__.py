@@ -1,6 +1,7 @@
 """Prompts: files and bundled sets, Hub data sets, and the one way to token ids and back.
 
 Knows no model and no arrays. In reading order:
+    records     the rows of a prompt file, in every format
     sets        prompt files, the bundled sets, the sets that a model's folder names
     sources     any way of naming prompts, Hub data sets included
     texts       texts and answered requests for perplexity

@@ -1,13 +1,12 @@
-"""Prompt files: reading JSONL and plain text, the bundled sets, a model folder's own sets.
+"""Prompt files: their prompts and labels, the bundled sets, a model folder's own sets.
 
 Knows files and their lines; knows nothing of tokenizers, models or the network.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
@@ -15,11 +14,16 @@ from typing import Any, TypeVar
 
 from vauban._paths import data_dir
 from vauban.errors import InputError, shown
+from vauban.prompts.records import (
+    decode,
+    file_rows,
+    filled_lines,
+    has_rows,
+    parse_object,
+    prompt_column,
+)
 
 T = TypeVar("T")
-
-JSON_SUFFIXES = (".jsonl", ".json")
-"""Suffixes read as one JSON object per line; every other file is plain text."""
 
 MODEL_PROMPTS_FILE = "vauban.json"
 """The file in which a model folder may name its own prompt sets."""
@@ -74,11 +78,15 @@ class ModelPrompts:
     eval: Path | None = None
 
 
-def load_prompts(path: str | os.PathLike[str]) -> list[str]:
-    """Read a prompt file: JSONL with the key `prompt` (.jsonl, .json) or one prompt per line.
+def load_prompts(path: str | os.PathLike[str], *, column: str | None = None) -> list[str]:
+    """Read a prompt file by its suffix.
 
-    Blank lines are skipped, other keys of a JSON line are ignored, and a byte order mark is
-    allowed.
+    JSONL (.jsonl, .json), a JSON list of texts or objects (.json), tables with a header (.csv,
+    .tsv) and parquet hold their prompts under `column`. Without it that is `prompt`, else the
+    first of goal, text, instruction, behavior, question, query, request, which a warning names.
+    Any other file is plain text, one prompt per line.
+
+    Blank lines are skipped, other columns are ignored, and a byte order mark is allowed.
 
     Returns:
         The prompts in file order; at least one.
@@ -91,14 +99,24 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
     (128, 128)
     """
     path = Path(path)
-    if path.suffix.lower() in JSON_SUFFIXES:
-        return [_text_of(row, "prompt", where) for where, row in json_rows(path)]
-    prompts = [checked_prompt(text.strip(), where) for where, text in _filled_lines(path)]
-    return _not_empty(prompts, path)
+    if has_rows(path):
+        rows = file_rows(path)
+        name = prompt_column(path, rows, column)
+        return [checked_prompt(_value(row, name, where), where) for where, row in rows]
+    if column is not None:
+        raise InputError(f"{path}: is plain text without columns; column {column!r} is not in it.")
+    prompts = [checked_prompt(text.strip(), where) for where, text in filled_lines(path)]
+    if not prompts:
+        raise InputError(f"{path}: holds no prompts; write at least one line.")
+    return prompts
 
 
-def load_labelled_prompts(path: str | os.PathLike[str]) -> list[LabelledPrompt]:
-    """Read a JSONL file whose lines hold `prompt`, `label` and whatever else.
+def load_labelled_prompts(
+    path: str | os.PathLike[str], *, column: str | None = None
+) -> list[LabelledPrompt]:
+    """Read rows with a prompt, a `label` and whatever else, from any file with named columns.
+
+    The prompt's column is chosen as `load_prompts` does.
 
     Returns:
         Rows in file order; at least one.
@@ -111,18 +129,20 @@ def load_labelled_prompts(path: str | os.PathLike[str]) -> list[LabelledPrompt]:
     ('harmful', ['harmful', 'harmless'])
     """
     path = Path(path)
-    if path.suffix.lower() not in JSON_SUFFIXES:
+    if not has_rows(path):
         raise InputError(
-            f"{path}: labelled prompts need a JSONL file (.jsonl or .json) with the keys "
-            f"'prompt' and 'label' on every line, given a {path.suffix or 'suffix-less'} file."
+            f"{path}: labelled prompts need a JSONL file (.jsonl or .json) or a table (.csv, .tsv, "
+            f".parquet) with 'prompt' and 'label', given a {path.suffix or 'suffix-less'} file."
         )
+    rows = file_rows(path)
+    name = prompt_column(path, rows, column)
     return [
         LabelledPrompt(
-            _text_of(row, "prompt", where),
-            _text_of(row, "label", where),
-            {key: value for key, value in row.items() if key not in ("prompt", "label")},
+            checked_prompt(_value(row, name, where), where),
+            _label(row, where),
+            {key: value for key, value in row.items() if key not in (name, "label")},
         )
-        for where, row in json_rows(path)
+        for where, row in rows
     ]
 
 
@@ -163,7 +183,7 @@ def model_prompt_sets(model_path: str | os.PathLike[str]) -> ModelPrompts | None
     source = folder / MODEL_PROMPTS_FILE
     if not source.is_file():
         return None
-    table = _parse_object(_decode(source.read_bytes(), str(source)), str(source))
+    table = parse_object(decode(source.read_bytes(), str(source)), str(source))
     named = {key: table[key] for key in ("harmful", "harmless", "eval") if table.get(key)}
     return ModelPrompts(**{key: _inside(folder, value, key) for key, value in named.items()})
 
@@ -231,74 +251,17 @@ def _inside(folder: Path, value: Any, key: str) -> Path:
     return folder / value
 
 
-def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the prompt file inside it.")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file; give a .jsonl file with the key 'prompt' on every line, "
-            "or a text file with one prompt per line (a Hub data set is written hf:org/name)."
-        ) from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise InputError(f"{path}: cannot be read ({error}).") from error
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: byte {raw[error.start]:#04x} is not valid UTF-8; save the file as UTF-8."
-        ) from error
-
-
-def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file, line n", text) of every line that is not blank; n counts from 1."""
-    # Split the bytes at "\n" alone: str.splitlines would also cut inside prompts that hold
-    # U+2028 or a form feed, and decoding line by line lets an error name its line.
-    for number, raw in enumerate(_read(path).split(b"\n"), start=1):
-        where = f"{path}, line {number}"
-        text = _decode(raw, where)
-        if text.strip():
-            yield where, text
-
-
-def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """("file, line n", object) of every line of a JSONL file; InputError for anything else."""
-    rows = [(where, _parse_object(text, where)) for where, text in _filled_lines(path)]
-    return _not_empty(rows, path)
-
-
-def _parse_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f'{where}: not valid JSON ({error}); expected one object, like {{"prompt": "..."}}.'
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(
-            f'{where}: expected a JSON object, like {{"prompt": "..."}}, given {shown(value)}.'
-        )
-    return value
-
-
-def _text_of(row: dict[str, Any], key: str, where: str) -> str:
+def _value(row: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in row:
         keys = ", ".join(map(repr, row)) or "none"
         raise InputError(f"{where}: no key {key!r}; the keys of this line: {keys}.")
-    if key == "prompt":
-        return checked_prompt(row[key], where)
-    if not isinstance(row[key], str) or not row[key].strip():
-        raise InputError(
-            f"{where}: {key!r} has to be a text that is not empty, given {shown(row[key])}."
-        )
     return row[key]
 
 
-def _not_empty(rows: list[Any], path: Path) -> list[Any]:
-    if not rows:
-        raise InputError(f"{path}: holds no prompts; write at least one line.")
-    return rows
+def _label(row: Mapping[str, Any], where: str) -> str:
+    label = _value(row, "label", where)
+    if not isinstance(label, str) or not label.strip():
+        raise InputError(
+            f"{where}: 'label' has to be a text that is not empty, given {shown(label)}."
+        )
+    return label

@@ -235,7 +235,11 @@ PromptSource = str | os.PathLike[str] | Mapping[str, Any] | Sequence[str] | Data
 
 
 def resolve_prompts(
-    source: PromptSource, kind: str | None = None, *, base_dir: str | os.PathLike[str] | None = None
+    source: PromptSource,
+    kind: str | None = None,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+    column: str | None = None,
 ) -> list[str]:
     """Turn any way of naming prompts into the prompts.
 
@@ -244,6 +248,7 @@ def resolve_prompts(
             a table {hf = "org/name", ...}; a `DatasetRef`; or the prompts themselves.
         kind: "harmful", "harmless", "eval", "surface" or "preservation"; for "default" only.
         base_dir: the folder that relative paths start from (the current one if None).
+        column: which column of a file holds the prompts (see `load_prompts`).
 
     Raises:
         InputError: what was given, what was expected.
@@ -267,7 +272,7 @@ def resolve_prompts(
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
         return DatasetRef.parse(source).load()
     if isinstance(source, str | os.PathLike):
-        return load_prompts(Path(base_dir or ".") / source)
+        return load_prompts(Path(base_dir or ".") / source, column=column)
     if isinstance(source, Iterable) and not isinstance(source, bytes):
         prompts = [checked_prompt(item, f"prompt {i}") for i, item in enumerate(source)]
         if prompts:

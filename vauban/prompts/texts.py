@@ -15,7 +15,8 @@ from typing import Any
 from vauban._paths import data_dir
 from vauban.errors import InputError
 from vauban.prompts.chat import Message
-from vauban.prompts.sets import JSON_SUFFIXES, LabelledPrompt, json_rows, load_prompts
+from vauban.prompts.records import file_rows, has_rows
+from vauban.prompts.sets import LabelledPrompt, load_prompts
 from vauban.prompts.sources import HUB_PREFIX, DatasetRef, split_reference, split_table
 
 Entry = str | list[Message]
@@ -110,9 +111,9 @@ def _entries(source: Any, limit: int | None, base_dir: Any) -> list[Entry]:
 
 
 def _file(path: Path) -> list[Entry]:
-    if path.suffix.lower() not in JSON_SUFFIXES:
+    if not has_rows(path):
         return list(load_prompts(path))
-    return [_row(row, where) for where, row in json_rows(path)]
+    return [_row(row, where) for where, row in file_rows(path)]
 
 
 def _row(row: Mapping[str, Any], where: str) -> Entry:

@@ -237,11 +237,11 @@ def _files(run: Mapping[str, Any]) -> str:
     change = (
         "`adapters.safetensors` and `adapter_config.json` the change"
         if _is_adapter(run)
-        else "`edit.safetensors` what was removed from each module"
+        else "`edit.vauban` what was removed from each module"
     )
     trials = "`search.json` every trial of the search, " if run.get("search") else ""
     return (
-        f"`direction.safetensors` holds the direction at every layer, {change}, "
+        f"`direction.vauban` holds the direction at every layer, {change}, "
         f"{trials}`run.json` the configuration, seeds, versions, hashes and every figure, "
         "`answers.jsonl` every answer in full. Leave that last file out when you share the folder: "
         "answers to harmful requests may be harmful.\n"

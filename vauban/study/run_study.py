@@ -25,6 +25,7 @@ from vauban.config import StudyConfig
 from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
 from vauban.export import check_output, staged
+from vauban.models import weight_files
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet, eval_set, prompt_set
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import Opened, model_name, open_model
@@ -177,7 +178,7 @@ def _measure_model(
         "model": model_name(path),
         "info": opened.info.to_dict(),
         "forward": opened.check.to_dict(),
-        "weights": hash_files(folder, "*.safetensors", stage="hash", progress=progress),
+        "weights": hash_files(weight_files(folder).files, stage="hash", progress=progress),
         "prompts": {label: prompts.to_dict() for label, prompts in sets.items()},
         "split": {
             name: {label: len(part) for label, part in parts.items()}
