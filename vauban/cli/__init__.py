@@ -12,6 +12,7 @@ In reading order:
     single_stages      measure, cut, evaluate
     saved_directions   probe, steer, geometry
     edit               edit
+    diff               diff
     study              study
     configuration      init, --validate
     doctor             doctor
@@ -72,6 +73,7 @@ _FILES = {
     "single_stages": ("measure", "cut", "evaluate"),
     "saved_directions": ("probe", "steer", "geometry"),
     "edit": ("edit",),
+    "diff": ("diff",),
     "study": ("study",),
     "configuration": ("init", "validate"),
     "doctor": ("doctor",),

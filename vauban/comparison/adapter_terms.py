@@ -86,7 +86,9 @@ def adapter_terms(
         return {name: _full(folder, base, name, value) for name, value in arrays.items()}
     scale = (config.get("lora_parameters") or {}).get("scale")
     if not isinstance(scale, int | float):
-        raise InputError(f"{folder / CONFIG}: lora_parameters.scale is {scale!r}; expected a number")
+        raise InputError(
+            f"{folder / CONFIG}: lora_parameters.scale is {scale!r}; expected a number"
+        )
     paths = sorted({n.removesuffix(".lora_a") for n in arrays if n.endswith(".lora_a")})
     if not paths:
         raise InputError(f"{file} holds no lora_a; expected an adapter of type lora, dora or full")

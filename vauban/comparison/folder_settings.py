@@ -22,6 +22,7 @@ _NOTES = frozenset({
 })  # fmt: skip
 # A difference in one of these gives other tokens for the same text.
 _SPLITTING = ("vocabulary", "merges", "added_tokens", "normalizer", "pre_tokenizer")
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _FALLBACKS = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
 
 
@@ -146,7 +147,7 @@ def _templates(a: str | None, b: str | None) -> str:
 
 
 def _tokenizers(base: Path, edited: Path) -> str:
-    """"equal", or what differs in the order of what it does to tokens."""
+    """ "equal", or what differs in the order of what it does to tokens."""
     a, b = _tokenizer_parts(base), _tokenizer_parts(edited)
     if a == b:
         return "equal"
@@ -185,6 +186,16 @@ def _tokenizer_parts(folder: Path) -> dict[str, Any]:
     return {
         "vocabulary": vocabulary,
         "merges": merges,
-        **{k: file.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer")},
-        **{k: file.get(k) for k in ("post_processor", "decoder")},
+        "added_tokens": file.get("added_tokens"),
+        **{k: _unwrapped(file.get(k)) for k in _STEPS},
     }
+
+
+def _unwrapped(step: Any) -> Any:
+    """A step without the sequences around one step, or none, that some writers put."""
+    while isinstance(step, dict) and step.get("type") == "Sequence":
+        inner = next((v for v in step.values() if isinstance(v, list)), [])
+        if len(inner) > 1:
+            return step
+        step = inner[0] if inner else None
+    return step

@@ -75,9 +75,7 @@ class StoredParameter:
         pairs = [(part, other.parts[key]) for key, part in self.parts.items()]
         if any((a.dtype, a.shape) != (b.dtype, b.shape) for a, b in pairs):
             return False
-        return all(
-            x == y for a, b in pairs for x, y in zip(a.chunks(), b.chunks(), strict=True)
-        )
+        return all(x == y for a, b in pairs for x, y in zip(a.chunks(), b.chunks(), strict=True))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Some rows in float32."""

@@ -161,9 +161,7 @@ class _Pair:
         if not isinstance(self.edited, StoredParameter):
             return None
         span = self.first + rows.start, self.first + rows.stop
-        steps = np.maximum(
-            self.base.steps(before, *span), self.edited.steps(before + delta, *span)
-        )
+        steps = np.maximum(self.base.steps(before, *span), self.edited.steps(before + delta, *span))
         return np.square(steps) / np.float32(12.0)
 
 
@@ -176,16 +174,14 @@ def _vector(base: StoredParameter, edited: Edited) -> MatrixChange | None:
     energy, size = _square(delta), _square(before)
     if energy == 0.0:
         return None
-    none = np.zeros((0, 0))
+    none, relative = np.zeros((0, 0)), (energy / max(size, 1e-60)) ** 0.5
     return MatrixChange(
-        base.name, None, base.shape, (base.format, edited.format), (energy / max(size, 1e-60)) ** 0.5,
+        base.name, None, base.shape, (base.format, edited.format), relative,
         None, False, None, 0.0, (), None, None, "", none, none,
     )  # fmt: skip
 
 
-def _matrix(
-    pair: _Pair, index: int | None, d_model: int | None, seed: int
-) -> MatrixChange | None:
+def _matrix(pair: _Pair, index: int | None, d_model: int | None, seed: int) -> MatrixChange | None:
     energy = size = 0.0
     by_row, by_column = np.zeros(pair.rows), np.zeros(pair.columns)
     pair.kept.clear()

@@ -49,7 +49,9 @@ class Shared:
     def words(self) -> str:
         count = "one direction" if self.rank == 1 else f"{self.rank} directions"
         place = "writers" if self.side == "output" else "readers"
-        text = f"a {'cut of' if self.cut else 'change along'} {count} in {len(self.members)} {place}"
+        text = (
+            f"a {'cut of' if self.cut else 'change along'} {count} in {len(self.members)} {place}"
+        )
         if self.cut and self.strengths is not None:
             low, high = self.strengths
             text += f", strength {high:.2f}"
@@ -151,7 +153,9 @@ def _changed(diff: FolderDiff, rest: Sequence[MatrixChange]) -> list[str]:
     full = [c for c in matrices if not (c.low_rank and c.rank)]
     changed = len({c.name for c in (*matrices, *vectors)})
     if full and changed >= _FINE_TUNE * diff.tensors:
-        every = "every tensor" if changed == diff.tensors else f"{changed} of {diff.tensors} tensors"
+        every = (
+            "every tensor" if changed == diff.tensors else f"{changed} of {diff.tensors} tensors"
+        )
         return [f"{every} changed: a fine-tune"]
     if full:
         found.append(
@@ -174,7 +178,5 @@ def _changed(diff: FolderDiff, rest: Sequence[MatrixChange]) -> list[str]:
                 "matrices"
             )
     if vectors:
-        found.append(
-            f"{len(vectors)} vectors changed ({_first([c.label for c in vectors])})"
-        )
+        found.append(f"{len(vectors)} vectors changed ({_first([c.label for c in vectors])})")
     return found
