@@ -5,6 +5,7 @@ imported when the verb runs, so that `vauban --help` answers at once.
 
 In reading order:
     parsers            the verbs and their flags
+    diff_flags         those of diff
     console            lines, tables and progress for a terminal, a log or a JSON reader
     whole_run          demo, MODEL, CONFIG.toml
     run_lines          what a run prints

@@ -132,13 +132,17 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _formats(pairs: Sequence[tuple[str, str]], rounded: Sequence[MatrixChange]) -> str:
-    (before, after), _ = Counter(pairs).most_common(1)[0]
-    packed = any("-bit" in name for pair in pairs for name in pair)
+    counts = Counter(pairs)
+    # A conversion to a packed format leaves the vectors as floats; the packing is the news.
+    packed = [pair for pair in counts if any("-bit" in name for name in pair)]
+    before, after = max(packed or counts, key=lambda pair: counts[pair])
+    count = counts[before, after]
     what = "requantized" if packed else "stored as another type"
-    text = f"{what}: {before} became {after} in {len(pairs)} tensors"
-    if not rounded:
-        return text
-    return f"{text}; {len(rounded)} of them differ by rounding alone"
+    text = f"{what}: {before} became {after} in {count} tensors"
+    if count < len(pairs):
+        text += f", {len(pairs) - count} others became another type"
+    names = len({change.name for change in rounded})
+    return f"{text}; {names} differ by rounding alone" if names else text
 
 
 def _changed(diff: FolderDiff, rest: Sequence[MatrixChange]) -> list[str]:
