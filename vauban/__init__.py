@@ -58,6 +58,7 @@ _EXPORTS = {
         "Trial choose_by_answers choose_strength measure"
     ),
     "vauban.export": "ExportReport export_model verify_export",
+    "vauban.comparison": "FolderDiff ModelDiff compare_folders diff_models",
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 # A room that is called like its function; the module can be called (see its file).

@@ -6,7 +6,7 @@ import pkgutil
 
 import vauban
 
-ROOMS = ("interventions", "models", "knowledge")
+ROOMS = ("interventions", "models", "knowledge", "comparison")
 MODULES = [
     "vauban._common",
     "vauban.linalg",

@@ -14,6 +14,7 @@ from tests.docs.blocks import ROOT, run_blocks
         "interventions.md",
         "editing.md",
         "search.md",
+        "diff.md",
         "null-space.md",
         "knowledge.md",
         "verdicts.md",

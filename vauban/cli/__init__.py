@@ -5,6 +5,7 @@ imported when the verb runs, so that `vauban --help` answers at once.
 
 In reading order:
     parsers            the verbs and their flags
+    diff_flags         those of diff
     console            lines, tables and progress for a terminal, a log or a JSON reader
     whole_run          demo, MODEL, CONFIG.toml
     run_lines          what a run prints
@@ -12,6 +13,7 @@ In reading order:
     single_stages      measure, cut, evaluate
     saved_directions   probe, steer, geometry
     edit               edit
+    diff               diff
     study              study
     configuration      init, --validate
     doctor             doctor
@@ -72,6 +74,7 @@ _FILES = {
     "single_stages": ("measure", "cut", "evaluate"),
     "saved_directions": ("probe", "steer", "geometry"),
     "edit": ("edit",),
+    "diff": ("diff",),
     "study": ("study",),
     "configuration": ("init", "validate"),
     "doctor": ("doctor",),

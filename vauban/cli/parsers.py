@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal
 
 import vauban
+from vauban.cli.diff_flags import add_comparing
 from vauban.config import EditConfig, RunConfig, StudyConfig
 from vauban.config.keys import Key, keys
 
@@ -28,6 +29,7 @@ VERBS = {
     "geometry": "how saved directions lie to each other",
     "edit": "edit facts into a model's weights, or take them out again",
     "study": "compare interventions x scopes on one or more models",
+    "diff": "what differs between two model folders: weights, settings, answers",
     "doctor": "what this machine and, with a model, what its layers offer",
 }
 
@@ -127,6 +129,9 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
     elif name == "search":
         _add_search(parser)
         _add_stage(parser, name)
+    elif name == "diff":
+        add_comparing(parser)
+        return parser
     elif name == "geometry":
         parser.add_argument(
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
