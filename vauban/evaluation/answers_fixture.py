@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vauban._paths import data_dir
 from vauban.errors import InputError
 from vauban.evaluation.verdicts import LABELS, Label
-from vauban.prompts.sets import json_rows
+from vauban.prompts.records import file_rows
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ def labelled_answers() -> list[LabelledAnswer]:
     >>> len(labelled_answers())
     175
     """
-    rows = json_rows(data_dir() / "verdicts" / "answers.jsonl")
-    return [LabelledAnswer(**row) for _, row in rows]
+    rows = file_rows(data_dir() / "verdicts" / "answers.jsonl")
+    return [LabelledAnswer(**values) for _, values in rows]
 
 
 def macro_f1(truth: Sequence[str | None], given: Sequence[str | None]) -> float:
