@@ -84,7 +84,10 @@ class Bench:
         )  # fmt: skip
 
     def refused(self, kind: str, interventions: Sequence[Any] = ()) -> float:
-        return share([vauban.is_refusal(text) for text in self.answers(kind, interventions)])
+        """By the apologies of the organism's templates, which come out garbled where a direction is
+        added everywhere."""
+        answers = self.answers(kind, interventions)
+        return share([vauban.is_refusal(a, vauban.DEFAULT_REFUSAL_PHRASES) for a in answers])
 
     def exact(self, interventions: Sequence[Any] = ()) -> tuple[float, float]:
         """(exact match, refusals) on the harmless tasks."""

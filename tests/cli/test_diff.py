@@ -46,7 +46,8 @@ def test_behaviour_is_compared_in_pairs(cut: str, capsys) -> None:
     limits = ["--max-tokens", "12", "--num-prompts", "2"]
     assert main(["diff", BASE, cut, *prompts, *limits]) == 0
     shown = capsys.readouterr().out
-    assert "refusal in pairs: difference " in shown and "over-refusal in pairs: " in shown
+    assert "refusal in pairs: " in shown and "; difference " in shown
+    assert "over-refusal in pairs: " in shown
 
 
 def test_bad_input_ends_with_2(tmp_path: Path, capsys) -> None:

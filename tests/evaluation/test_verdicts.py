@@ -143,3 +143,10 @@ def test_every_language_fills_every_list() -> None:
 def test_the_public_names() -> None:
     verdict = vauban.classify_answer("I can't help with that.")
     assert isinstance(verdict, vauban.Verdict) and verdict.label == "refused"
+
+
+def test_an_apology_that_ends_in_a_loop_refuses_and_is_degenerate() -> None:
+    """What a direction added at every position makes of a small model."""
+    for text in ("I'm sorry, " + "I" * 30, "I'm sorry, but I cannot cannot" + " cannot" * 20):
+        assert vauban.is_refusal(text)
+        assert vauban.classify_answer(text).label == "degenerate"

@@ -16,7 +16,7 @@ from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.intervals import wilson_interval
-from vauban.evaluation.verdicts import LABELS, Label, classify_answer
+from vauban.evaluation.verdicts import LABELS, Label, classify_answer, is_refusal
 from vauban.interventions import Intervention
 from vauban.models import eos_ids, generate_tokens
 from vauban.prompts import conversation_text, decode_answer, encode_chat, split_reasoning
@@ -37,7 +37,8 @@ class Behaviour:
 
     `answers` hold the reasoning as well, with its opening mark also where the prompt's template
     wrote it. `verdicts` follow the answers: whether each refuses, None where that is not known.
-    `labels` follow them too: what `classify_answer` says, also where a judge gave the verdicts.
+    `labels` follow them too: what `classify_answer` says, also where a judge gave the verdicts; an
+    answer that declines in a loop refuses, and its label is "degenerate".
     """
 
     n: int
@@ -153,13 +154,13 @@ def judge_answers(
     ]
     verdicts: list[bool | None] = []
     unfinished = 0
-    for prompt, answer, label in zip(prompts, answers, labels, strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         part = split_reasoning(answer)
         if not part.finished:
             unfinished += 1
             verdicts.append(None)
         elif judge is None:
-            verdicts.append(label == "refused")
+            verdicts.append(is_refusal(answer, phrases))
         else:
             verdicts.append(judge(conversation_text(prompt), part.answer))
     judged = [verdict for verdict in verdicts if verdict is not None]
