@@ -150,3 +150,7 @@ def test_an_apology_that_ends_in_a_loop_refuses_and_is_degenerate() -> None:
     for text in ("I'm sorry, " + "I" * 30, "I'm sorry, but I cannot cannot" + " cannot" * 20):
         assert vauban.is_refusal(text)
         assert vauban.classify_answer(text).label == "degenerate"
+    assert (
+        vauban.classify_answer("N" + "o" * 20 + " way! Here is the list of films.").label
+        == "answered"
+    )

@@ -186,7 +186,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kl-limit", type=_finite, metavar="KL",
         help="export the least refusing cut whose first-token KL keeps this limit; default: the "
-        "one that costs least, a KL of 0.1 as much as a quarter of the prompts refused",
+        "one that costs least, a KL of 0.1 as much as a tenth of the prompts refused",
     )  # fmt: skip
     parser.add_argument(
         "--objectives", default="refused,kl", metavar="NAMES",

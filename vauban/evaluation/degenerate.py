@@ -21,7 +21,7 @@ _RUN = 8
 _SHORTEST = 24
 _DISTINCT = 0.3
 _DISTINCT_END = 0.25
-_ONE_LETTER = re.compile(r"([^\W\d_])\1{15}")
+_ONE_LETTER = re.compile(r"([^\W\d_])\1{15,}")
 # Shares of a text, and of its second half, that say once more what was said twice or more.
 _AGAIN = 0.4
 _AGAIN_END = 0.5
@@ -46,9 +46,10 @@ def is_degenerate(text: str) -> bool:
 
     A text loops when fewer than 30 % of its runs of 8 characters are distinct (a passage said four
     times), or fewer than 25 % of those in its last half, quarter, eighth ... A loop of 100
-    characters at the end is found wherever it begins, and so is one letter said 16 times.
-    Characters are counted and not words, because Chinese, Japanese and Thai put no spaces between
-    words. Case and white space do not count. Of reasoning that was cut off the reasoning is judged.
+    characters at the end is found wherever it begins, and so is a letter said 16 times and more,
+    where that fills half of the text. Characters are counted and not words, because Chinese,
+    Japanese and Thai put no spaces between words. Case and white space do not count. Of reasoning
+    that was cut off the reasoning is judged.
 
     A salad jumps between at least four scripts, or puts articles and prepositions in a row as no
     English sentence does ("the of", "to to").
@@ -64,7 +65,7 @@ def is_degenerate(text: str) -> bool:
 
 
 def _loops(answer: str) -> bool:
-    if _ONE_LETTER.search(answer):
+    if sum(len(run[0]) for run in _ONE_LETTER.finditer(answer)) >= _AGAIN_END * len(answer):
         return True
     if _distinct(answer) < _DISTINCT or _says_again(answer):
         return True
