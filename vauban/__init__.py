@@ -47,18 +47,20 @@ _EXPORTS = {
         "emmet_update load_facts penalty prune rect ridge_update rome_update sphere"
     ),
     "vauban.evaluation": (
-        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval HiddenShift Likelihood LocalJudge "
-        "PairedResult Verdict agreement bootstrap_interval classify_answer evaluate_facts "
-        "hidden_shift "
-        "compare_likelihood evaluate is_degenerate is_refusal judge_answers kl_divergence "
-        "measure_behaviour measure_perplexity paired_test perplexity wilson_interval"
+        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval Gate GateReport HiddenShift "
+        "Likelihood LocalJudge PairedResult Verdict agreement bootstrap_interval check_gates "
+        "classify_answer compare_likelihood evaluate evaluate_facts hidden_shift is_degenerate "
+        "is_refusal judge_answers kl_divergence measure_behaviour measure_perplexity "
+        "paired_test perplexity wilson_interval"
     ),
     "vauban.search": (
         "AnswerChoice KernelSpace SearchResult SearchSpace Strength StrengthChoice StrengthKernel "
         "Trial choose_by_answers choose_strength measure"
     ),
     "vauban.export": "ExportReport export_model verify_export",
-    "vauban.comparison": "FolderDiff ModelDiff compare_folders diff_models",
+    "vauban.comparison": (
+        "FolderDiff ModelDiff RunComparison compare_folders compare_runs diff_models"
+    ),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 # A room that is called like its function; the module can be called (see its file).

@@ -18,6 +18,7 @@ from tests.docs.blocks import ROOT, run_blocks
         "null-space.md",
         "knowledge.md",
         "verdicts.md",
+        "gates.md",
         "house.md",
     ],
 )

@@ -6,6 +6,7 @@ imported when the verb runs, so that `vauban --help` answers at once.
 In reading order:
     parsers            the verbs and their flags
     diff_flags         those of diff
+    verb_flags         those of search, steer, compare
     console            lines, tables and progress for a terminal, a log or a JSON reader
     whole_run          demo, MODEL, CONFIG.toml
     run_lines          what a run prints
@@ -14,6 +15,7 @@ In reading order:
     saved_directions   probe, steer, geometry
     edit               edit
     diff               diff
+    compare            compare
     study              study
     configuration      init, --validate
     doctor             doctor
@@ -75,6 +77,7 @@ _FILES = {
     "saved_directions": ("probe", "steer", "geometry"),
     "edit": ("edit",),
     "diff": ("diff",),
+    "compare": ("compare",),
     "study": ("study",),
     "configuration": ("init", "validate"),
     "doctor": ("doctor",),

@@ -6,7 +6,6 @@ and a wrong TOML value get the same message.
 
 import argparse
 import json
-import math
 import typing
 from collections.abc import Iterable
 from types import UnionType
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import vauban
 from vauban.cli.diff_flags import add_comparing
+from vauban.cli.verb_flags import add_runs, add_searching, add_steering, finite
 from vauban.config import EditConfig, RunConfig, StudyConfig
 from vauban.config.keys import Key, keys
 
@@ -30,13 +30,14 @@ VERBS = {
     "edit": "edit facts into a model's weights, or take them out again",
     "study": "compare interventions x scopes on one or more models",
     "diff": "what differs between two model folders: weights, settings, answers",
+    "compare": "two finished runs side by side: figures, and answers in pairs",
     "doctor": "what this machine and, with a model, what its layers offer",
 }
 
 _EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 
 _SETTINGS = {
-    "demo": ["seed", "measure", "cut", "eval", "output"],
+    "demo": ["seed", "measure", "cut", "eval", "gates", "output"],
     "search": [
         "seed",
         "data.harmful",
@@ -45,6 +46,7 @@ _SETTINGS = {
         "data.column",
         "measure.batch_size",
         "eval",
+        "gates",
         "output",
     ],
     "measure": ["model", "data.harmful", "data.harmless", "data.column", "measure"],
@@ -127,17 +129,19 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
     elif name == "edit":
         _add_editing(parser)
     elif name == "search":
-        _add_search(parser)
+        add_searching(parser)
         _add_stage(parser, name)
     elif name == "diff":
         add_comparing(parser)
         return parser
+    elif name == "compare":
+        add_runs(parser)
     elif name == "geometry":
         parser.add_argument(
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
         )
         parser.add_argument(
-            "--threshold", type=_finite, default=0.1,
+            "--threshold", type=finite, default=0.1,
             help="pairs with a smaller |cosine| are called independent (default: 0.1)",
         )  # fmt: skip
     elif name in ("probe", "steer"):
@@ -151,7 +155,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
                 "--tokens", action="store_true", help="every token, at the direction's residual"
             )
         else:
-            _add_steering(parser)
+            add_steering(parser)
     else:
         _add_stage(parser, name)
     _add_json(parser)
@@ -174,48 +178,6 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser, (key for key in keys(EditConfig) if key.path != ("model", "path")))
 
 
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
-    parser.add_argument(
-        "--trials", type=int, default=60, metavar="N",
-        help="cuts to try, those of an interrupted search among them (default: 60)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--timeout", type=_finite, metavar="SECONDS", help="start no further trial after so long"
-    )
-    parser.add_argument(
-        "--kl-limit", type=_finite, metavar="KL",
-        help="export the least refusing cut whose first-token KL keeps this limit; default: the "
-        "one that costs least, a KL of 0.1 as much as a tenth of the prompts refused",
-    )  # fmt: skip
-    parser.add_argument(
-        "--objectives", default="refused,kl", metavar="NAMES",
-        help="of refused, kl, over_refused, perplexity (default: refused,kl)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--storage", metavar="FILE",
-        help="the finished trials, from which a killed search goes on; default: OUTPUT.journal",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rescore", type=int, default=8, metavar="N",
-        help="cuts of the front that are scored again on the held-out prompts (default: 8)",
-    )  # fmt: skip
-
-
-def _add_steering(parser: argparse.ArgumentParser) -> None:
-    amount = parser.add_mutually_exclusive_group()
-    amount.add_argument(
-        "--alpha", type=_finite, default=1.0,
-        help="share of the direction taken out at every layer: 1 all, 2 reflects (default: 1)",
-    )  # fmt: skip
-    amount.add_argument(
-        "--add", type=_finite, metavar="K", help="add K times the raw difference at its residual"
-    )
-    parser.add_argument(
-        "--max-tokens", "-m", type=int, default=100, help="longest answer (default: 100)"
-    )
-
-
 def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
     """The flags of a verb that does one stage of a run, or all of them (demo)."""
     if name == "cut":
@@ -236,14 +198,6 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
             help="where the direction is saved (default: direction.safetensors)",
         )  # fmt: skip
         parser.add_argument("--force", action="store_true", help="replace the file if it exists")
-
-
-def _finite(text: str) -> float:
-    """A flag's number; argparse would take nan and inf."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is no finite number")
-    return value
 
 
 def settings(options: argparse.Namespace) -> dict[tuple[str, ...], Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import vauban
 from vauban.cli.console import Console
 from vauban.config import RunConfig
+from vauban.evaluation import GateReport
 from vauban.models import DeviceInfo, ForwardCheck, ModelInfo
 from vauban.pipeline import EvalSet, PromptSet, RunPlan, RunResult
 from vauban.report import (
@@ -168,8 +169,18 @@ def outcome(console: Console, result: RunResult) -> None:
     if run["cut"]["embedding"] == "untie":
         size += f"; the source has {byte_size(run['source_bytes'])}, and no matrix for the head"
     console.line(f"written to {result.output_dir} ({size}) in {seconds(result.seconds)}", "green")
+    if result.gates is not None:
+        gates(console, result.gates)
     console.line("next:")
     console.command(next_command(result))
+
+
+def gates(console: Console, report: GateReport) -> None:
+    """Every gate with the number that was compared; those that failed in red."""
+    title, *lines = report.summary().splitlines()
+    console.line(title, "green" if report.ok else "red")
+    for line, result in zip(lines, report.results, strict=True):
+        console.line(line, None if result.passed else "red")
 
 
 def table(console: Console, rows: tuple[BehaviourRow, ...]) -> None:

@@ -68,7 +68,7 @@ def search(options: argparse.Namespace) -> int:
             opener = "open" if sys.platform == "darwin" else "xdg-open"
             console.command(f"{opener} {shlex.quote(str(page))}")
         console.document(done.run.to_dict())
-        return 0
+        return 0 if done.run.gates is None or done.run.gates.ok else 1
     console.document({**result.to_dict(), "output_dir": None})
     if result.stopped == "no refusal":
         console.line(result.summary())

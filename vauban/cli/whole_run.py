@@ -53,4 +53,4 @@ def _run(config: RunConfig, options: argparse.Namespace) -> int:
         )
     run_lines.outcome(console, result)
     console.document(result.to_dict())
-    return 0
+    return 0 if result.gates is None or result.gates.ok else 1

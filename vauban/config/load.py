@@ -109,7 +109,23 @@ def _build(
         key = next(key for key in keys(schema) if key.path == path)
         where = _named(key, set(overrides), source, text)
         raise InputError(f"{where} is {getattr(getattr(config, path[0]), path[1])!r}, {why}.")
+    if isinstance(config, RunConfig):
+        _check_gates(config.gates.to_dict(), source, text)
     return config
+
+
+def _check_gates(table: dict[str, Any], source: Path | None, text: str) -> None:
+    """Refuse a bound that is none, and a gate on a figure that no run has."""
+    from vauban.evaluation import check_names, read_gates  # opens MLX
+
+    for figure, value in table.items():
+        if figure == "preset":
+            continue
+        try:
+            check_names(read_gates({figure: value}))
+        except InputError as error:
+            where = _where(source or Path("configuration"), text, "gates", figure)
+            raise InputError(f"{where}: {error}") from error
 
 
 def _check_names(raw: dict[str, Any], path: Path, text: str, schema: type[Section]) -> None:
@@ -131,7 +147,8 @@ def _check_names(raw: dict[str, Any], path: Path, text: str, schema: type[Sectio
                 f"but a {type(value).__name__} was given."
             )
         known = list(tables[name].model_fields)
-        for key in value:
+        free = tables[name].model_config.get("extra") == "allow"
+        for key in () if free else value:
             if key not in known:
                 raise InputError(
                     f"{_where(path, text, name, key)}: unknown key {key!r} in [{name}]."

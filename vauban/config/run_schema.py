@@ -6,6 +6,8 @@ these classes. They know neither files nor models; `load` reads files.
 
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from vauban.config.keys import (
     BOOLEAN,
     NON_NEGATIVE,
@@ -168,6 +170,21 @@ class EvalSection(Section):
     )  # fmt: skip
 
 
+class GatesSection(Section):
+    """Bounds that the run's figures have to keep. Where one is broken the command ends with code 1,
+    after everything is written. A key is a figure (refusal, kl, evaluation.perplexity_modified),
+    its value a bound: "<= 0.05", "<= 0.05 estimate", or { at_most = 0.05, end = "upper" }; without
+    an end the one of the interval that speaks against the figure is compared."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    preset: Literal["careful", "publish"] | None = key(
+        '"careful" or "publish"',
+        "A named set of gates; figures that stand beside it replace the preset's.", None,
+        flag="--gates", metavar="PRESET", example='"careful"',
+    )  # fmt: skip
+
+
 class FolderSection(Section):
     """Where the result goes."""
 
@@ -211,6 +228,7 @@ class RunConfig(Section):
     measure: MeasureSection = MeasureSection()
     cut: CutSection = CutSection()
     eval: EvalSection = EvalSection()
+    gates: GatesSection = GatesSection()
     output: OutputSection = OutputSection()
 
     def conflict(self) -> tuple[tuple[str, ...], str] | None:

@@ -16,6 +16,8 @@ In reading order:
     evaluate     a model before and after a change
     facts        what a model says of facts
     hidden_shift  how far an edit moves the stream elsewhere
+    named_figures  a run's figures by short name or path, with their intervals
+    gates        bounds that figures have to keep, presets
 """
 
 from vauban.evaluation.answers_fixture import LabelledAnswer, labelled_answers, macro_f1
@@ -30,6 +32,15 @@ from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.eval_result import EvalResult, LengthPoint
 from vauban.evaluation.evaluate import evaluate, length_curve
 from vauban.evaluation.facts import FactEval, FactScores, Rate, evaluate_facts, score_facts
+from vauban.evaluation.gates import (
+    PRESETS,
+    Gate,
+    GateReport,
+    GateResult,
+    check_gates,
+    check_names,
+    read_gates,
+)
 from vauban.evaluation.guards import PROTOCOLS, GuardProtocol, guard_judge
 from vauban.evaluation.hidden_shift import HiddenShift, hidden_shift
 from vauban.evaluation.intervals import bootstrap_interval, wilson_interval
@@ -41,6 +52,7 @@ from vauban.evaluation.likelihood import (
     kl_divergence,
     with_answers,
 )
+from vauban.evaluation.named_figures import SHORT_NAMES, Figure, find_figure
 from vauban.evaluation.pairs import PairedResult, paired_test
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
 from vauban.evaluation.verdicts import (
@@ -55,11 +67,17 @@ from vauban.evaluation.verdicts import (
 __all__ = [
     "DEFAULT_REFUSAL_PHRASES",
     "LABELS",
+    "PRESETS",
     "PROTOCOLS",
+    "SHORT_NAMES",
     "Behaviour",
     "EvalResult",
     "FactEval",
     "FactScores",
+    "Figure",
+    "Gate",
+    "GateReport",
+    "GateResult",
     "GuardProtocol",
     "HiddenShift",
     "JudgeCheck",
@@ -77,11 +95,14 @@ __all__ = [
     "answer_texts",
     "answer_tokens",
     "bootstrap_interval",
+    "check_gates",
+    "check_names",
     "classify_answer",
     "compare_likelihood",
     "compare_sequences",
     "evaluate",
     "evaluate_facts",
+    "find_figure",
     "guard_judge",
     "hidden_shift",
     "is_degenerate",
@@ -95,6 +116,7 @@ __all__ = [
     "measure_perplexity",
     "paired_test",
     "perplexity",
+    "read_gates",
     "score_facts",
     "wilson_interval",
     "with_answers",

@@ -15,6 +15,7 @@ from vauban.edits import EditPlan
 from vauban.errors import InputError
 from vauban.evaluation.behaviour import Behaviour, Judge, answer_texts, answer_tokens, judge_answers
 from vauban.evaluation.eval_result import EvalResult, LengthPoint
+from vauban.evaluation.intervals import wilson_interval
 from vauban.evaluation.judge import model_judge
 from vauban.evaluation.likelihood import (
     Likelihood,
@@ -221,10 +222,11 @@ def _result(
     before, after = pairs["harmful"]
     safe_before, safe_after = pairs["harmless"]
 
-    def degenerate(side: int) -> float:
-        behaviours = [pair[side] for pair in pairs.values()]
-        return sum(b.degenerate * b.n for b in behaviours) / sum(b.n for b in behaviours)
-
+    answers = before.n + safe_before.n
+    degenerate = [
+        sum(round(pair[side].degenerate * pair[side].n) for pair in pairs.values())
+        for side in (0, 1)
+    ]
     return EvalResult(
         refusal_rate_original=before.rate,
         refusal_rate_modified=after.rate,
@@ -234,8 +236,8 @@ def _result(
         num_prompts=before.n,
         over_refusal_original=safe_before.rate,
         over_refusal_modified=safe_after.rate,
-        degenerate_original=degenerate(0),
-        degenerate_modified=degenerate(1),
+        degenerate_original=degenerate[0] / answers,
+        degenerate_modified=degenerate[1] / answers,
         intervals={
             "refusal_rate_original": before.interval,
             "refusal_rate_modified": after.interval,
@@ -244,6 +246,8 @@ def _result(
             "perplexity_original": likelihood.perplexity_original_interval,
             "perplexity_modified": likelihood.perplexity_modified_interval,
             "kl_divergence": likelihood.kl_interval,
+            "degenerate_original": wilson_interval(degenerate[0], answers),
+            "degenerate_modified": wilson_interval(degenerate[1], answers),
         },
         num_harmless=safe_before.n,
         unparsed=sum(b.unparsed for pair in pairs.values() for b in pair),

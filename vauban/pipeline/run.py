@@ -15,7 +15,7 @@ from vauban.config import RunConfig, looks_like_hub_id
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.errors import InputError
-from vauban.evaluation import EvalResult
+from vauban.evaluation import EvalResult, GateReport, check_gates
 from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
 from vauban.models import weight_files
 from vauban.pipeline.before_after import (
@@ -89,6 +89,8 @@ class RunResult:
     warnings: tuple[str, ...]
     seconds: float
     """Wall time of the whole run."""
+    gates: GateReport | None = None
+    """None where the configuration names no gates."""
 
     def to_dict(self) -> dict[str, Any]:
         """The run document with the output folder and the wall time, JSON-safe."""
@@ -102,6 +104,7 @@ class RunResult:
         """The before/after table, the warnings and the folder, as plain lines."""
         lines = [plain_table(self.rows)]
         lines += [f"warning: {text}" for text in self.warnings]
+        lines += [self.gates.summary()] if self.gates else []
         lines.append(f"written to {self.output_dir}")
         return "\n".join(lines)
 
@@ -216,6 +219,8 @@ def finish_run(
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
         document["files"] = {"source": source_hashes, "written": report.files}
         document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
+        gates = _gates(document, config)
+        document["gates"] = gates and gates.to_dict()
         samples = tuple(pick_samples(evaluation.answers))
         result.save(folder / "direction.vauban")
         _write_answers(folder / "answers.jsonl", evaluation)
@@ -224,7 +229,13 @@ def finish_run(
         if write_more:
             write_more(folder)
     span = time.monotonic() - plan_of_run.started
-    return RunResult(output, document, rows, samples, warnings, span)
+    return RunResult(output, document, rows, samples, warnings, span, gates)
+
+
+def _gates(document: Mapping[str, Any], config: RunConfig) -> GateReport | None:
+    """The gates of the configuration. One that cannot be checked fails: the run is not lost."""
+    table = {name: gate for name, gate in config.gates.to_dict().items() if gate is not None}
+    return check_gates(document, table, strict=False) if table else None
 
 
 def named_sets(config: RunConfig) -> dict[str, PromptSet]:

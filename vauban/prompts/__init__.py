@@ -25,6 +25,7 @@ from vauban.prompts.reasoning import (
     split_reasoning,
     strip_thinking,
 )
+from vauban.prompts.records import read_objects
 from vauban.prompts.sets import (
     LabelledPrompt,
     ModelPrompts,
@@ -65,6 +66,7 @@ __all__ = [
     "model_prompt_sets",
     "open_reasoning",
     "post_instruction_positions",
+    "read_objects",
     "reasoning_marks",
     "resolve_prompts",
     "split_reasoning",

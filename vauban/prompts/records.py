@@ -131,6 +131,22 @@ def filled_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield where, text
 
 
+def read_objects(path: Path) -> Iterator[Row]:
+    """("file, line n", object) of every line of a JSONL file that is not blank.
+
+    Raises InputError for a line that is no object; it says so where the file seems cut off.
+    """
+    lines = list(filled_lines(path))
+    ended = read_bytes(path).endswith(b"\n")
+    for number, (where, text) in enumerate(lines, start=1):
+        try:
+            yield where, parse_object(text, where)
+        except InputError as error:
+            if number == len(lines) and not ended:
+                raise InputError(f"{where}: the file is cut off inside this line.") from error
+            raise
+
+
 def parse_object(text: str, where: str) -> dict[str, Any]:
     """The JSON object that a text holds."""
     try:

@@ -1,0 +1,228 @@
+"""Two finished runs side by side: figures, and answers to the same prompts in pairs.
+
+Reads the files that a run writes (run.json, answers.jsonl); opens no model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vauban._results import to_plain
+from vauban.errors import InputError
+from vauban.evaluation import SHORT_NAMES, Figure, PairedResult, find_figure, paired_test
+from vauban.evaluation.named_figures import Better, with_ratio
+from vauban.prompts import conversation_text, read_objects
+
+RUN_FILE, ANSWERS_FILE = "run.json", "answers.jsonl"
+
+_NEEDED = ("label", "prompt", "refused_modified", "degenerate_modified")
+# name: (labels, key of the answers' rows)
+_TESTS = {
+    "refusal": (("harmful",), "refused_modified"),
+    "harmless_refused": (("harmless",), "refused_modified"),
+    "degenerate": (("harmful", "harmless"), "degenerate_modified"),
+}
+
+
+@dataclass(frozen=True)
+class FigurePair:
+    """One figure of both runs. `direction` says which way is better ("lower", "higher" or None),
+    `better` on which side it is ("a", "b"; None where equal, not measured, or neither)."""
+
+    name: str
+    meaning: str
+    direction: Better | None
+    a: Figure
+    b: Figure
+    better: Literal["a", "b"] | None
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs: `a` stands for "before" in the paired tests, `b` for "after".
+
+    Attributes:
+        a, b: what each run is: its folder, model and prompt sets.
+        figures: those of `SHORT_NAMES` that at least one run has.
+        paired: for each of refusal, harmless_refused and degenerate the test over the common
+            prompts that have a verdict in both runs; None without such prompts.
+        common: prompts that both runs evaluated, by label.
+        only_a, only_b: prompts that one run alone evaluated.
+        notes: sentences that a reader has to know.
+    """
+
+    a: Mapping[str, Any]
+    b: Mapping[str, Any]
+    figures: tuple[FigurePair, ...]
+    paired: Mapping[str, PairedResult | None]
+    common: Mapping[str, int]
+    only_a: int
+    only_b: int
+    notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        lines = [f"a: {self.a['folder']} ({self.a['model']})"]
+        lines += [f"b: {self.b['folder']} ({self.b['model']})"]
+        for pair in self.figures:
+            better = f"; {pair.better} is better" if pair.better else ""
+            lines.append(f"{pair.name}: {shown_figure(pair.a)}, {shown_figure(pair.b)}{better}")
+        for name, test in self.paired.items():
+            if test:
+                lines.append(f"{name} in pairs: {test.summary()}")
+        return "\n".join([*lines, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+def compare_runs(run_a: str | Path, run_b: str | Path) -> RunComparison:
+    """Compare the folders of two runs of `vauban MODEL`, `vauban CONFIG.toml` or `vauban search`.
+
+    Prompts are matched by label and text. Runs that were evaluated on other prompts are compared on
+    the common ones alone, which are counted; without `answers.jsonl` the figures stand alone.
+
+    Raises:
+        InputError: a folder without run.json, a run of another kind, an answers file that is cut
+            off or broken (with its line).
+    """
+    folders = [Path(run_a), Path(run_b)]
+    documents = [_document(folder) for folder in folders]
+    notes: list[str] = []
+    rows = [
+        _answers(folder, document, notes)
+        for folder, document in zip(folders, documents, strict=True)
+    ]
+    models = [document["model"].get("name") for document in documents]
+    if models[0] != models[1]:
+        notes.append(f"the runs changed different models: {models[0]} and {models[1]}")
+    modes = [document["evaluation"].get("refusal_mode") for document in documents]
+    if modes[0] != modes[1]:
+        notes.append(f"refusal was told by {modes[0]} in a and by {modes[1]} in b")
+    left, right = rows
+    shared = [key for key in left if key in right]
+    only = len(left) - len(shared), len(right) - len(shared)
+    if left and right and any(only):
+        notes.append(
+            f"the runs share {len(shared)} prompts; {only[0]} are in a alone, {only[1]} in b "
+            "alone: the pairs are over the common ones, the figures over each run's own"
+        )  # fmt: skip
+    labels = sorted({label for label, _ in shared})
+    return RunComparison(
+        a=_identity(folders[0], documents[0]),
+        b=_identity(folders[1], documents[1]),
+        figures=tuple(_figures(*documents)),
+        paired={
+            name: _paired(key, [(left[k], right[k]) for k in shared if k[0] in of])
+            for name, (of, key) in _TESTS.items()
+        },
+        common={label: sum(key[0] == label for key in shared) for label in labels},
+        only_a=only[0],
+        only_b=only[1],
+        notes=tuple(notes),
+    )
+
+
+def shown_figure(figure: Figure) -> str:
+    """A figure with its interval as a line of text shows it.
+
+    >>> shown_figure(Figure("kl", "kl", 0.01234, (0.01, 0.02)))
+    '0.0123 [0.01, 0.02]'
+    """
+    if figure.estimate is None:
+        return "–"
+    ends = figure.interval
+    return f"{figure.estimate:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise InputError(
+            f"{folder}: no {RUN_FILE} in it; expected the folder that a run wrote (vauban MODEL -o)"
+        )
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(document, dict) or not isinstance(document.get("evaluation"), dict):
+        kind = document.get("kind") if isinstance(document, dict) else None
+        raise InputError(
+            f"{file}: holds {f'an {kind}' if kind else 'no run'}; only runs that cut a direction "
+            "and evaluated it are compared"
+        )
+    if "refusal_rate_modified" not in document["evaluation"]:
+        raise InputError(f"{file}: its evaluation has no refusal rates; expected a run's figures")
+    return document
+
+
+def _answers(
+    folder: Path, document: Mapping[str, Any], notes: list[str]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """The answers by (label, prompt); {} where the run folder holds none."""
+    file = folder / ANSWERS_FILE
+    if not file.is_file():
+        notes.append(f"{file} is not there: no pairs, the figures stand alone")
+        return {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    count = 0
+    for where, row in read_objects(file):
+        missing = [key for key in _NEEDED if key not in row]
+        if missing:
+            keys = ", ".join(map(repr, row)) or "none"
+            raise InputError(f"{where}: no key {missing[0]!r}; the keys of this line: {keys}")
+        rows.setdefault((str(row["label"]), conversation_text(row["prompt"])), row)
+        count += 1
+    evaluation = document["evaluation"]
+    expected = evaluation.get("num_prompts", 0) + evaluation.get("num_harmless", 0)
+    if expected and count != expected:
+        raise InputError(
+            f"{file}, line {count}: the file ends after {count} answers and {RUN_FILE} says "
+            f"{expected}; it is cut off. Take the run's own file"
+        )
+    if len(rows) < count:
+        notes.append(f"{file}: {count - len(rows)} prompts stand twice and count once in the pairs")
+    return rows
+
+
+def _identity(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "model": document["model"].get("name"),
+        "prompts": document.get("prompts"),
+        "versions": document.get("versions"),
+    }
+
+
+def _figures(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterable[FigurePair]:
+    for name, short in SHORT_NAMES.items():
+        sides = [_figure(document, name) for document in (a, b)]
+        if any(side.estimate is not None for side in sides):
+            better = _better(short.better, sides[0].estimate, sides[1].estimate)
+            yield FigurePair(name, short.meaning, short.better, sides[0], sides[1], better)
+
+
+def _figure(document: Mapping[str, Any], name: str) -> Figure:
+    """A figure of a run; without an estimate where the run has none."""
+    try:
+        return find_figure(with_ratio(document), name)
+    except InputError:
+        return Figure(name, SHORT_NAMES[name].path, None, None)
+
+
+def _better(direction: Better | None, a: float | None, b: float | None) -> Literal["a", "b"] | None:
+    if direction is None or a is None or b is None or a == b or math.isnan(a) or math.isnan(b):
+        return None
+    return "a" if (a < b) == (direction == "lower") else "b"
+
+
+def _paired(key: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> PairedResult | None:
+    judged = [
+        (bool(x[key]), bool(y[key])) for x, y in pairs if x[key] is not None and y[key] is not None
+    ]
+    return paired_test([x for x, _ in judged], [y for _, y in judged]) if judged else None
