@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.browser import browser, dump
+
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "docs" / "assets"
 PAGE = ROOT / "docs" / "null-space.md"
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 VALUES = [
     (0.8, 0.3, 0.6, 0.7),
     (0.0, 0.0, 0.6, 0.7),
@@ -65,31 +65,6 @@ addEventListener("load", function () {
 });
 </script>
 """
-
-
-def browser() -> str:
-    found = next((path for name in _NAMES if (path := shutil.which(name))), None)
-    if found is None and _MAC.is_file():
-        found = str(_MAC)
-    if found is None:
-        pytest.skip(f"no browser found to show the page with: none of {', '.join(_NAMES)}")
-    return found
-
-
-def dump(page: Path, profile: Path) -> str:
-    """The document after its scripts have run."""
-    done = subprocess.run(
-        [
-            browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--window-size=1200,900", f"--user-data-dir={profile}", "--dump-dom", page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

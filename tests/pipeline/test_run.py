@@ -41,7 +41,7 @@ def test_progress_never_goes_back_and_every_stage_ends(plain):
     order = list(dict.fromkeys(stage for stage, _, _ in stages))
     assert order == [
         *("load model", "verify forward pass", "measure", "first tokens", "choose by answers"),
-        *("strength", "choose strength", "evaluate", "likelihood", "contrast prompts"),
+        *("strength", "choose strength", "project", "evaluate", "likelihood", "contrast prompts"),
         *("random direction", "random direction, likelihood", "addition"),
         *("hash the source", "write", "read back"),
     ]

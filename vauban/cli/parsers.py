@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import vauban
 from vauban.cli.diff_flags import add_comparing
-from vauban.cli.verb_flags import add_runs, add_searching, add_steering, finite
+from vauban.cli.verb_flags import add_report, add_runs, add_searching, add_steering, finite
 from vauban.config import EditConfig, RunConfig, StudyConfig
 from vauban.config.keys import Key, keys
 
@@ -31,6 +31,7 @@ VERBS = {
     "study": "compare interventions x scopes on one or more models",
     "diff": "what differs between two model folders: weights, settings, answers",
     "compare": "two finished runs side by side: figures, and answers in pairs",
+    "report": "a finished run as one HTML file, made again from its folder",
     "doctor": "what this machine and, with a model, what its layers offer",
 }
 
@@ -136,6 +137,8 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         return parser
     elif name == "compare":
         add_runs(parser)
+    elif name == "report":
+        add_report(parser)
     elif name == "geometry":
         parser.add_argument(
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"

@@ -1,4 +1,4 @@
-"""The flags of search, steer and compare. Parses and explains; imports nothing heavy."""
+"""The flags of search, steer, compare and report. Parses and explains; imports nothing heavy."""
 
 import argparse
 import math
@@ -58,3 +58,12 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     """Two run folders."""
     parser.add_argument("run_a", metavar="RUN_A", help="the folder of a run: it holds run.json")
     parser.add_argument("run_b", metavar="RUN_B", help="another one")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """A run folder and where its report goes."""
+    parser.add_argument("run", metavar="RUN", help="the folder of a run: it holds run.json")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="where to; default: RUN/report.html, made again"
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")

@@ -1,11 +1,10 @@
 """Two finished runs side by side: figures, and answers to the same prompts in pairs.
 
-Reads the files that a run writes (run.json, answers.jsonl); opens no model.
+Reads documents and answers; opens no model.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vauban._results import to_plain
+from vauban.comparison.run_folder import ANSWERS_FILE, read_answers, read_run
 from vauban.errors import InputError
 from vauban.evaluation import SHORT_NAMES, Figure, PairedResult, find_figure, paired_test
 from vauban.evaluation.named_figures import Better, with_ratio
-from vauban.prompts import conversation_text, read_objects
+from vauban.prompts import conversation_text
 
-RUN_FILE, ANSWERS_FILE = "run.json", "answers.jsonl"
-
-_NEEDED = ("label", "prompt", "refused_modified", "degenerate_modified")
 # name: (labels, key of the answers' rows)
 _TESTS = {
     "refusal": (("harmful",), "refused_modified"),
@@ -92,7 +89,7 @@ def compare_runs(run_a: str | Path, run_b: str | Path) -> RunComparison:
             off or broken (with its line).
     """
     folders = [Path(run_a), Path(run_b)]
-    documents = [_document(folder) for folder in folders]
+    documents = [read_run(folder) for folder in folders]
     notes: list[str] = []
     rows = [
         _answers(folder, document, notes)
@@ -140,27 +137,6 @@ def shown_figure(figure: Figure) -> str:
     return f"{figure.estimate:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
 
 
-def _document(folder: Path) -> dict[str, Any]:
-    file = folder / RUN_FILE
-    if not file.is_file():
-        raise InputError(
-            f"{folder}: no {RUN_FILE} in it; expected the folder that a run wrote (vauban MODEL -o)"
-        )
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(document, dict) or not isinstance(document.get("evaluation"), dict):
-        kind = document.get("kind") if isinstance(document, dict) else None
-        raise InputError(
-            f"{file}: holds {f'an {kind}' if kind else 'no run'}; only runs that cut a direction "
-            "and evaluated it are compared"
-        )
-    if "refusal_rate_modified" not in document["evaluation"]:
-        raise InputError(f"{file}: its evaluation has no refusal rates; expected a run's figures")
-    return document
-
-
 def _answers(
     folder: Path, document: Mapping[str, Any], notes: list[str]
 ) -> dict[tuple[str, str], dict[str, Any]]:
@@ -170,23 +146,12 @@ def _answers(
         notes.append(f"{file} is not there: no pairs, the figures stand alone")
         return {}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    count = 0
-    for where, row in read_objects(file):
-        missing = [key for key in _NEEDED if key not in row]
-        if missing:
-            keys = ", ".join(map(repr, row)) or "none"
-            raise InputError(f"{where}: no key {missing[0]!r}; the keys of this line: {keys}")
+    listed = read_answers(folder, document)
+    for row in listed:
         rows.setdefault((str(row["label"]), conversation_text(row["prompt"])), row)
-        count += 1
-    evaluation = document["evaluation"]
-    expected = evaluation.get("num_prompts", 0) + evaluation.get("num_harmless", 0)
-    if expected and count != expected:
-        raise InputError(
-            f"{file}, line {count}: the file ends after {count} answers and {RUN_FILE} says "
-            f"{expected}; it is cut off. Take the run's own file"
-        )
-    if len(rows) < count:
-        notes.append(f"{file}: {count - len(rows)} prompts stand twice and count once in the pairs")
+    if len(rows) < len(listed):
+        repeated = len(listed) - len(rows)
+        notes.append(f"{file}: {repeated} prompts stand twice and count once in the pairs")
     return rows
 
 

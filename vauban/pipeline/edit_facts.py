@@ -8,7 +8,7 @@ nothing.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from vauban.knowledge import (
     trace_layers,
 )
 from vauban.pipeline.provenance import system, versions
-from vauban.pipeline.stages import Opened, Progress, model_name, open_model
+from vauban.pipeline.stages import Opened, Progress, model_facts, open_model
 from vauban.prompts import load_texts
 from vauban.report import fact_card, json_safe
 
@@ -167,7 +167,7 @@ def _document(
         "configuration": config.to_dict(),
         "versions": versions(),
         "platform": {**system(), "device": opened.device.name, "backend": opened.device.backend},
-        "model": {**asdict(opened.info), "name": model_name(config.model.path)},
+        "model": model_facts(opened, config.model.path),
         "layers": list(editor.ledger.layers),
         "contexts": list(editor.ledger.contexts),
         "facts": [fact.to_dict() for fact in editor.ledger.facts],

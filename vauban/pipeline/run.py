@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vauban.config import RunConfig, looks_like_hub_id
+from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.errors import InputError
@@ -46,8 +46,9 @@ from vauban.pipeline.stages import (
     leak_stage,
     leak_warnings,
     measure_stage,
-    model_name,
+    model_facts,
     open_model,
+    projection_stage,
 )
 from vauban.report import (
     BehaviourRow,
@@ -58,6 +59,7 @@ from vauban.report import (
     pick_samples,
     plain_table,
     refusal_statement,
+    write_report,
 )
 from vauban.search.trials import REFUSES_FROM
 
@@ -191,6 +193,7 @@ def finish_run(
         opened, config, plan, plan_of_run.harmful, plan_of_run.harmless, progress=progress
     )
     leak = leak_stage(opened, plan, held_out, progress=progress)
+    projections = projection_stage(opened, plan, result, held_out, progress=progress)
     evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()
@@ -213,7 +216,7 @@ def finish_run(
     with staged(output, force=config.output.force, source=source, resume_key=key) as folder:
         report = plan.write(source, folder, precision=config.output.precision, progress=progress)
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
-        document["leak"] = leak
+        document |= {"leak": leak, "projections": projections}
         document["strength"] = strength and strength.to_dict()
         document |= sections or {}
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
@@ -228,6 +231,7 @@ def finish_run(
         (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")
         if write_more:
             write_more(folder)
+        write_report(folder)
     span = time.monotonic() - plan_of_run.started
     return RunResult(output, document, rows, samples, warnings, span, gates)
 
@@ -278,7 +282,6 @@ def _document(
 ) -> dict[str, Any]:
     """Everything in run.json but the hashes. It holds no times: the same run, the same bytes."""
     opened, config = plan_of_run.opened, plan_of_run.config
-    given = config.model.path
     return {
         "format": FORMAT,
         "name": Path(config.output.dir).resolve().name,
@@ -287,10 +290,7 @@ def _document(
         "versions": versions(),
         "platform": {**system(), "device": opened.device.name, "backend": opened.device.backend},
         "model": {
-            **asdict(opened.info),
-            "name": model_name(given),
-            "hub_id": given if looks_like_hub_id(given) and not Path(given).exists() else None,
-            "revision": opened.folder.name if opened.folder.parent.name == "snapshots" else None,
+            **model_facts(opened, config.model.path),
             "forward": asdict(opened.check),
         },
         "prompts": {

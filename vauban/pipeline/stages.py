@@ -5,13 +5,17 @@ printed; `progress` is called with (stage, done, total).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 import vauban
+from vauban._arrays import floats
 from vauban._common import Progress
-from vauban.config import RunConfig
+from vauban.activations import stream_activations
+from vauban.config import RunConfig, looks_like_hub_id
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.evaluation import answer_tokens, compare_likelihood
@@ -26,6 +30,7 @@ from vauban.models import (
 )
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet
 from vauban.prompts import encode_chat, use_template_args
+from vauban.report import source_card
 from vauban.search import measure
 
 
@@ -135,6 +140,39 @@ def leak_stage(
     return leak
 
 
+def projection_stage(
+    opened: Opened,
+    plan: EditPlan,
+    result: DirectionResult,
+    held_out: EvalSet,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Held-out prompts' projections on the direction where it was measured, before and after.
+
+    {"before" | "after": {"harmful" | "harmless": one number a prompt, relative to zero}}.
+    """
+    texts = {label: held_out.texts(label) for label in ("harmful", "harmless")}
+    direction = result.direction.astype(mx.float32)
+    total, done = 2 * sum(map(len, texts.values())), 0
+    document: dict[str, Any] = {}
+    for state, changes in (("before", ()), ("after", plan.virtual())):
+        document[state] = {}
+        for label, prompts in texts.items():
+            along = [0.0] * len(prompts)
+            for rows, values in stream_activations(
+                opened.model, opened.tokenizer, prompts, positions=(result.position,),
+                interventions=changes,
+            ):  # fmt: skip
+                numbers = floats(values[:, result.residual_index, 0] @ direction)
+                for row, number in zip(rows, numbers, strict=True):
+                    along[row] = number
+                done += len(rows)
+                tell(progress, "project", done, total)
+            document[state][label] = along
+    return document
+
+
 def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Sentences on figures of `leak_stage` that a reader has to know."""
     notes = []
@@ -162,3 +200,15 @@ def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
 def model_name(path: str) -> str:
     """A model's Hub id, or the name of its folder."""
     return path if not Path(path).exists() else Path(path).resolve().name
+
+
+def model_facts(opened: Opened, given: str) -> dict[str, Any]:
+    """What a run document says of its model: sizes, names, and what its card hands on."""
+    folder = opened.folder
+    return {
+        **asdict(opened.info),
+        "name": model_name(given),
+        "hub_id": given if looks_like_hub_id(given) and not Path(given).exists() else None,
+        "revision": folder.name if folder.parent.name == "snapshots" else None,
+        "card": source_card(folder),
+    }

@@ -5,9 +5,12 @@ In reading order:
     table        the before/after table
     verdict_table  five verdicts, pairs, length curve
     samples      the answers that are shown
+    source_card  what a source model's card hands on
     card         the model card
     edit_card    the model card of edited facts
     shift_plot   the picture of a hidden shift
+    html_charts  the report's charts as SVG
+    html         the report of a run: one HTML file (page.html is its template)
 """
 
 from vauban.report.card import model_card, refusal_statement
@@ -22,8 +25,10 @@ from vauban.report.figures import (
     seconds,
     shorten,
 )
+from vauban.report.html import html_report, write_report
 from vauban.report.samples import Sample, pick_samples
 from vauban.report.shift_plot import plot_shift
+from vauban.report.source_card import source_card
 from vauban.report.table import (
     HEADINGS,
     LEGEND,
@@ -51,6 +56,7 @@ __all__ = [
     "contrast_line",
     "decimal",
     "fact_card",
+    "html_report",
     "interval_lines",
     "json_safe",
     "markdown_row",
@@ -65,6 +71,8 @@ __all__ = [
     "refusal_statement",
     "seconds",
     "shorten",
+    "source_card",
     "verdict_lines",
     "verdict_markdown",
+    "write_report",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from vauban.report.figures import byte_size, decimal, percent, quantity, shorten
 from vauban.report.samples import Sample
+from vauban.report.source_card import front_matter
 from vauban.report.table import BehaviourRow, markdown_table
 from vauban.report.verdict_table import verdict_markdown
 
@@ -38,7 +39,7 @@ def model_card(
         samples: the answers to show, cut short.
     """
     parts = [
-        _front_matter(run),
+        front_matter(run["model"], "interpretability", adapter=_is_adapter(run)),
         f"# {run['name']}\n",
         _what(run),
         "## Measured\n",
@@ -56,16 +57,6 @@ def model_card(
         _files(run),
     ]
     return "\n".join(parts)
-
-
-def _front_matter(run: Mapping[str, Any]) -> str:
-    lines = ["---", "library_name: mlx", "tags:", "- mlx", "- vauban", "- interpretability"]
-    # The Hub rejects a base_model that is no repository id, so a local folder is left out.
-    if run["model"]["hub_id"]:
-        lines.append(f"base_model: {run['model']['hub_id']}")
-        if _is_adapter(run):
-            lines.append("base_model_relation: adapter")
-    return "\n".join([*lines, "---", ""])
 
 
 def _is_adapter(run: Mapping[str, Any]) -> bool:
@@ -243,7 +234,9 @@ def _files(run: Mapping[str, Any]) -> str:
     return (
         f"`direction.vauban` holds the direction at every layer, {change}, "
         f"{trials}`run.json` the configuration, seeds, versions, hashes and every figure, "
-        "`answers.jsonl` every answer in full. Leave that last file out when you share the folder: "
+        "`report.html` "
+        "the same as one page with charts, `answers.jsonl` every answer in full. Leave that last "
+        "file out when you share the folder: "
         "answers to harmful requests may be harmful.\n"
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vauban.report.figures import decimal, percent, quantity, rate_with_interval, shorten
+from vauban.report.source_card import front_matter
 
 _RATES = (
     ("efficacy", "the prompt"),
@@ -25,7 +26,7 @@ def fact_card(run: Mapping[str, Any]) -> str:
     )
     failed = sum(fact["failed"] for fact in report["facts"])
     lines = [
-        "---", "library_name: mlx", "tags:", "- mlx", "- vauban", "- knowledge-editing", "---", "",
+        front_matter(model, "knowledge-editing"),
         f"# {run['name']}\n",
         f"vauban {run['versions']['vauban']} edited {len(run['facts'])} facts into "
         f"`{model['name']}` ({model['model_type']}, {model['n_layers']} layers, "

@@ -1,4 +1,4 @@
-"""Chooses the few before/after answers that a terminal or a model card shows."""
+"""Chooses the few before/after answers that a terminal, a model card or a report shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ class Sample:
     prompt: str
     original: str
     modified: str
+    verdicts: tuple[str, str] = ("", "")
+    """The labels before and after, where the answers hold them."""
 
 
 Pair = Mapping[str, Any]
@@ -37,4 +39,5 @@ def pick_samples(answers: Mapping[str, Sequence[Pair]], count: int = 3) -> list[
 
 
 def _sample(label: str, pair: Pair) -> Sample:
-    return Sample(label, pair["prompt"], pair["original"], pair["modified"])
+    verdicts = (pair.get("verdict_original", ""), pair.get("verdict_modified", ""))
+    return Sample(label, pair["prompt"], pair["original"], pair["modified"], verdicts)

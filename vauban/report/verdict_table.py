@@ -19,17 +19,18 @@ def _rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def verdict_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """The five verdicts before and after as aligned lines, then pairs and length curve."""
-    return [*aligned(_HEADINGS, _rows(evaluation)), *_sentences(evaluation)]
+    return [*aligned(_HEADINGS, _rows(evaluation)), *verdict_sentences(evaluation)]
 
 
 def verdict_markdown(evaluation: Mapping[str, Any]) -> str:
     """The same as a markdown table with sentences below it."""
     lines = [markdown_row(_HEADINGS), markdown_row(["---", "---:", "---:"])]
     lines += [markdown_row(row) for row in _rows(evaluation)]
-    return "\n".join([*lines, "", *(f"{text}  " for text in _sentences(evaluation))])
+    return "\n".join([*lines, "", *(f"{text}  " for text in verdict_sentences(evaluation))])
 
 
-def _sentences(evaluation: Mapping[str, Any]) -> list[str]:
+def verdict_sentences(evaluation: Mapping[str, Any]) -> list[str]:
+    """Pairs, length curve and the first token's KL in words."""
     sentences = []
     paired = evaluation["paired"]
     if paired is not None:

@@ -1,0 +1,312 @@
+"""One HTML file for a run: figures, charts, samples, configuration. Opens offline, loads nothing.
+
+Reads what a run folder holds (run.json, answers.jsonl, search.json), so that a report can be made
+again years later. Without matplotlib (extra `plots`) it holds the tables alone, and says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from vauban.comparison.run_folder import ANSWERS_FILE, SEARCH_FILE, read_answers, read_run
+from vauban.report import html_charts
+from vauban.report.figures import decimal, percent, quantity, rate_with_interval, shorten
+from vauban.report.samples import pick_samples
+from vauban.report.table import HEADINGS, BehaviourRow, Share, cells, contrast_line
+from vauban.report.verdict_table import verdict_sentences
+
+_WIDTH, _SAMPLES = 220, 6
+_PAGE = Path(__file__).with_name("page.html")
+_NO_CHARTS = "The charts need matplotlib: pip install 'vauban[plots]', then `vauban report` again."
+_HOW = (
+    "Brackets hold 95% intervals: Wilson for rates, bootstrap over answers for perplexity and KL. "
+    "Degenerate answers are those to harmful prompts, in the addition row to how-to requests."
+)
+_RULES = {
+    "phrases": "Verdicts by phrases in their place (`classify_answer`); no judge read the answers.",
+    "judge": "Verdicts by a judge model.",
+}
+
+
+def html_report(
+    run: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
+    search: Mapping[str, Any] | None = None,
+) -> str:
+    """The page of a run.
+
+    Args:
+        run: the run document, with the keys of `run.json`.
+        answers: the rows of `answers.jsonl`, of which few are shown, cut short.
+        search: the document of `search.json`, where the run was a search.
+    """
+    rows = [_row(row) for row in run["behaviour"]]
+    drawn, missing = _charts(run, search)
+    environment = Environment(autoescape=True, trim_blocks=True)
+    return environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
+        run=run,
+        lead=_lead(run),
+        tiles=_tiles(run),
+        gates=_gates(run),
+        headings=HEADINGS,
+        table=[cells(row) for row in rows],
+        how=_HOW,
+        sentences=[*verdict_sentences(run["evaluation"]), *_contrast(rows)],
+        charts=drawn,
+        missing=missing,
+        tables=[*_candidates(run), *_strengths(run)],
+        samples=_samples(answers),
+        ruled=_RULES[run["configuration"]["eval"]["refusal_mode"]],
+        sets=_sets(run["prompts"]),
+        versions=_versions(run),
+        configuration=json.dumps(run["configuration"], indent=2, ensure_ascii=False),
+    )
+
+
+def _row(row: Mapping[str, Any]) -> BehaviourRow:
+    """A row of the run document as the value that the table prints."""
+    shares = ("harmful_refused", "harmless_refused", "contrast_refused")
+    known = {name: row[name] and Share(**row[name]) for name in shares}
+    return BehaviourRow(**{**row, **known})
+
+
+def _lead(run: Mapping[str, Any]) -> str:
+    model, direction, export = run["model"], run["direction"], run["export"]
+    return (
+        f"{direction['method'].replace('_', ' ')} at the output of block "
+        f"{direction['layer_index']} of {model['name']} ({model['model_type']}, "
+        f"{model['n_layers']} blocks, {quantity(model['parameters'])} parameters), cut from "
+        f"{export['modules_edited']} residual writers"
+    )
+
+
+def _tiles(run: Mapping[str, Any]) -> list[dict[str, str]]:
+    evaluation, export = run["evaluation"], run["export"]
+    intervals = evaluation["intervals"]
+
+    def change(name: str, label: str) -> dict[str, str]:
+        before, after = evaluation[f"{name}_original"], evaluation[f"{name}_modified"]
+        if before is None or after is None:
+            return {"name": label, "value": "–", "note": "no answer has a verdict"}
+        note = rate_with_interval(after, intervals[f"{name}_modified"])
+        return {"name": label, "value": f"{percent(before)} → {percent(after)}", "note": note}
+
+    left, count = decimal(export["direction_left"], 2), export["modules_edited"]
+    tiles = [
+        change("refusal_rate", "harmful prompts refused"),
+        change("over_refusal", "harmless prompts refused"),
+        {
+            "name": "direction left",
+            "value": left,
+            "note": f"worst of {count} writers, read back",
+        },
+    ]
+    if evaluation["kl_divergence"] is not None:
+        low, high = intervals["kl_divergence"]
+        ends = f"{decimal(low, 2)}–{decimal(high, 2)} nats a token, all answer tokens"
+        kl = decimal(evaluation["kl_divergence"], 2)
+        tiles.insert(2, {"name": "KL on harmless answers", "value": kl, "note": ends})
+    return tiles
+
+
+def _gates(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for result in (run.get("gates") or {}).get("results", ()):
+        gate, end, compared = result["gate"], result["end"], result["compared"]
+        of = "" if end in (None, "estimate") else f" ({end} end of the interval)"
+        sign = "≤" if gate["direction"] == "at_most" else "≥"
+        rows.append(
+            {
+                "bound": f"{gate['figure']} {sign} {gate['bound']:g}{of}",
+                "value": result["why"] if compared is None else decimal(compared),
+                "ok": result["passed"],
+            }
+        )
+    return rows
+
+
+def _charts(
+    run: Mapping[str, Any], search: Mapping[str, Any] | None
+) -> tuple[list[dict[str, Any]], str]:
+    """(captions with pictures, what is missing)."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return [], _NO_CHARTS
+    evaluation, direction = run["evaluation"], run["direction"]
+    answers = direction["provenance"].get("answers") or {}
+    curve = evaluation["length_curve"]
+    charts: list[tuple[Any, str, Callable[[], str]]] = [
+        (
+            run.get("projections"),
+            "Held-out prompts along the direction, where it was measured",
+            lambda: html_charts.projections(run["projections"]),
+        ),
+        (
+            direction["scores"],
+            "How far the classes are apart, by block",
+            lambda: html_charts.separation(direction),
+        ),
+        (
+            answers.get("shortlist"),
+            "The shortlist (residual, position) by short answers under the cut",
+            lambda: html_charts.candidates(
+                answers["shortlist"], (answers["layer"], answers["position"])
+            ),
+        ),
+        (
+            "verdicts_original" in evaluation,
+            "Verdicts on the answers to harmful prompts",
+            lambda: html_charts.verdicts(
+                evaluation["verdicts_original"], evaluation["verdicts_modified"]
+            ),
+        ),
+        (
+            len(curve) > 1,
+            "Refusals, when answers are cut to so many tokens",
+            lambda: html_charts.length_curve(curve),
+        ),
+        (
+            run["export"]["writers"],
+            "Share of the direction left in each writer, read back from the file",
+            lambda: html_charts.leak_per_writer(run["export"]["writers"]),
+        ),
+        (
+            search,
+            "The search: every finished trial",
+            lambda: html_charts.front(
+                (search or {})["trials"], (search or {})["front"], run["search"]["best"]
+            ),
+        ),
+    ]
+    drawn = [{"caption": c, "svg": Markup(make())} for there, c, make in charts if there]
+    return drawn, ""
+
+
+def _candidates(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The shortlist of a choice by answers as a table."""
+    answers = run["direction"]["provenance"].get("answers") or {}
+    if not answers.get("shortlist"):
+        return []
+    best = (answers["layer"], answers["position"])
+    rows = [
+        (
+            f"{row['layer']}{' (chosen)' if (row['layer'], row['position']) == best else ''}",
+            row["position"], row["prompts"], percent(row["refused"]), percent(row["over_refused"]),
+            percent(row["degenerate"]), decimal(row["kl"], 2),
+        )
+        for row in answers["shortlist"]
+    ]  # fmt: skip
+    return [
+        {
+            "title": "Choice of the direction",
+            "note": " ".join(answers["notes"]) or "Short answers to validation prompts under the "
+            "cut of each candidate.",
+            "headings": ("residual", "position", "prompts", "refused", "harmless refused",
+                         "degenerate", "first-token KL"),
+            "rows": rows,
+        }
+    ]  # fmt: skip
+
+
+def _strengths(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The finalists of the search for a strength."""
+    strength = run.get("strength")
+    if not strength:
+        return []
+    rows = [
+        (
+            _shape(trial["strength"]), trial["prompts"], percent(trial["refused"]),
+            percent(trial["over_refused"]), percent(trial["degenerate"]), decimal(trial["kl"], 2),
+        )
+        for trial in strength["trials"]
+    ]  # fmt: skip
+    note = f"{strength['tried']} shapes by first tokens, the best by short answers."
+    return [
+        {
+            "title": "Choice of the strength",
+            "note": " ".join([note, *(f"{text}." for text in strength["notes"])]),
+            "headings": ("strength", "prompts", "refused", "harmless refused", "degenerate",
+                         "first-token KL"),
+            "rows": rows,
+        }
+    ]  # fmt: skip
+
+
+def _shape(strength: Mapping[str, Any]) -> str:
+    parts = []
+    for name, kernel in strength.items():
+        if not isinstance(kernel, Mapping):
+            continue
+        if kernel["centre"] is None:
+            parts.append(f"{name} {kernel['peak']:.2g}")
+        else:
+            parts.append(
+                f"{name} {kernel['peak']:.2g} about block {kernel['centre']:.3g}, "
+                f"{kernel['floor']:.2g} from {kernel['width']:.3g} blocks on"
+            )
+    return "; ".join([*parts, *(["embedding cut"] if strength.get("embedding") else [])])
+
+
+def _contrast(rows: Sequence[BehaviourRow]) -> list[str]:
+    line = contrast_line(rows)
+    return [line[0].upper() + line[1:] + "."] if line else []
+
+
+def _samples(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Few answers of the harmful and the harmless prompts, the changed ones first."""
+    labels = ("harmful", "harmless")
+    known = {label: [row for row in answers if row["label"] == label] for label in labels}
+    return [
+        {
+            "label": sample.label,
+            "prompt": shorten(_prompt(sample.prompt), _WIDTH),
+            "before": shorten(sample.original, _WIDTH) or "(empty)",
+            "after": shorten(sample.modified, _WIDTH) or "(empty)",
+            "before_verdict": sample.verdicts[0],
+            "after_verdict": sample.verdicts[1],
+        }
+        for sample in pick_samples(known, _SAMPLES)
+    ]
+
+
+def _prompt(prompt: Any) -> str:
+    """A prompt as text; of a conversation its last message."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _sets(prompts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, one in prompts.items():
+        count = one.get("count") or ", ".join(
+            f"{one[kind]} {kind}" for kind in ("harmful", "harmless", "how_to", "contrast")
+            if one.get(kind)
+        )  # fmt: skip
+        rows.append((name, str(one["source"]), str(count), str(one["sha256"])[:12]))
+    return rows
+
+
+def _versions(run: Mapping[str, Any]) -> str:
+    parts = [f"{name} {number}" for name, number in run["versions"].items()]
+    return f"{', '.join(parts)}; {run['platform']['device']}; seed {run['seeds']['run']}"
+
+
+def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
+    """Write the report of a run folder; `target` is its path, else report.html in the folder.
+
+    Raises InputError for a folder that holds no run, or damaged files.
+    """
+    place = Path(folder)
+    run = read_run(place)
+    answers = read_answers(place, run) if (place / ANSWERS_FILE).is_file() else []
+    search = None
+    if run.get("search"):
+        search = json.loads((place / SEARCH_FILE).read_text(encoding="utf-8"))
+    path = Path(target) if target is not None else place / "report.html"
+    path.write_text(html_report(run, answers, search), encoding="utf-8")
+    return path
