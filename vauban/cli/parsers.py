@@ -59,6 +59,7 @@ _SETTINGS = {
         "eval.max_tokens",
         "eval.num_prompts",
         "eval.refusal_mode",
+        "eval.judge",
     ],
 }
 

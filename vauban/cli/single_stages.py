@@ -15,7 +15,7 @@ from vauban.export import check_output, is_adapter
 from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
-from vauban.pipeline.stages import measure_stage, open_model
+from vauban.pipeline.stages import measure_stage, open_judge, open_model
 from vauban.report import decimal, pick_samples, verdict_lines
 
 
@@ -105,6 +105,7 @@ def evaluate(options: argparse.Namespace) -> int:
             chat_template_args=config.model.chat_template_args,
             progress=progress,
         )
+        opened = open_judge(opened, config, progress=progress)
         # An adapter is opened on the model it is compared with, for which it was written.
         on = options.modified if is_adapter(options.modified) else None
         changed = config.model.path if on else options.modified

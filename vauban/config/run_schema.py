@@ -164,6 +164,11 @@ class EvalSection(Section):
         "How a refusal is told: by phrases, or by asking the unchanged model.",
         "phrases", flag="--refusal-mode", metavar="M",
     )  # fmt: skip
+    judge: str | None = key(
+        "a folder or a Hub id",
+        "An instruct model that judges the answers, once it passes the packaged labelled ones.",
+        None, flag="--judge", metavar="MODEL", example='"path/to/judge"',
+    )  # fmt: skip
     controls: bool = key(
         BOOLEAN, "Also cut a random direction, and add the direction to harmless prompts.", True,
         flag="--controls",

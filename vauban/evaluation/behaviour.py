@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.nn as nn
 
@@ -21,8 +21,15 @@ from vauban.interventions import Intervention
 from vauban.models import eos_ids, generate_tokens
 from vauban.prompts import conversation_text, decode_answer, encode_chat, split_reasoning
 
-Judge = Callable[[str, str], bool | None]
-"""(prompt, answer) -> whether the answer refuses; None where that cannot be told."""
+
+class BatchJudge(Protocol):
+    """A judge that reads many answers at once, as `LocalJudge`: each verdict has a `label`."""
+
+    def verdicts(self, pairs: Sequence[tuple[Any, str]]) -> Sequence[Any]: ...
+
+
+Judge = Callable[[str, str], bool | None] | BatchJudge
+"""(prompt, answer) -> whether the answer refuses, None where that cannot be told; or many."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +159,25 @@ def judge_answers(
             answers, finished or [True] * n, perplexities or [None] * n, strict=True
         )
     ]
-    verdicts: list[bool | None] = []
-    unfinished = 0
-    for prompt, answer in zip(prompts, answers, strict=True):
-        part = split_reasoning(answer)
-        if not part.finished:
-            unfinished += 1
-            verdicts.append(None)
-        elif judge is None:
-            verdicts.append(is_refusal(answer, phrases))
-        else:
-            verdicts.append(judge(conversation_text(prompt), part.answer))
+    parts = [split_reasoning(answer) for answer in answers]
+    unfinished = sum(not part.finished for part in parts)
+    if judge is None:
+        said: list[bool | None] = [
+            is_refusal(answer, phrases)
+            for answer, part in zip(answers, parts, strict=True)
+            if part.finished
+        ]
+    else:
+        said = _asked(
+            judge,
+            [
+                (conversation_text(prompt), part.answer)
+                for prompt, part in zip(prompts, parts, strict=True)
+                if part.finished
+            ],
+        )
+    each = iter(said)
+    verdicts = [next(each) if part.finished else None for part in parts]
     judged = [verdict for verdict in verdicts if verdict is not None]
     loops = [is_degenerate(answer) for answer in answers]
     return Behaviour(
@@ -177,6 +192,14 @@ def judge_answers(
         verdicts=verdicts,
         labels=labels,
     )
+
+
+def _asked(judge: Judge, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+    """Whether each answer refuses, as the judge has it; None where it does not know."""
+    if callable(judge):
+        return [judge(prompt, answer) for prompt, answer in pairs]
+    labels = [verdict.label for verdict in judge.verdicts(pairs)]
+    return [None if label is None else label == "refused" for label in labels]
 
 
 def measure_behaviour(

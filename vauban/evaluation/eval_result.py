@@ -42,7 +42,8 @@ class EvalResult:
     100 ... tokens, by `classify_answer`: an apology may stand behind a short limit.
     `first_token_kl` is the KL of the answers' first token alone. It is blind where `first_token`
     says that the original begins every answer alike. `repeated` are sentences on prompts that stand
-    twice.
+    twice. `kappa` is Cohen's κ of the judge's and the phrases' verdicts on all answers, None where
+    phrases judged.
     """
 
     refusal_rate_original: float | None
@@ -70,6 +71,7 @@ class EvalResult:
     repeated: list[str]
     answers: dict[str, list[dict[str, Any]]] = field(repr=False)
     answer_tokens: list[list[int]] = field(repr=False)
+    kappa: float | None = None
 
     def summary(self) -> str:
         rows = [
@@ -99,6 +101,11 @@ class EvalResult:
     def notes(self) -> list[str]:
         """Sentences on answers that are in no rate; [] where every answer has a verdict."""
         notes = []
+        if self.kappa is not None:
+            notes.append(
+                f"refusals are a judge's verdicts; its agreement with phrases is κ = "
+                f"{self.kappa:.2f} over all answers"
+            )
         if self.unparsed:
             notes.append(
                 f"{self.unparsed} verdicts of the judge could not be read; they are in no rate"

@@ -16,7 +16,7 @@ from vauban.errors import InputError
 from vauban.evaluation.behaviour import Behaviour, Judge, answer_texts, answer_tokens, judge_answers
 from vauban.evaluation.eval_result import EvalResult, LengthPoint
 from vauban.evaluation.intervals import wilson_interval
-from vauban.evaluation.judge import model_judge
+from vauban.evaluation.judge import LocalJudge, agreement, model_judge
 from vauban.evaluation.likelihood import (
     Likelihood,
     Scored,
@@ -26,6 +26,7 @@ from vauban.evaluation.likelihood import (
     with_answers,
 )
 from vauban.evaluation.pairs import PairedResult, paired_test
+from vauban.evaluation.verdicts import is_refusal
 from vauban.interventions import Intervention
 from vauban.prompts import conversation_text, default_eval_path, load_labelled_prompts
 
@@ -54,12 +55,13 @@ def evaluate(
         max_tokens: longest answer, reasoning included. Answers are greedy.
         refusal_mode: "phrases", or "judge" to ask a judge about every answer.
         harmless: prompts that should be answered; None: the bundled harmless evaluation prompts.
-        judge: (model, tokenizer), or a function (prompt, answer) -> True, False or None; None: the
-            original model is asked.
+        judge: a `LocalJudge`, which has to pass its check; (model, tokenizer) or None, the
+            original model, which are asked for yes or no without one; or a function
+            (prompt, answer) -> True, False or None.
 
     Raises:
         InputError: an empty set, or a mode, judge or change that is none.
-        CheckError: the logits of a model are NaN.
+        CheckError: the logits of a model are NaN; a `LocalJudge` fails its check.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
@@ -72,6 +74,8 @@ def evaluate(
     if not prompts:
         raise InputError("the evaluation set is empty; expected at least one prompt")
     asked_judge = _judge(refusal_mode, judge, original, tokenizer)
+    if isinstance(asked_judge, LocalJudge):
+        asked_judge.passed()  # before the answers are generated
     if harmless is None:
         rows = load_labelled_prompts(default_eval_path())
         harmless = [row.prompt for row in rows if row.label == "harmless"]
@@ -128,6 +132,7 @@ def evaluate(
     return _result(
         sets, pairs, likelihood, ids["harmless"][0], refusal_mode,
         length_curve=curve, first_token_kl=first_kl,
+        kappa=_kappa(pairs, refusal_phrases, refusal_mode),
         first_token=_first_token(tokenizer, ids["harmful"][0] + ids["harmless"][0]),
     )  # fmt: skip
 
@@ -199,6 +204,22 @@ def _repeated(sets: dict[str, list[Any]]) -> list[str]:
     if shared:
         notes.append(f"{len(shared)} prompts stand in both sets (first: {min(shared)!r})")
     return notes
+
+
+def _kappa(
+    pairs: dict[str, list[Behaviour]], phrases: Sequence[str] | None, mode: str
+) -> float | None:
+    """Cohen's κ of the judge and the phrases over all answers with a verdict of the judge."""
+    if mode != "judge":
+        return None
+    rows = [
+        (said, is_refusal(answer, phrases))
+        for sides in pairs.values()
+        for behaviour in sides
+        for answer, said in zip(behaviour.answers, behaviour.verdicts, strict=True)
+        if said is not None
+    ]
+    return agreement([a for a, _ in rows], [b for _, b in rows]) if rows else None
 
 
 def _paired(before: Behaviour, after: Behaviour) -> PairedResult | None:
@@ -307,4 +328,4 @@ def _judge(mode: str, judge: Any, original: nn.Module, tokenizer: Any) -> Judge 
         raise InputError(f"refusal_mode is {mode!r}; expected 'phrases' or 'judge'")
     if judge is None:
         return model_judge(original, tokenizer)
-    return judge if callable(judge) and not isinstance(judge, tuple) else model_judge(*judge)
+    return model_judge(*judge) if isinstance(judge, tuple) else judge

@@ -146,13 +146,18 @@ class LocalJudge:
         self, pairs: Sequence[tuple[Any, str]], *, progress: Progress | None = None
     ) -> list[JudgeVerdict]:
         """One verdict per (prompt, answer); CheckError where the judge fails its check."""
+        self.passed(progress=progress)
+        return self._verdicts(pairs, progress)
+
+    def passed(self, *, progress: Progress | None = None) -> JudgeCheck:
+        """The check; CheckError with its accuracy where the judge fails it."""
         check = self.check(progress=progress)
         if not check.ok:
             raise CheckError(
                 f"this model is no judge: {check.summary()}. Name a larger instruct model, or "
                 "judge by phrases (refusal_mode 'phrases')"
             )
-        return self._verdicts(pairs, progress)
+        return check
 
     def check(self, *, progress: Progress | None = None) -> JudgeCheck:
         """Accuracy on the packaged labelled answers; computed once."""

@@ -43,8 +43,9 @@ def evaluate_models(
         held_out.texts("harmful"),
         settings.refusal_phrases,
         settings.max_tokens,
-        settings.refusal_mode,
+        "judge" if opened.judge else settings.refusal_mode,
         harmless=held_out.texts("harmless"),
+        judge=opened.judge,
         progress=progress,
     )
 
@@ -182,7 +183,9 @@ def _behaviour(
     settings, prompts = config.eval, held_out.texts(kind)
     number, parts = part
     tell(progress, stage, number * len(prompts), parts * len(prompts))
-    judge = settings.refusal_mode == "judge"
+    judge = opened.judge
+    if judge is None and settings.refusal_mode == "judge":
+        judge = model_judge(opened.model, opened.tokenizer)
     return measure_behaviour(
         opened.model,
         opened.tokenizer,
@@ -190,6 +193,6 @@ def _behaviour(
         interventions=changes,
         max_tokens=settings.max_tokens,
         phrases=settings.refusal_phrases,
-        judge=model_judge(opened.model, opened.tokenizer) if judge else None,
+        judge=judge,
         progress=lambda _, done, n: tell(progress, stage, number * n + done, parts * n),
     )

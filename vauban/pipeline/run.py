@@ -47,6 +47,7 @@ from vauban.pipeline.stages import (
     leak_warnings,
     measure_stage,
     model_facts,
+    open_judge,
     open_model,
     projection_stage,
 )
@@ -159,6 +160,7 @@ def open_run(
     check_output(output, force=config.output.force, source=source)
     check_layers(config, opened.info.n_layers)
     check_adapter(opened, config)
+    opened = open_judge(opened, config, progress=progress)
     plan_of_run = RunPlan(
         opened,
         named.get("harmful") or prompt_set(config, "harmful", source),

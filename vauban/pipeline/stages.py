@@ -5,7 +5,7 @@ printed; `progress` is called with (stage, done, total).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vauban.activations import stream_activations
 from vauban.config import RunConfig, looks_like_hub_id
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
-from vauban.evaluation import answer_tokens, compare_likelihood
+from vauban.evaluation import LocalJudge, answer_tokens, compare_likelihood
 from vauban.models import (
     DeviceInfo,
     ForwardCheck,
@@ -45,6 +45,22 @@ class Opened:
     info: ModelInfo
     device: DeviceInfo
     check: ForwardCheck
+    judge: Any = None
+    """A `LocalJudge` that has passed its check, where the configuration names one."""
+
+
+def open_judge(opened: Opened, config: RunConfig, *, progress: Progress | None = None) -> Opened:
+    """With the judge of the configuration, checked on the packaged answers.
+
+    Raises CheckError, with its accuracy, for one that fails them.
+    """
+    if config.eval.judge is None:
+        return opened
+    tell(progress, "check the judge", 0, 1)
+    judge = LocalJudge(*vauban.load(config.eval.judge))
+    judge.passed()
+    tell(progress, "check the judge", 1, 1)
+    return replace(opened, judge=judge)
 
 
 def open_model(

@@ -18,6 +18,7 @@ _SAMPLE_WIDTH = 200
 _REFUSED = {
     "phrases": "an answer counts as refused by phrases in its opening (`classify_answer`)",
     "judge": "the unchanged model judged whether an answer refuses",
+    "local": "a judge model that passed the packaged answers gave the verdicts",
 }
 
 _DUAL_USE = """\
@@ -168,12 +169,13 @@ def _verdicts(run: Mapping[str, Any]) -> list[str]:
 def _how_measured(run: Mapping[str, Any]) -> str:
     prompts, evaluation = run["prompts"], run["configuration"]["eval"]
     held_out = prompts["eval"]
+    rule = _REFUSED["local" if evaluation.get("judge") else evaluation["refusal_mode"]]
     return (
         f"Held-out prompts: {held_out['harmful']} harmful and {held_out['harmless']} harmless from "
         f"`{held_out['source']}`; measured on {prompts['harmful']['count']} prompts of "
         f"`{prompts['harmful']['source']}` and {prompts['harmless']['count']} of "
         f"`{prompts['harmless']['source']}`. Greedy answers of at most "
-        f"{evaluation['max_tokens']} tokens; {_REFUSED[evaluation['refusal_mode']]}. Brackets "
+        f"{evaluation['max_tokens']} tokens; {rule}. Brackets "
         "hold 95% intervals: Wilson for rates, bootstrap over answers for perplexity and KL, which "
         "are averages in float32 over the tokens of the original's answers to the harmless "
         "prompts. Degenerate answers are empty or loop; their share is of the answers to harmful "

@@ -31,7 +31,7 @@ _HOW = (
 )
 _RULES = {
     "phrases": "Verdicts by phrases in their place (`classify_answer`); no judge read the answers.",
-    "judge": "Verdicts by a judge model.",
+    "judge": "The unchanged model was asked whether an answer refuses, and was not checked.",
 }
 
 
@@ -63,7 +63,7 @@ def html_report(
         missing=missing,
         tables=[*_candidates(run), *_strengths(run)],
         samples=_samples(answers),
-        ruled=_RULES[run["configuration"]["eval"]["refusal_mode"]],
+        ruled=_rule(run),
         sets=_sets(run["prompts"]),
         versions=_versions(run),
         configuration=json.dumps(run["configuration"], indent=2, ensure_ascii=False),
@@ -273,6 +273,15 @@ def _samples(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         }
         for sample in pick_samples(known, _SAMPLES)
     ]
+
+
+def _rule(run: Mapping[str, Any]) -> str:
+    """Who said what a refusal is, and how far phrases and judge agree."""
+    settings, kappa = run["configuration"]["eval"], run["evaluation"].get("kappa")
+    judge = settings.get("judge")
+    rule = f"Judged by {judge}, which passed the packaged answers." if judge else ""
+    rule = rule or _RULES[settings["refusal_mode"]]
+    return rule if kappa is None else f"{rule} κ with the phrases: {kappa:.2f}."
 
 
 def _prompt(prompt: Any) -> str:
