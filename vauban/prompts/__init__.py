@@ -28,10 +28,11 @@ from vauban.prompts.reasoning import (
     split_reasoning,
     strip_thinking,
 )
-from vauban.prompts.records import read_objects
+from vauban.prompts.records import file_rows, read_objects
 from vauban.prompts.sets import (
     LabelledPrompt,
     ModelPrompts,
+    checked_prompt,
     default_eval_path,
     default_preservation_path,
     default_prompt_paths,
@@ -55,6 +56,7 @@ __all__ = [
     "Turn",
     "answer_chats",
     "checked_messages",
+    "checked_prompt",
     "common_prefix",
     "conversation_text",
     "decode_answer",
@@ -64,6 +66,7 @@ __all__ = [
     "default_surface_path",
     "default_texts_path",
     "encode_chat",
+    "file_rows",
     "has_chat_template",
     "instruction_end",
     "load_labelled_prompts",
