@@ -204,8 +204,10 @@ def test_bad_arguments_are_refused(organism, scan) -> None:
     model, tokenizer, result, _, rows = organism
     with pytest.raises(InputError, match="no rows"):
         scan_surface(model, tokenizer, result, [])
-    with pytest.raises(InputError, match="expected a DirectionResult"):
+    with pytest.raises(InputError, match="pass layer="):
         scan_surface(model, tokenizer, result.direction, rows)
+    with pytest.raises(InputError, match="layer 99: the model has blocks 0 to 5"):
+        scan_surface(model, tokenizer, result.direction, rows, layer=99)
     with pytest.raises(InputError, match="axis 'colour'; expected one of label"):
         scan.cells("colour")
     with pytest.raises(InputError, match="along is 'x'"):

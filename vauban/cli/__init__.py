@@ -6,7 +6,7 @@ imported when the verb runs, so that `vauban --help` answers at once.
 In reading order:
     parsers            the verbs and their flags
     diff_flags         those of diff
-    verb_flags         those of search, steer, compare
+    verb_flags         those of search, steer, surface, compare
     console            lines, tables and progress for a terminal, a log or a JSON reader
     whole_run          demo, MODEL, CONFIG.toml
     run_lines          what a run prints
@@ -16,6 +16,7 @@ In reading order:
     edit               edit
     diff               diff
     compare            compare
+    surface            surface
     study              study
     configuration      init, --validate
     doctor             doctor
@@ -78,6 +79,7 @@ _FILES = {
     "edit": ("edit",),
     "diff": ("diff",),
     "compare": ("compare",),
+    "surface": ("surface",),
     "study": ("study",),
     "configuration": ("init", "validate"),
     "doctor": ("doctor",),

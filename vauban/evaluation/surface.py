@@ -139,13 +139,17 @@ class SurfaceScan:
         """How many of the cells that can exist hold rows."""
         return coverage(self._axes(axes), axes, minimum)
 
-    def summary(self) -> str:
+    def counts(self) -> list[str]:
+        """How many rows of each label are refused, in words."""
         (whole,) = self.cells(minimum=1)
-        parts = [
+        return [
             f"{label} {rate.refused} of {rate.judged} refused"
             for label in LABELS
             if (rate := getattr(whole, label)) is not None
         ]
+
+    def summary(self) -> str:
+        parts = self.counts()
         fit = self.threshold()
         if isinstance(fit, Threshold):
             parts.append(f"the projection at the template's end tells them with AUC {fit.auc:.3f}")
@@ -214,9 +218,10 @@ def measure_harmfulness(
 def scan_surface(
     model: nn.Module,
     tokenizer: Any,
-    result: DirectionResult,
+    result: DirectionResult | mx.array,
     rows: Sequence[SurfacePrompt],
     *,
+    layer: int | None = None,
     harmfulness: DirectionResult | None = None,
     interventions: Iterable[Intervention] = (),
     max_tokens: int = 40,
@@ -230,14 +235,16 @@ def scan_surface(
     Args:
         result: the refusal direction, read at its own residual and position (the template's end).
         rows: as `load_surface_prompts` gives them.
+        layer: for a raw array (d,) as `result`: the block whose output it is read at, at the last
+            token.
         harmfulness: the direction at the instruction's last token (`measure_harmfulness`); None
             reads `result` there too.
         interventions: in force while prompts are read and answered.
         max_tokens: longest answer; refusals show early.
         phrases, judge: as for `judge_answers`.
 
-    Raises InputError for no rows, no direction result, or a direction of another width; ModelError
-    for activations that are NaN or inf.
+    Raises InputError for no rows, a raw array without `layer`, or a direction of another width;
+    ModelError for activations that are NaN or inf.
 
     >>> import vauban
     >>> path = vauban.organism_path("dense")
@@ -251,18 +258,16 @@ def scan_surface(
     """
     if not rows:
         raise InputError("no rows to scan; expected at least one")
-    for name, given in (("result", result), ("harmfulness", harmfulness or result)):
-        if not isinstance(given, DirectionResult):
-            raise InputError(
-                f"{name} is {shown(given)}; expected a DirectionResult, whose residual and "
-                "position say where it is read"
-            )
-    other = harmfulness or result
-    width = anatomy(model).d_model
-    directions = [as_direction(given.direction, "scan_surface", width) for given in (other, result)]
-    places = {
-        "harmfulness": harmfulness.position if harmfulness else instruction_end(tokenizer),
-        "refusal": result.position,
+    parts = anatomy(model)
+    residual, position = _place(result, layer, parts.n_layers)
+    residuals = {"refusal": residual, "harmfulness": residual}
+    places = {"refusal": position, "harmfulness": instruction_end(tokenizer)}
+    if harmfulness is not None:
+        residuals["harmfulness"] = harmfulness.residual_index
+        places["harmfulness"] = harmfulness.position
+    directions = {
+        name: as_direction(given, "scan_surface", parts.d_model)
+        for name, given in (("refusal", result), ("harmfulness", harmfulness or result))
     }
     positions = tuple(sorted(set(places.values())))
     prompts = [row.prompt for row in rows]
@@ -282,10 +287,8 @@ def scan_surface(
             batch_size=batch_size,
         ).values  # fmt: skip
     along = {
-        name: _along(values[:, given.residual_index, positions.index(places[name])], d)
-        for (name, given), d in zip(
-            (("harmfulness", other), ("refusal", result)), directions, strict=True
-        )
+        name: _along(values[:, residuals[name], positions.index(places[name])], d)
+        for name, d in directions.items()
     }
     behaviour = judge_answers(
         prompts, answer_texts(tokenizer, prompts, answers), phrases=phrases, judge=judge,
@@ -300,9 +303,9 @@ def scan_surface(
     ]  # fmt: skip
     return SurfaceScan(
         tuple(points),
-        {"harmfulness": other.residual_index, "refusal": result.residual_index},
+        residuals,
         places,
-        _cosine(harmfulness, result),
+        _cosine(harmfulness, directions["refusal"], residual),
         max_tokens,
         one_pass,
     )
@@ -317,8 +320,20 @@ def _along(residuals: mx.array, d: mx.array) -> list[float]:
     return values
 
 
-def _cosine(harmfulness: DirectionResult | None, result: DirectionResult) -> float | None:
+def _place(result: Any, layer: int | None, n_layers: int) -> tuple[int, int]:
+    """(residual, position) at which a direction is read."""
+    if isinstance(result, DirectionResult):
+        return result.residual_index, result.position
+    if layer is None:
+        raise InputError("a raw direction does not say its layer; pass layer=<block>")
+    if not 0 <= layer < n_layers:
+        raise InputError(f"layer {layer}: the model has blocks 0 to {n_layers - 1}")
+    return layer + 1, -1
+
+
+def _cosine(harmfulness: DirectionResult | None, d: mx.array, residual: int) -> float | None:
+    """Of the two directions at the refusal's residual; block i's output is residual i + 1."""
     if harmfulness is None:
         return None
-    at = harmfulness.directions[result.layer_index]
-    return float((at * result.direction).sum() / mx.linalg.norm(at))
+    other = harmfulness.directions[residual - 1].astype(mx.float32)
+    return float((other * d).sum() / mx.linalg.norm(other))

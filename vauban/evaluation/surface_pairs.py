@@ -64,7 +64,7 @@ class SurfaceComparison:
         ]
 
     def summary(self) -> str:
-        lines = [f"before: {self.before.summary()}", f"after: {self.after.summary()}"]
+        lines = [f"before: {self.before.summary()}", f"after: {'; '.join(self.after.counts())}"]
         lines += [f"{name}: {test.summary()}" for name, test in self.paired.items() if test]
         if self.only_before or self.only_after:
             lines.append(

@@ -8,6 +8,7 @@ In reading order:
     card         the model card
     edit_card    the model card of edited facts
     shift_plot   the picture of a hidden shift
+    surface_plot  heat maps of a refusal surface
 """
 
 from vauban.report.card import model_card, refusal_statement
@@ -24,6 +25,7 @@ from vauban.report.figures import (
 )
 from vauban.report.samples import Sample, pick_samples
 from vauban.report.shift_plot import plot_shift
+from vauban.report.surface_plot import plot_surface
 from vauban.report.table import (
     HEADINGS,
     LEGEND,
@@ -60,6 +62,7 @@ __all__ = [
     "pick_samples",
     "plain_table",
     "plot_shift",
+    "plot_surface",
     "quantity",
     "rate_with_interval",
     "refusal_statement",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vauban.prompts import spread
+from vauban.prompts import conversation_text, spread
 
 
 @dataclass(frozen=True)
@@ -37,4 +37,4 @@ def pick_samples(answers: Mapping[str, Sequence[Pair]], count: int = 3) -> list[
 
 
 def _sample(label: str, pair: Pair) -> Sample:
-    return Sample(label, pair["prompt"], pair["original"], pair["modified"])
+    return Sample(label, conversation_text(pair["prompt"]), pair["original"], pair["modified"])
