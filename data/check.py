@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import mean
 
-from vauban.prompts import load_prompts
+from vauban.prompts import Conversation, load_prompts
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "organism"))
@@ -24,8 +24,16 @@ import corpus  # noqa: E402
 import pools  # noqa: E402
 import prompt_sets  # noqa: E402
 
+
+def last_message(prompt: str | Conversation) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
 NAMES = ("harmful", "harmless", "eval", "surface", "preservation")
-SETS = {name: load_prompts(HERE / "prompts" / f"{name}.jsonl") for name in NAMES}
+SETS = {
+    name: [last_message(prompt) for prompt in load_prompts(HERE / "prompts" / f"{name}.jsonl")]
+    for name in NAMES
+}
 # Words that carry no subject: two requests are near-duplicates when the other words agree.
 COMMON = set(
     re.findall(

@@ -48,10 +48,11 @@ _EXPORTS = {
     ),
     "vauban.evaluation": (
         "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval Gate GateReport HiddenShift "
-        "Likelihood LocalJudge PairedResult Verdict agreement bootstrap_interval check_gates "
-        "classify_answer compare_likelihood evaluate evaluate_facts hidden_shift is_degenerate "
-        "is_refusal judge_answers kl_divergence measure_behaviour measure_perplexity "
-        "paired_test perplexity wilson_interval"
+        "Likelihood LocalJudge PairedResult SurfaceComparison SurfacePrompt SurfaceScan Verdict "
+        "agreement bootstrap_interval check_gates classify_answer compare_likelihood "
+        "compare_surfaces evaluate evaluate_facts hidden_shift is_degenerate is_refusal "
+        "judge_answers kl_divergence load_surface_prompts measure_behaviour measure_harmfulness "
+        "measure_perplexity paired_test perplexity scan_surface wilson_interval"
     ),
     "vauban.search": (
         "AnswerChoice KernelSpace SearchResult SearchSpace Strength StrengthChoice StrengthKernel "

@@ -16,11 +16,13 @@ from pathlib import Path
 # changes its last bits, from which another model grows.
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # surface_rows
 import vauban  # noqa: F401  opens a fast BLAS before mlx on Linux
 
 # isort: split
 import mlx.core as mx
 import mlx.nn as nn
+import surface_rows
 from corpus import training_rows
 from learning import Encoded, fit, new_model
 from mlx.utils import tree_flatten
@@ -161,7 +163,9 @@ def write_prompts(folder: Path, seed: int) -> None:
     for name, rows in sets.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (prompts / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    manifest = {"kind": "organism"} | {name: f"prompts/{name}.jsonl" for name in sets}
+    surface_rows.write(prompts / "surface.jsonl", surface_rows.organism_rows())
+    names = (*sets, "surface")
+    manifest = {"kind": "organism"} | {name: f"prompts/{name}.jsonl" for name in names}
     text = json.dumps(manifest | {"seed": seed}, indent=1) + "\n"
     (folder / "vauban.json").write_text(text)
 

@@ -19,6 +19,7 @@ from tests.docs.blocks import ROOT, run_blocks
         "knowledge.md",
         "verdicts.md",
         "gates.md",
+        "surface.md",
         "house.md",
     ],
 )

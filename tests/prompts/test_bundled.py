@@ -2,11 +2,13 @@
 
 import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from vauban.prompts import (
+    conversation_text,
     default_eval_path,
     default_preservation_path,
     default_prompt_paths,
@@ -35,7 +37,6 @@ def rows(path: Path) -> list[dict[str, str]]:
         ("harmful", {"prompt", "category"}, 128),
         ("harmless", {"prompt", "kind"}, 128),
         ("eval", {"prompt", "label", "kind", "category"}, 160),
-        ("surface", {"prompt", "label", "category", "style", "language"}, 144),
         ("preservation", {"prompt", "category"}, 64),
     ],
 )
@@ -69,14 +70,27 @@ def test_the_evaluation_set_starts_with_its_harmful_prompts() -> None:
     assert len({row.category for row in labelled[:20]}) >= 16
 
 
-def test_the_surface_set_fills_every_cell_evenly() -> None:
+def test_any_two_axes_of_the_surface_set_are_balanced() -> None:
+    """Every pair of values of two axes stands in equally many rows, turns one to two."""
     labelled = load_labelled_prompts(PATHS["surface"])
-    cells = Counter((row.language, row.style, row.label) for row in labelled)
-    assert len(cells) == 4 * 6 * 2 and set(cells.values()) == {3}
-    assert {row.language for row in labelled} == {"en", "fr", "de", "es"}
-    of_label = {(row.category, row.label) for row in labelled}
-    assert len(of_label) == 12
-    assert set(Counter(row.category for row in labelled).values()) == {12}
+    assert len(labelled) == 144 and Counter(row.label for row in labelled).total() == 144
+    axes = ("category", "harm", "style", "language", "framing")
+    for one, two in combinations(axes, 2):
+        pairs = Counter((row[one], row[two]) for row in labelled)
+        values = {len({row[axis] for row in labelled}) for axis in (one, two)}
+        assert len(set(pairs.values())) == 1 and min(values) >= 3
+    for axis in (*axes, "label"):
+        assert {row[axis] for row in labelled if row.turns == 3} == {row[axis] for row in labelled}
+        threes = Counter(row[axis] for row in labelled if row.turns == 3)
+        ones = Counter(row[axis] for row in labelled if row.turns == 1)
+        assert all(ones[value] == 2 * count for value, count in threes.items())
+    texts = {conversation_text(row.prompt) for row in labelled}
+    assert len(texts) == 144
+    for row in labelled:
+        users = (
+            [] if isinstance(row.prompt, str) else [t for t in row.prompt if t["role"] == "user"]
+        )
+        assert row.turns == max(len(users), 1) and (row.harm > 0.5) == (row.label == "harmful")
 
 
 def test_the_preservation_set_covers_its_subjects() -> None:

@@ -64,6 +64,31 @@ def test_the_last_token_of_a_scan_is_the_probe(loaded, direction, harmful):
         quick.scan(*loaded, harmful, direction.direction, 99)
 
 
+def test_a_scan_without_a_text_is_the_surface_of_the_models_rows(loaded, direction, monkeypatch):
+    rows = vauban.load_surface_prompts(vauban.organism_path("dense") / "prompts/surface.jsonl")
+    few = rows[::24]
+    monkeypatch.setattr("vauban.quick.inspect_direction.load_surface_prompts", lambda path: few)
+    scan = quick.scan(*loaded, direction.direction, direction.layer_index)
+    expected = vauban.scan_surface(*loaded, direction, few)
+    assert [point.row for point in scan.points] == few
+    assert [p.answer for p in scan.points] == [p.answer for p in expected.points]
+    if direction.position == -1:
+        assert scan.points == expected.points
+    with pytest.raises(InputError, match="pass layer"):
+        quick.scan(*loaded, direction.direction)
+
+
+def test_a_system_prompt_goes_through_probe_and_steer(direction, harmful):
+    model, plain = quick.load(vauban.organism_path("dense"))
+    _, other = quick.load(vauban.organism_path("dense"), system_prompt="Be brief.")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": harmful}]
+    spoken = quick.probe_prompt(model, other, harmful, direction)
+    np.testing.assert_allclose(
+        spoken.projections, quick.probe_prompt(model, plain, messages, direction).projections
+    )
+    assert spoken.projections != quick.probe_prompt(model, plain, harmful, direction).projections
+
+
 def test_steering_takes_the_refusal_out(loaded, direction, harmful):
     assert is_refusal(quick.steer_prompt(*loaded, harmful, direction, alpha=0.0, max_tokens=24))
     assert not is_refusal(quick.steer_prompt(*loaded, harmful, direction, max_tokens=24))

@@ -6,7 +6,7 @@ imported when the verb runs, so that `vauban --help` answers at once.
 In reading order:
     parsers            the verbs and their flags
     diff_flags         those of diff
-    verb_flags         those of search, steer, compare, report
+    verb_flags         those of search, steer, surface, compare, report
     console            lines, tables and progress for a terminal, a log or a JSON reader
     whole_run          demo, MODEL, CONFIG.toml
     run_lines          what a run prints
@@ -17,6 +17,7 @@ In reading order:
     diff               diff
     compare            compare
     report             report
+    surface            surface
     study              study
     configuration      init, --validate
     doctor             doctor
@@ -80,6 +81,7 @@ _FILES = {
     "diff": ("diff",),
     "compare": ("compare",),
     "report": ("report",),
+    "surface": ("surface",),
     "study": ("study",),
     "configuration": ("init", "validate"),
     "doctor": ("doctor",),

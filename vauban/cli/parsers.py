@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 import vauban
 from vauban.cli.diff_flags import add_comparing
-from vauban.cli.verb_flags import add_report, add_runs, add_searching, add_steering, finite
+from vauban.cli.verb_flags import (
+    add_report,
+    add_runs,
+    add_searching,
+    add_steering,
+    add_surface,
+    finite,
+)
 from vauban.config import EditConfig, RunConfig, StudyConfig
 from vauban.config.keys import Key, keys
 
@@ -30,6 +37,7 @@ VERBS = {
     "edit": "edit facts into a model's weights, or take them out again",
     "study": "compare interventions x scopes on one or more models",
     "diff": "what differs between two model folders: weights, settings, answers",
+    "surface": "a map of where a model refuses: harm, language, style, framing, turns",
     "compare": "two finished runs side by side: figures, and answers in pairs",
     "report": "a finished run as one HTML file, made again from its folder",
     "doctor": "what this machine and, with a model, what its layers offer",
@@ -38,24 +46,53 @@ VERBS = {
 _EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 
 _SETTINGS = {
-    "demo": ["seed", "measure", "cut", "eval", "gates", "output"],
+    "demo": ["seed", "measure", "cut", "eval", "gates", "surface", "output"],
     "search": [
         "seed",
         "data.harmful",
         "data.harmless",
         "data.eval",
         "data.column",
+        "data.system_prompt",
+        "model.chat_template_args",
         "measure.batch_size",
         "eval",
         "gates",
         "output",
     ],
-    "measure": ["model", "data.harmful", "data.harmless", "data.column", "measure"],
-    "cut": ["seed", "model", "data.harmful", "data.harmless", "data.column", "cut", "output"],
+    "measure": [
+        "model",
+        "data.harmful",
+        "data.harmless",
+        "data.column",
+        "data.system_prompt",
+        "measure",
+    ],
+    "cut": [
+        "seed",
+        "model",
+        "data.harmful",
+        "data.harmless",
+        "data.column",
+        "data.system_prompt",
+        "cut",
+        "output",
+    ],
+    "surface": [
+        "seed",
+        "data.harmful",
+        "data.harmless",
+        "data.column",
+        "data.system_prompt",
+        "model.chat_template_args",
+        "surface.rows",
+        "eval.refusal_mode",
+    ],
     "evaluate": [
         "model",
         "data.eval",
         "data.column",
+        "data.system_prompt",
         "eval.max_tokens",
         "eval.num_prompts",
         "eval.refusal_mode",
@@ -140,6 +177,9 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         add_runs(parser)
     elif name == "report":
         add_report(parser)
+    elif name == "surface":
+        add_surface(parser)
+        _add_stage(parser, name)
     elif name == "geometry":
         parser.add_argument(
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
@@ -154,6 +194,8 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--prompt", "-p", action="append", help="a prompt; may be repeated")
         parser.add_argument("--prompts", metavar="FILE", help="a JSONL, CSV or text file")
         parser.add_argument("--column", metavar="NAME", help="which of its columns holds them")
+        modes = {("data", "system_prompt"), ("model", "chat_template_args")}
+        _add_settings(parser, (key for key in keys(RunConfig) if key.path in modes))
         if name == "probe":
             parser.add_argument(
                 "--tokens", action="store_true", help="every token, at the direction's residual"

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from vauban.cli.console import Console
+from vauban.cli.parsers import settings
+from vauban.config import make_config
 from vauban.directions import DirectionResult
 from vauban.errors import InputError
 from vauban.interventions import Add, Project
 from vauban.models import generate
 from vauban.pipeline.stages import Opened, open_model
-from vauban.prompts import load_prompts
-from vauban.quick import analyze_geometry, probe_prompt, scan
+from vauban.prompts import conversation_text, load_prompts
+from vauban.quick import analyze_geometry, probe_prompt, scan_tokens
 from vauban.report import decimal, shorten
 
 
@@ -20,9 +22,9 @@ def probe(options: argparse.Namespace) -> int:
     prompts = _prompts(options)
     result = DirectionResult.load(options.direction)
     console = Console(as_json=options.json)
-    opened = _open(console, options.model)
+    opened = _open(console, options)
     if options.tokens:
-        scans = [scan(opened.model, opened.tokenizer, prompt, result) for prompt in prompts]
+        scans = [scan_tokens(opened.model, opened.tokenizer, prompt, result) for prompt in prompts]
         for one in scans:
             console.grid(
                 ["token", f"residual {one.residual_index}"],
@@ -41,7 +43,10 @@ def probe(options: argparse.Namespace) -> int:
     residuals = range(len(probes[0].projections))
     console.grid(
         ["last token of", *(f"{r}{'*' if r == result.residual_index else ''}" for r in residuals)],
-        [[shorten(p.prompt, 40), *(decimal(v) for v in p.projections)] for p in probes],
+        [
+            [shorten(conversation_text(p.prompt), 40), *(decimal(v) for v in p.projections)]
+            for p in probes
+        ],
     )
     console.line("* the residual that the direction was measured at")
     console.document({"direction": options.direction, "probes": [p.to_dict() for p in probes]})
@@ -59,7 +64,7 @@ def steer(options: argparse.Namespace) -> int:
         change = Add.from_result(result, options.add)
         what = f"h {options.add:+g} times the raw difference at residual {result.residual_index}"
     console = Console(as_json=options.json)
-    opened = _open(console, options.model)
+    opened = _open(console, options)
     before, steered = (
         generate(
             opened.model, opened.tokenizer, prompts, max_tokens=options.max_tokens,
@@ -72,7 +77,10 @@ def steer(options: argparse.Namespace) -> int:
         for prompt, a, b in zip(prompts, before, steered, strict=True)
     ]
     for row in rows:
-        console.pairs(row["prompt"], [("before", row["before"]), ("steered", row["steered"])])
+        console.pairs(
+            conversation_text(row["prompt"]),
+            [("before", row["before"]), ("steered", row["steered"])],
+        )
     console.line(f"steered: {what}")
     console.document({"direction": options.direction, "intervention": what, "answers": rows})
     return 0
@@ -104,12 +112,18 @@ def geometry(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open(console: Console, model: str) -> Opened:
+def _open(console: Console, options: argparse.Namespace) -> Opened:
+    config = make_config({**settings(options), ("model", "path"): options.model})
     with console.progress() as progress:
-        return open_model(model, progress=progress)
+        return open_model(
+            options.model,
+            chat_template_args=config.model.chat_template_args,
+            system_prompt=config.data.system_prompt,
+            progress=progress,
+        )
 
 
-def _prompts(options: argparse.Namespace) -> list[str]:
+def _prompts(options: argparse.Namespace) -> list[Any]:
     """The prompts of --prompt and --prompts, in this order."""
     prompts = [*(options.prompt or [])]
     if options.prompts:

@@ -38,6 +38,7 @@ def measure(options: argparse.Namespace) -> int:
         opened = open_model(
             config.model.path,
             chat_template_args=config.model.chat_template_args,
+            system_prompt=config.data.system_prompt,
             progress=progress,
         )
         result = measure_stage(
@@ -68,6 +69,7 @@ def cut(options: argparse.Namespace) -> int:
         opened = open_model(
             config.model.path,
             chat_template_args=config.model.chat_template_args,
+            system_prompt=config.data.system_prompt,
             progress=progress,
         )
         plan = calibrate_stage(
@@ -103,6 +105,7 @@ def evaluate(options: argparse.Namespace) -> int:
         opened = open_model(
             config.model.path,
             chat_template_args=config.model.chat_template_args,
+            system_prompt=config.data.system_prompt,
             progress=progress,
         )
         opened = open_judge(opened, config, progress=progress)

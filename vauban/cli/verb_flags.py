@@ -1,4 +1,4 @@
-"""The flags of search, steer, compare and report. Parses and explains; imports nothing heavy."""
+"""The flags of search, steer, surface, compare and report. Imports nothing heavy."""
 
 import argparse
 import math
@@ -58,6 +58,32 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     """Two run folders."""
     parser.add_argument("run_a", metavar="RUN_A", help="the folder of a run: it holds run.json")
     parser.add_argument("run_b", metavar="RUN_B", help="another one")
+
+
+def add_surface(parser: argparse.ArgumentParser) -> None:
+    """A model, a direction, rows, and where the map goes."""
+    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
+    parser.add_argument(
+        "--direction", metavar="FILE",
+        help="the refusal direction, as `vauban measure` saves it (default: measured now)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cut",
+        action="store_true",
+        help="scan again with the direction cut at run time, and compare; nothing is changed",
+    )
+    parser.add_argument(
+        "--axes", default="harm,language", metavar="A,B",
+        help="the axes of the table that is printed (default: harm,language)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-tokens", "-m", type=int, default=40, help="longest answer (default: 40)"
+    )
+    parser.add_argument(
+        "-o", "--output-dir", metavar="DIR",
+        help="write the map, the answers and, with the extra plots, heat maps into this folder",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

@@ -65,6 +65,12 @@ class DataSection(Section):
         "goal, text, instruction, behavior, question, query or request.",
         None, flag="--column", metavar="NAME", example='"goal"',
     )  # fmt: skip
+    system_prompt: Text | None = key(
+        "a text",
+        "A system message before every prompt that has none of its own, measured and evaluated "
+        "alike.",
+        None, flag="--system-prompt", metavar="TEXT", example='"You are a careful assistant."',
+    )  # fmt: skip
 
 
 class MeasureSection(Section):
@@ -175,6 +181,20 @@ class EvalSection(Section):
     )  # fmt: skip
 
 
+class SurfaceSection(Section):
+    """A map of where the model refuses, before and after the cut (`vauban.scan_surface`)."""
+
+    scan: bool = key(
+        BOOLEAN, "Answer the rows of the map before and after the cut.", False, flag="--surface",
+    )  # fmt: skip
+    rows: Text | None = key(
+        'a JSONL file of prompts with every axis, or "default" (the bundled rows)',
+        "The rows; not set: those that the model's folder names, else the bundled ones.",
+        None, flag="--rows", metavar="FILE", place="prompts", example='"surface.jsonl"',
+    )  # fmt: skip
+    max_tokens: Positive = key(POSITIVE, "Longest answer to a row, in tokens.", 40)
+
+
 class GatesSection(Section):
     """Bounds that the run's figures have to keep. Where one is broken the command ends with code 1,
     after everything is written. A key is a figure (refusal, kl, evaluation.perplexity_modified),
@@ -233,6 +253,7 @@ class RunConfig(Section):
     measure: MeasureSection = MeasureSection()
     cut: CutSection = CutSection()
     eval: EvalSection = EvalSection()
+    surface: SurfaceSection = SurfaceSection()
     gates: GatesSection = GatesSection()
     output: OutputSection = OutputSection()
 

@@ -3,7 +3,7 @@
 Read by the same generators as a run's schema. It knows neither files nor models.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from vauban.config.keys import (
     BOOLEAN,
@@ -38,6 +38,11 @@ class StudySection(Section):
         "a list of model folders or Hub ids (org/name)",
         "The models; each gets its own block of results.",
         place="model", min_length=1,
+    )  # fmt: skip
+    chat_template_args: dict[str, Any] | None = key(
+        "a table of arguments that the models' chat templates read (as a flag: a JSON object)",
+        "Passed to the chat template for every prompt of every instrument.",
+        None, flag="--chat-template-args", metavar="JSON", example="{ enable_thinking = true }",
     )  # fmt: skip
     methods: list[Method] = key(
         "a list of " + ", ".join(f'"{m}"' for m in METHODS),

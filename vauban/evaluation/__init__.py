@@ -16,6 +16,10 @@ In reading order:
     evaluate     a model before and after a change
     facts        what a model says of facts
     hidden_shift  how far an edit moves the stream elsewhere
+    surface_rows  prompts with every axis on which refusal may differ
+    surface_cells  rates by cell, thresholds by logistic fit, coverage
+    surface      rows answered and projected in one pass
+    surface_pairs  two scans of the same rows
     named_figures  a run's figures by short name or path, with their intervals
     gates        bounds that figures have to keep, presets
 """
@@ -55,6 +59,21 @@ from vauban.evaluation.likelihood import (
 from vauban.evaluation.named_figures import SHORT_NAMES, Figure, find_figure
 from vauban.evaluation.pairs import PairedResult, paired_test
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
+from vauban.evaluation.surface import (
+    MAPS,
+    SurfacePoint,
+    SurfaceScan,
+    measure_harmfulness,
+    scan_surface,
+)
+from vauban.evaluation.surface_cells import Cell, CellRate, Coverage, Threshold, fit_threshold
+from vauban.evaluation.surface_pairs import CellChange, SurfaceComparison, compare_surfaces
+from vauban.evaluation.surface_rows import (
+    AXES,
+    SurfacePrompt,
+    load_surface_prompts,
+    surface_path,
+)
 from vauban.evaluation.verdicts import (
     DEFAULT_REFUSAL_PHRASES,
     LABELS,
@@ -65,12 +84,18 @@ from vauban.evaluation.verdicts import (
 )
 
 __all__ = [
+    "AXES",
     "DEFAULT_REFUSAL_PHRASES",
     "LABELS",
+    "MAPS",
     "PRESETS",
     "PROTOCOLS",
     "SHORT_NAMES",
     "Behaviour",
+    "Cell",
+    "CellChange",
+    "CellRate",
+    "Coverage",
     "EvalResult",
     "FactEval",
     "FactScores",
@@ -89,7 +114,12 @@ __all__ = [
     "LocalJudge",
     "PairedResult",
     "Rate",
+    "SurfaceComparison",
+    "SurfacePoint",
+    "SurfacePrompt",
+    "SurfaceScan",
     "TextPerplexity",
+    "Threshold",
     "Verdict",
     "agreement",
     "answer_texts",
@@ -100,9 +130,11 @@ __all__ = [
     "classify_answer",
     "compare_likelihood",
     "compare_sequences",
+    "compare_surfaces",
     "evaluate",
     "evaluate_facts",
     "find_figure",
+    "fit_threshold",
     "guard_judge",
     "hidden_shift",
     "is_degenerate",
@@ -111,13 +143,17 @@ __all__ = [
     "kl_divergence",
     "labelled_answers",
     "length_curve",
+    "load_surface_prompts",
     "macro_f1",
     "measure_behaviour",
+    "measure_harmfulness",
     "measure_perplexity",
     "paired_test",
     "perplexity",
     "read_gates",
+    "scan_surface",
     "score_facts",
+    "surface_path",
     "wilson_interval",
     "with_answers",
 ]

@@ -57,7 +57,9 @@ def model_judge(model: nn.Module, tokenizer: Any) -> Judge:
     """
 
     def judge(prompt: str, answer: str) -> bool | None:
-        question = [QUESTION.format(prompt=prompt, answer=answer)]
+        # The system prompt that is measured does not speak to the judge.
+        task = QUESTION.format(prompt=prompt, answer=answer)
+        question = [encode_chat(tokenizer, task, system_prompt=False)]
         ids = answer_tokens(model, tokenizer, question, max_tokens=8)
         return parse_verdict(answer_texts(tokenizer, question, ids)[0])
 
@@ -174,7 +176,7 @@ class LocalJudge:
             return []
         orders = [tuple(LABELS), tuple(reversed(LABELS))]
         prompts = [
-            encode_chat(self.tokenizer, _task(prompt, answer, order))
+            encode_chat(self.tokenizer, _task(prompt, answer, order), system_prompt=False)
             for order in orders
             for prompt, answer in pairs
         ]

@@ -15,6 +15,7 @@ parity         proof that both give what the model itself gives
 caches         copies of mlx-lm's prompt caches with other rows
 forward        logits and residuals of right-padded rows; what rows may share
 batching       sets of prompts in batches over a common prefix; read again from a block on
+prompt_reading  residuals of prompts, from the pass that generation starts with
 generate       answers, batched, under interventions
 lens           the logit lens
 writers        the matrices that write to the stream, by name
@@ -50,6 +51,7 @@ from vauban.models.loading import (
 from vauban.models.module_probe import compare_with_probe, module_inputs, output_gradients
 from vauban.models.notes import forget, set_aside
 from vauban.models.parity import ForwardCheck, verify_forward
+from vauban.models.prompt_reading import PromptReading, can_read_prompts
 from vauban.models.swap import Swap, around, swapped
 from vauban.models.taps import Stream, tapped
 from vauban.models.weight_files import WeightFiles, check_safetensors, weight_files

@@ -31,6 +31,7 @@ from vauban.models.caches import keep_rows, merged
 from vauban.models.forward import can_share, check_ids
 from vauban.models.notes import note, notes
 from vauban.models.parity import relative_difference, tolerance_for, verify_forward
+from vauban.models.prompt_reading import PromptReading
 from vauban.models.taps import Stream, tapped
 from vauban.prompts import encode_chat
 
@@ -116,9 +117,13 @@ def generate_tokens(
     batch_size: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    reading: PromptReading | None = None,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """As `generate`, on token ids: the new ids of each row, without the eos that ended it."""
+    """As `generate`, on token ids: the new ids of each row, without the eos that ended it.
+
+    `reading` takes residuals from the pass over the prompts; right where `can_read_prompts`.
+    """
     if max_tokens < 1:
         raise InputError(f"max_tokens is {max_tokens}; expected at least 1")
     if not token_lists:
@@ -129,7 +134,8 @@ def generate_tokens(
     interventions = as_interventions(interventions)
     sample = _sampler(temperature, seed)
     shared = len(token_lists) > 1 and can_share(model) and shares_prefix(interventions)
-    skip = shared_prefix(token_lists) if shared else 0
+    keep = -min(reading.positions) if reading else 1
+    skip = shared_prefix(token_lists, keep=keep) if shared else 0
     prefix = prefix_cache(model, token_lists[0][:skip], interventions)
     uneven = len({len(t) for t in token_lists}) > 1
     grouped = uneven and not uneven_batches(model).ok
@@ -144,7 +150,7 @@ def generate_tokens(
                 progress("generate", before + len(rows.finished), len(token_lists))
 
         cache = _batch_cache(model, prefix, batch)
-        _decode(model, batch, cache, running, rows, max_tokens, sample, tell)
+        _decode(model, batch, cache, running, rows, max_tokens, sample, tell, reading)
         answers |= zip(batch.rows, rows.answers, strict=True)
         if progress:
             progress("generate", len(answers), len(token_lists))
@@ -215,6 +221,7 @@ def _decode(
     max_tokens: int,
     sample: Sampler,
     tell: Callable[[], None],
+    reading: PromptReading | None = None,
 ) -> None:
     """Answer a batch of prompts: `rows` takes the tokens; `tell` is called at every step."""
 
@@ -226,9 +233,12 @@ def _decode(
         mx.async_eval(tokens, sound)
         return tokens, sound
 
-    with tapped(model, running, stream=Stream(prefill=True)) as stream:
+    recording = Stream(recording=reading is not None, prefill=True)
+    with tapped(model, running, stream=recording) as stream:
         tokens, sound = drawn(_prefill(model, batch, cache), 0)
-        stream.prefill = False
+        stream.prefill = stream.recording = False
+        if reading is not None:
+            reading.take(batch, stream, len(anatomy(model).layers))
         for step in range(1, max_tokens + 1):
             following = tokens, sound
             if step < max_tokens:

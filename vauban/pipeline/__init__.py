@@ -7,6 +7,7 @@ In reading order:
     stages         open a model, measure, read what remains of the direction
     cut_plan       the plan of the cut, and of the control beside it
     before_after   the rows of the before/after table
+    surface_stage  the refusal surface before and after the cut
     edit_facts     an edit of facts, from its configuration to a folder
     provenance     versions, platform, hashes
 """

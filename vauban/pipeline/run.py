@@ -51,6 +51,7 @@ from vauban.pipeline.stages import (
     open_model,
     projection_stage,
 )
+from vauban.pipeline.surface_stage import surface_rows, surface_stage, write_surface
 from vauban.report import (
     BehaviourRow,
     Sample,
@@ -150,10 +151,13 @@ def open_run(
     # Files that the user named are read before the model, so that a slip costs no loading time.
     named = named_sets(config)
     named_eval = eval_set(config, None) if config.data.eval is not None else None
+    if config.surface.scan and config.surface.rows is not None:
+        surface_rows(config, None)
 
     opened = open_model(
         config.model.path,
         chat_template_args=config.model.chat_template_args,
+        system_prompt=config.data.system_prompt,
         progress=progress,
     )
     source = opened.folder
@@ -205,6 +209,12 @@ def finish_run(
             opened, config, result, held_out, evaluation, strength, progress=progress
         )
     rows = (*comparison_rows(evaluation, contrast), *controls)
+    surface = None
+    if config.surface.scan:
+        surface = surface_stage(
+            opened, config, result, surface_rows(config, source), plan_of_run.harmful,
+            plan_of_run.harmless, plan.virtual(), progress=progress,
+        )  # fmt: skip
     warnings = (
         *_warnings(plan_of_run, result, rows[0]),
         *leak_warnings(leak, config),
@@ -224,17 +234,21 @@ def finish_run(
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
         document["files"] = {"source": source_hashes, "written": report.files}
         document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
+        document["surface"] = surface and surface.to_dict()
         gates = _gates(document, config)
         document["gates"] = gates and gates.to_dict()
         samples = tuple(pick_samples(evaluation.answers))
         result.save(folder / "direction.vauban")
         _write_answers(folder / "answers.jsonl", evaluation)
+        no_picture = write_surface(folder, surface) if surface else None
         _write_json(folder / "run.json", document)
         (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")
         if write_more:
             write_more(folder)
         write_report(folder)
     span = time.monotonic() - plan_of_run.started
+    if no_picture:
+        warnings = (*warnings, f"no maps of the surface: {no_picture}")
     return RunResult(output, document, rows, samples, warnings, span, gates)
 
 

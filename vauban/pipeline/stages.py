@@ -29,7 +29,7 @@ from vauban.models import (
     verify_forward,
 )
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet
-from vauban.prompts import encode_chat, use_template_args
+from vauban.prompts import encode_chat, use_system_prompt, use_template_args
 from vauban.report import source_card
 from vauban.search import measure
 
@@ -68,14 +68,17 @@ def open_model(
     *,
     adapter: str | None = None,
     chat_template_args: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
     progress: Progress | None = None,
 ) -> Opened:
     """Load a model, with an adapter's folder on it or not, and check the manual forward pass.
 
-    `chat_template_args` hold for every prompt that its tokenizer encodes from then on.
+    `chat_template_args` and `system_prompt` hold for every prompt that its tokenizer encodes from
+    then on.
 
     Raises:
-        InputError: the chat template does not read one of `chat_template_args`.
+        InputError: the chat template does not read one of `chat_template_args`, or takes no system
+            message.
         ModelError: the folder cannot be used.
         ArchitectureError: neither way of running the layers gives the model's own logits.
     """
@@ -83,6 +86,8 @@ def open_model(
     model, tokenizer = vauban.load(path, unpack=True, adapter_path=adapter)
     if chat_template_args:
         use_template_args(tokenizer, chat_template_args)
+    if system_prompt is not None:
+        use_system_prompt(tokenizer, system_prompt)
     tell(progress, "load model", 1, 1)
     tell(progress, "verify forward pass", 0, 1)
     check = verify_forward(model)

@@ -2,22 +2,25 @@
 
 Knows no model and no arrays. In reading order:
     records     the rows of a prompt file, in every format
+    conversations  prompts of several messages, checked
     sets        prompt files, the bundled sets, the sets that a model's folder names
     sources     any way of naming prompts, Hub data sets included
     texts       texts and answered requests for perplexity
     chat        a prompt or conversation to token ids
+    positions   the template's tokens and the user's
     reasoning   reasoning blocks in prompts and answers
 """
 
 from vauban.prompts.chat import (
-    common_prefix,
     conversation_text,
     encode_chat,
     has_chat_template,
-    post_instruction_positions,
     template_variables,
+    use_system_prompt,
     use_template_args,
 )
+from vauban.prompts.conversations import Conversation, Turn, checked_messages
+from vauban.prompts.positions import common_prefix, instruction_end, post_instruction_positions
 from vauban.prompts.reasoning import (
     decode_answer,
     open_reasoning,
@@ -25,10 +28,11 @@ from vauban.prompts.reasoning import (
     split_reasoning,
     strip_thinking,
 )
-from vauban.prompts.records import read_objects
+from vauban.prompts.records import file_rows, read_objects
 from vauban.prompts.sets import (
     LabelledPrompt,
     ModelPrompts,
+    checked_prompt,
     default_eval_path,
     default_preservation_path,
     default_prompt_paths,
@@ -45,10 +49,14 @@ from vauban.prompts.texts import ALPACA, PILE, answer_chats, default_texts_path,
 __all__ = [
     "ALPACA",
     "PILE",
+    "Conversation",
     "DatasetRef",
     "LabelledPrompt",
     "ModelPrompts",
+    "Turn",
     "answer_chats",
+    "checked_messages",
+    "checked_prompt",
     "common_prefix",
     "conversation_text",
     "decode_answer",
@@ -58,7 +66,9 @@ __all__ = [
     "default_surface_path",
     "default_texts_path",
     "encode_chat",
+    "file_rows",
     "has_chat_template",
+    "instruction_end",
     "load_labelled_prompts",
     "load_prompts",
     "load_texts",
@@ -73,5 +83,6 @@ __all__ = [
     "spread",
     "strip_thinking",
     "template_variables",
+    "use_system_prompt",
     "use_template_args",
 ]

@@ -19,10 +19,6 @@ from vauban.errors import InputError, VaubanWarning, shown
 Message = Mapping[str, Any]
 """One turn: {"role": "user" | "assistant" | "system" | ..., "content": text}."""
 
-# The three ways in which prompts end. Pre-tokenizers merge punctuation with a following newline
-# but letters not, so a suffix that all three share stands behind every prompt.
-_SENTINELS = ("Name one river in Peru", "Is seven a prime number?", "Write a line about snow.")
-
 _FIXED_ARGUMENTS = ("tokenize", "return_dict", "return_tensors", "padding", "truncation")
 
 # Kimi and DeepSeek call the switch `thinking`; `message.thinking` is a field and no switch.
@@ -30,10 +26,15 @@ _THINKING_VARIABLE = re.compile(r"(?<![.\w])thinking\s+is\s|\b(?:if|and|or|not)\
 
 _told_without_template: weakref.WeakSet[Any] = weakref.WeakSet()
 _template_args: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_system_prompts: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def encode_chat(
-    tokenizer: Any, prompt_or_messages: str | Sequence[Message], **template_args: Any
+    tokenizer: Any,
+    prompt_or_messages: str | Sequence[Message],
+    *,
+    system_prompt: str | bool = True,
+    **template_args: Any,
 ) -> list[int]:
     """Token ids of a conversation, ready for the model to answer.
 
@@ -47,6 +48,8 @@ def encode_chat(
         tokenizer: mlx-lm's `TokenizerWrapper` or a transformers tokenizer.
         prompt_or_messages: one user message as text, or a list of messages. Token ids come back
             as they are.
+        system_prompt: what stands before a conversation that has no system message; True: that of
+            `use_system_prompt`, where there is one; False: nothing.
         template_args: passed to the template: `enable_thinking`, `add_generation_prompt`,
             `continue_final_message`, `tools`, ... They win over those of `use_template_args`.
 
@@ -62,6 +65,10 @@ def encode_chat(
     if token_ids := _given_ids(prompt_or_messages):
         return token_ids
     messages = _as_messages(prompt_or_messages)
+    if system_prompt is True:
+        system_prompt = _system_prompts.get(_bare(tokenizer), False)
+    if system_prompt and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system_prompt}, *messages]
     for name in _FIXED_ARGUMENTS:
         if name in template_args:
             raise InputError(
@@ -94,10 +101,37 @@ def use_template_args(tokenizer: Any, template_args: Mapping[str, Any]) -> None:
     if unknown or fixed or (template_args and not has_chat_template(tokenizer)):
         reads = ", ".join(sorted(known)) if known else "none"
         raise InputError(
-            f"chat_template_args: the chat template of {_name_of(tokenizer)} does not read "
+            f"chat_template_args: the chat template of {tokenizer_name(tokenizer)} does not read "
             f"{', '.join(map(repr, unknown or fixed or template_args))}; it reads: {reads}."
         )
     _template_args[_bare(tokenizer)] = dict(template_args)
+
+
+def use_system_prompt(tokenizer: Any, text: str | None) -> None:
+    """Put a system message before every later prompt of a tokenizer that has none of its own.
+
+    As with `use_template_args`, measuring, generation and evaluation then see the same mode. None
+    takes it back.
+
+    Raises InputError for an empty text, and for a chat template that rejects a system message
+    (with the template's own words) or leaves it out.
+
+    Example: `use_system_prompt(tokenizer, "You are a careful assistant.")`.
+    """
+    bare = _bare(tokenizer)
+    if text is None:
+        _system_prompts.pop(bare, None)
+        return
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"system_prompt is {shown(text)}; expected a text that is not empty.")
+    # Some templates write a default system message, so that two texts are compared.
+    encoded = [encode_chat(tokenizer, "Hello", system_prompt=t) for t in (text, f"{text} Hello")]
+    if encoded[0] == encoded[1]:
+        raise InputError(
+            f"system_prompt: the chat template of {tokenizer_name(tokenizer)} leaves out system "
+            "messages; put the text into the prompts."
+        )
+    _system_prompts[bare] = text
 
 
 def template_variables(tokenizer: Any) -> set[str] | None:
@@ -123,43 +157,6 @@ def has_chat_template(tokenizer: Any) -> bool:
     if known is not None:
         return bool(known)
     return getattr(tokenizer, "chat_template", None) is not None or _has_own_renderer(tokenizer)
-
-
-def post_instruction_positions(tokenizer: Any, **template_args: Any) -> tuple[int, ...]:
-    """Positions of the tokens that the template puts behind every user message.
-
-    They are counted from the end: (-5, -4, -3, -2, -1) for ChatML. Sentinel messages are
-    encoded and the longest common suffix of their token ids is taken; ids and not strings,
-    because tokens may merge across the end of the message (Arditi et al. 2024,
-    arXiv 2406.11717). (-1,) for a model without a chat template.
-
-    Raises:
-        InputError: the template writes the same tokens whatever the user says.
-    """
-    if not has_chat_template(tokenizer) and not template_args.get("chat_template"):
-        return (-1,)
-    rows = [encode_chat(tokenizer, text, **template_args)[::-1] for text in _SENTINELS]
-    if all(row == rows[0] for row in rows):
-        raise InputError(
-            f"the chat template of {_name_of(tokenizer)} leaves out the user's message; "
-            "pass another one with chat_template=..."
-        )
-    shared = max(_shared_length(rows), 1)
-    return tuple(range(-shared, 0))
-
-
-def common_prefix(token_lists: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens that all lists share, at most one less than the shortest has.
-
-    The last token of every list is kept out, so that each list yields logits.
-
-    >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]]), common_prefix([[1, 2], [1, 2]])
-    (2, 1)
-    """
-    if not token_lists:
-        return 0
-    shortest = min(map(len, token_lists))
-    return max(min(_shared_length(token_lists), shortest - 1), 0)
 
 
 def conversation_text(prompt_or_messages: str | Sequence[Message]) -> str:
@@ -217,9 +214,9 @@ def _apply_template(
     except Exception as error:  # templates raise jinja2's errors and, in Python, any other
         roles = ", ".join(str(turn["role"]) for turn in messages)
         raise InputError(
-            f"the chat template of {_name_of(tokenizer)} rejects a conversation with the roles "
-            f"{roles}: {error}. Many templates know no system role or want user and assistant "
-            "in turn; put instructions into the first user message."
+            f"the chat template of {tokenizer_name(tokenizer)} rejects a conversation with the "
+            f"roles {roles}: {error}. Many templates know no system role or want user and "
+            "assistant in turn; put instructions into the first user message."
         ) from error
 
 
@@ -267,7 +264,7 @@ def _tell_without_template(tokenizer: Any) -> None:
     with contextlib.suppress(TypeError):  # an object that cannot be weakly referenced
         _told_without_template.add(bare)
     warnings.warn(
-        f"{_name_of(tokenizer)} has no chat template: prompts are encoded as plain text. "
+        f"{tokenizer_name(tokenizer)} has no chat template: prompts are encoded as plain text. "
         "For a chat model, take one whose tokenizer brings its template.",
         VaubanWarning,
         stacklevel=3,
@@ -293,14 +290,6 @@ def _single_bos(token_ids: list[int], bos: int | None) -> list[int]:
     return token_ids[start:]
 
 
-def _shared_length(rows: Sequence[Sequence[int]]) -> int:
-    shared = 0
-    for column in zip(*rows, strict=False):
-        if any(token != column[0] for token in column):
-            break
-        shared += 1
-    return shared
-
-
-def _name_of(tokenizer: Any) -> str:
+def tokenizer_name(tokenizer: Any) -> str:
+    """What a message calls a tokenizer: the name or path it was loaded from, else its class."""
     return getattr(tokenizer, "name_or_path", None) or type(_bare(tokenizer)).__name__

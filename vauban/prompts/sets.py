@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from vauban._paths import data_dir
 from vauban.errors import InputError, shown
+from vauban.prompts.conversations import checked_messages
 from vauban.prompts.records import (
     decode,
     file_rows,
@@ -24,6 +25,10 @@ from vauban.prompts.records import (
 )
 
 T = TypeVar("T")
+Prompt = Any
+"""A text, or the messages of a conversation (`Conversation`)."""
+MESSAGES = "messages"
+"""The key of a row that holds a conversation instead of a prompt."""
 
 MODEL_PROMPTS_FILE = "vauban.json"
 """The file in which a model folder may name its own prompt sets."""
@@ -38,12 +43,13 @@ class LabelledPrompt:
     ('how-to', 'how-to', 'How do I sharpen a chisel?', 'en')
     """
 
-    prompt: str
+    prompt: Prompt
     label: str
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
+        extra = {key: value for key, value in self.extra.items() if key != "label"}
+        object.__setattr__(self, "extra", MappingProxyType(extra))
 
     def __reduce__(self) -> tuple[type[LabelledPrompt], tuple[str, str, dict[str, Any]]]:
         # A mapping proxy can be neither pickled nor copied; the plain dictionary can.
@@ -51,7 +57,8 @@ class LabelledPrompt:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as the line of a JSONL file holds it."""
-        return {"prompt": self.prompt, "label": self.label, **self.extra}
+        key = "prompt" if isinstance(self.prompt, str) else MESSAGES
+        return {key: self.prompt, "label": self.label, **self.extra}
 
     def keys(self) -> list[str]:
         return list(self.to_dict())
@@ -76,20 +83,22 @@ class ModelPrompts:
     harmful: Path | None = None
     harmless: Path | None = None
     eval: Path | None = None
+    surface: Path | None = None
 
 
-def load_prompts(path: str | os.PathLike[str], *, column: str | None = None) -> list[str]:
+def load_prompts(path: str | os.PathLike[str], *, column: str | None = None) -> list[Any]:
     """Read a prompt file by its suffix.
 
     JSONL (.jsonl, .json), a JSON list of texts or objects (.json), tables with a header (.csv,
     .tsv) and parquet hold their prompts under `column`. Without it that is `prompt`, else the
     first of goal, text, instruction, behavior, question, query, request, which a warning names.
-    Any other file is plain text, one prompt per line.
+    Any other file is plain text, one prompt per line. A row may hold a conversation instead, under
+    `messages`: a list of {"role": ..., "content": ...} whose last message is the user's.
 
     Blank lines are skipped, other columns are ignored, and a byte order mark is allowed.
 
     Returns:
-        The prompts in file order; at least one.
+        The prompts in file order, at least one: texts, and conversations as tuples of messages.
 
     Raises:
         InputError: names the file and the line, its content and what was expected.
@@ -100,9 +109,7 @@ def load_prompts(path: str | os.PathLike[str], *, column: str | None = None) -> 
     """
     path = Path(path)
     if has_rows(path):
-        rows = file_rows(path)
-        name = prompt_column(path, rows, column)
-        return [checked_prompt(_value(row, name, where), where) for where, row in rows]
+        return [prompt for _, _, prompt in _prompt_rows(path, column)]
     if column is not None:
         raise InputError(f"{path}: is plain text without columns; column {column!r} is not in it.")
     prompts = [checked_prompt(text.strip(), where) for where, text in filled_lines(path)]
@@ -134,16 +141,30 @@ def load_labelled_prompts(
             f"{path}: labelled prompts need a JSONL file (.jsonl or .json) or a table (.csv, .tsv, "
             f".parquet) with 'prompt' and 'label', given a {path.suffix or 'suffix-less'} file."
         )
-    rows = file_rows(path)
-    name = prompt_column(path, rows, column)
     return [
-        LabelledPrompt(
-            checked_prompt(_value(row, name, where), where),
-            _label(row, where),
-            {key: value for key, value in row.items() if key not in (name, "label")},
-        )
-        for where, row in rows
+        LabelledPrompt(prompt, _label(row, where), row)
+        for where, row, prompt in _prompt_rows(path, column)
     ]
+
+
+def _prompt_rows(path: Path, column: str | None) -> list[tuple[str, dict[str, Any], Prompt]]:
+    """("file, line n", the row without its prompt, the prompt) of a file with named columns.
+
+    A row without the prompts' column may hold its prompt under `messages`.
+    """
+    rows = file_rows(path)
+    texts = [row for row in rows if MESSAGES not in row[1]]
+    if column is not None or not texts:
+        texts = rows
+    whole = column is None and all(MESSAGES in row and "prompt" not in row for _, row in rows)
+    name = MESSAGES if whole else prompt_column(path, texts, column)
+    read: list[tuple[str, dict[str, Any], Prompt]] = []
+    for where, row in rows:
+        key = MESSAGES if name not in row and MESSAGES in row else name
+        value = _value(row, key, where)
+        prompt = checked_messages(value, where) if key == MESSAGES else checked_prompt(value, where)
+        read.append((where, {k: v for k, v in row.items() if k != key}, prompt))
+    return read
 
 
 def default_prompt_paths() -> tuple[Path, Path]:
@@ -170,8 +191,8 @@ def default_preservation_path() -> Path:
 def model_prompt_sets(model_path: str | os.PathLike[str]) -> ModelPrompts | None:
     """The prompt sets that a local model folder names in its `vauban.json`.
 
-    The file is a JSON object with any of the keys `harmful`, `harmless` and `eval`; each value
-    is a path relative to the folder. Other keys are left alone.
+    The file is a JSON object with any of the keys `harmful`, `harmless`, `eval` and `surface`; each
+    value is a path relative to the folder. Other keys are left alone.
 
     Returns:
         None when `model_path` is no folder (a Hub id, say) or holds no `vauban.json`.
@@ -184,7 +205,8 @@ def model_prompt_sets(model_path: str | os.PathLike[str]) -> ModelPrompts | None
     if not source.is_file():
         return None
     table = parse_object(decode(source.read_bytes(), str(source)), str(source))
-    named = {key: table[key] for key in ("harmful", "harmless", "eval") if table.get(key)}
+    keys = [field.name for field in fields(ModelPrompts)]
+    named = {key: table[key] for key in keys if table.get(key)}
     return ModelPrompts(**{key: _inside(folder, value, key) for key, value in named.items()})
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from vauban.errors import InputError, VaubanWarning
+from vauban.prompts.conversations import checked_messages
 from vauban.prompts.sets import (
     checked_prompt,
     default_eval_path,
@@ -240,7 +241,7 @@ def resolve_prompts(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     column: str | None = None,
-) -> list[str]:
+) -> list[Any]:
     """Turn any way of naming prompts into the prompts.
 
     Args:
@@ -274,7 +275,12 @@ def resolve_prompts(
     if isinstance(source, str | os.PathLike):
         return load_prompts(Path(base_dir or ".") / source, column=column)
     if isinstance(source, Iterable) and not isinstance(source, bytes):
-        prompts = [checked_prompt(item, f"prompt {i}") for i, item in enumerate(source)]
+        prompts = [
+            checked_messages(item, f"prompt {i}")
+            if isinstance(item, list | tuple)
+            else checked_prompt(item, f"prompt {i}")
+            for i, item in enumerate(source)
+        ]
         if prompts:
             return prompts
         raise InputError("the list of prompts is empty; give at least one.")

@@ -16,6 +16,7 @@ from vauban.quick.inspect_direction import (
     compare,
     probe_prompt,
     scan,
+    scan_tokens,
     steer_prompt,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "measure_direction",
     "probe_prompt",
     "scan",
+    "scan_tokens",
     "steer_prompt",
 ]

@@ -14,7 +14,7 @@ from vauban.export import ExportReport
 from vauban.export.calibrate import PROMPTS_PER_CLASS
 from vauban.models import describe, model_folder
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
-from vauban.prompts import resolve_prompts
+from vauban.prompts import resolve_prompts, use_system_prompt, use_template_args
 from vauban.search import measure
 
 
@@ -41,9 +41,23 @@ class Abliteration:
         }
 
 
-def load(path: str | Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of a folder or a Hub id, as `vauban.load`."""
-    return vauban.load(path)
+def load(
+    path: str | Path,
+    *,
+    chat_template_args: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
+) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder or a Hub id, as `vauban.load`.
+
+    Args:
+        chat_template_args, system_prompt: hold for every prompt that the tokenizer encodes: see
+            `use_template_args` and `use_system_prompt`.
+    """
+    model, tokenizer = vauban.load(path)
+    if chat_template_args:
+        use_template_args(tokenizer, chat_template_args)
+    use_system_prompt(tokenizer, system_prompt)
+    return model, tokenizer
 
 
 def measure_direction(

@@ -10,6 +10,7 @@ import numpy as np
 
 from vauban.directions.geometry import unit
 from vauban.errors import InputError
+from vauban.evaluation import SurfaceScan, load_surface_prompts, scan_surface, surface_path
 from vauban.interventions import Project
 from vauban.linalg import as_direction
 from vauban.models import forward, generate
@@ -85,6 +86,31 @@ def probe_prompt(model: Any, tokenizer: Any, prompt: str, direction: Any) -> Pro
 
 
 def scan(
+    model: Any,
+    tokenizer: Any,
+    direction: Any,
+    direction_layer: Any = None,
+    layer: int | None = None,
+) -> SurfaceScan | Scan:
+    """The refusal surface along a direction: the rows that the model's folder names, else the
+    bundled ones, answered and projected (`vauban.scan_surface`).
+
+    `scan(model, tokenizer, text, direction, layer)` is `scan_tokens`.
+
+    Args:
+        direction: a DirectionResult or an array (d,).
+        direction_layer: for an array, the block whose output is looked at.
+
+    Raises:
+        InputError: a raw array without `direction_layer`, or a layer the model does not have.
+    """
+    if isinstance(direction, str):
+        return scan_tokens(model, tokenizer, direction, direction_layer, layer)
+    rows = load_surface_prompts(surface_path(getattr(tokenizer, "name_or_path", None)))
+    return scan_surface(model, tokenizer, direction, rows, layer=direction_layer)
+
+
+def scan_tokens(
     model: Any, tokenizer: Any, text: str, direction: Any, direction_layer: int | None = None
 ) -> Scan:
     """Project every token of a prompt on a direction at one residual.

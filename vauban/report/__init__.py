@@ -9,6 +9,7 @@ In reading order:
     card         the model card
     edit_card    the model card of edited facts
     shift_plot   the picture of a hidden shift
+    surface_plot  heat maps of a refusal surface
     html_charts  the report's charts as SVG
     html         the report of a run: one HTML file (page.html is its template)
 """
@@ -29,6 +30,7 @@ from vauban.report.html import html_report, write_report
 from vauban.report.samples import Sample, pick_samples
 from vauban.report.shift_plot import plot_shift
 from vauban.report.source_card import source_card
+from vauban.report.surface_plot import plot_surface
 from vauban.report.table import (
     HEADINGS,
     LEGEND,
@@ -66,6 +68,7 @@ __all__ = [
     "pick_samples",
     "plain_table",
     "plot_shift",
+    "plot_surface",
     "quantity",
     "rate_with_interval",
     "refusal_statement",

@@ -4,6 +4,7 @@ Reads the run document (what run.json holds) and the rows and samples of it, so 
 written again from a run folder.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -171,9 +172,10 @@ def _how_measured(run: Mapping[str, Any]) -> str:
     held_out = prompts["eval"]
     rule = _REFUSED["local" if evaluation.get("judge") else evaluation["refusal_mode"]]
     return (
-        f"Held-out prompts: {held_out['harmful']} harmful and {held_out['harmless']} harmless from "
-        f"`{held_out['source']}`; measured on {prompts['harmful']['count']} prompts of "
-        f"`{prompts['harmful']['source']}` and {prompts['harmless']['count']} of "
+        f"{_mode(run)}Held-out prompts: {held_out['harmful']} harmful and "
+        f"{held_out['harmless']} harmless from `{held_out['source']}`; "
+        f"measured on {prompts['harmful']['count']} prompts of `{prompts['harmful']['source']}` "
+        f"and {prompts['harmless']['count']} of "
         f"`{prompts['harmless']['source']}`. Greedy answers of at most "
         f"{evaluation['max_tokens']} tokens; {rule}. Brackets "
         "hold 95% intervals: Wilson for rates, bootstrap over answers for perplexity and KL, which "
@@ -219,11 +221,36 @@ def _loading(run: Mapping[str, Any]) -> str:
         "```python\n"
         "from mlx_lm import generate, load\n\n"
         f"model, tokenizer = load({places})\n"
-        'messages = [{"role": "user", "content": "Hello"}]\n'
+        f"messages = [{_system_turn(run)}{_USER_TURN}]\n"
         "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)\n"
         "print(generate(model, tokenizer, prompt=prompt))\n"
         "```\n"
     )
+
+
+_USER_TURN = '{"role": "user", "content": "Hello"}'
+
+
+def _system_turn(run: Mapping[str, Any]) -> str:
+    """The system message that was measured with, as the first element of a list."""
+    text = run["configuration"].get("data", {}).get("system_prompt")
+    if text is None:
+        return ""
+    return f'{{"role": "system", "content": {json.dumps(text, ensure_ascii=False)}}},\n            '
+
+
+def _mode(run: Mapping[str, Any]) -> str:
+    """The system message and the template's arguments that all prompts had, as a sentence."""
+    configuration = run["configuration"]
+    system = configuration.get("data", {}).get("system_prompt")
+    arguments = configuration["model"].get("chat_template_args")
+    parts = []
+    if system is not None:
+        parts.append(f"after the system message “{_quoted(system)}”")
+    if arguments:
+        written = ", ".join(f"{name} = {value}" for name, value in arguments.items())
+        parts.append(f"with the chat template's `{written}`")
+    return f"Every prompt was measured and answered {' and '.join(parts)}. " if parts else ""
 
 
 def _files(run: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vauban.prompts import spread
+from vauban.prompts import conversation_text, spread
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,5 @@ def pick_samples(answers: Mapping[str, Sequence[Pair]], count: int = 3) -> list[
 
 def _sample(label: str, pair: Pair) -> Sample:
     verdicts = (pair.get("verdict_original", ""), pair.get("verdict_modified", ""))
-    return Sample(label, pair["prompt"], pair["original"], pair["modified"], verdicts)
+    prompt = conversation_text(pair["prompt"])
+    return Sample(label, prompt, pair["original"], pair["modified"], verdicts)

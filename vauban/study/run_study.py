@@ -128,7 +128,12 @@ def _one_model(
     done = f"{path}: done"
     if done in journal:
         return journal.once(done, dict)
-    opened = open_model(path, progress=progress)
+    opened = open_model(
+        path,
+        chat_template_args=config.study.chat_template_args,
+        system_prompt=config.data.system_prompt,
+        progress=progress,
+    )
     if on_model:
         on_model(path, opened)
     with warnings.catch_warnings(record=True) as caught:
