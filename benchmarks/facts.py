@@ -1,8 +1,8 @@
 """Every method on the facts organism: 56 edits, one after the other.
 
 Prints strict rates (the likeliest token) on the edited prompts, their paraphrases, the same
-people's other facts and everybody's, the leak (what a mean key sees of the change) and how far the
-stream moved. `--bits 4` edits a packed model and reads the written folder back.
+people's other facts and other people's, the leak (what a mean key sees of the change) and how far
+the weights moved. `--bits 4` edits a packed model and reads the written folder back.
 
     python benchmarks/facts.py [--bits 4] [--methods memit_seq alphaedit ...]
 """
@@ -59,8 +59,10 @@ def rates(model: nn.Module, tokenizer, facts: list[Fact]) -> dict[str, float]:
         "paraphrase": strict(
             model, tokenizer, [(text, f.target_new) for f in edited for text in f.paraphrases]
         ),
-        "same person": strict(model, tokenizer, [(t, a) for who, t, a in rest if who in people]),
-        "all others": strict(model, tokenizer, [(text, answer) for _, text, answer in rest]),
+        "same people": strict(model, tokenizer, [(t, a) for who, t, a in rest if who in people]),
+        "other people": strict(
+            model, tokenizer, [(t, a) for who, t, a in rest if who not in people]
+        ),
     }
 
 

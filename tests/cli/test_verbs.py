@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 from vauban.cli import main
-from vauban.cli.parsers import VERBS
+from vauban.cli.parsers import GROUPS, VERBS, main_parser, verb_parser
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +174,14 @@ def test_measure_cut_evaluate_one_after_the_other(capsys, organism_folder, tmp_p
     assert figures["refusal_rate_original"] >= 0.9
     assert figures["refusal_rate_modified"] <= 0.2
     assert figures["num_prompts"] == 12
+
+
+def test_every_verb_stands_in_one_group() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_fits_a_terminal_of_80_columns(verb: str | None, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = (verb_parser(verb) if verb else main_parser()).format_help()
+    assert max(map(len, text.splitlines())) <= 80

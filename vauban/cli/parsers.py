@@ -37,11 +37,20 @@ VERBS = {
     "edit": "edit facts into a model's weights, or take them out again",
     "study": "compare interventions x scopes on one or more models",
     "diff": "what differs between two model folders: weights, settings, answers",
-    "surface": "a map of where a model refuses: harm, language, style, framing, turns",
+    "surface": "where a model refuses: a map over harm, language, style, turns",
     "compare": "two finished runs side by side: figures, and answers in pairs",
     "report": "a finished run as one HTML file, made again from its folder",
     "doctor": "what this machine and, with a model, what its layers offer",
 }
+
+GROUPS = {
+    "to begin": ("demo", "init", "doctor"),
+    "directions": ("measure", "probe", "steer", "geometry"),
+    "weights": ("cut", "search", "edit"),
+    "behaviour": ("evaluate", "surface", "study"),
+    "what was written": ("report", "compare", "diff"),
+}
+"""The verbs by task, as `vauban --help` lists them."""
 
 _EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 
@@ -119,16 +128,20 @@ All commands and flags: vauban --help. What this machine offers: vauban doctor."
 def main_parser() -> argparse.ArgumentParser:
     """The parser of `vauban MODEL`, `vauban CONFIG.toml` and `vauban --validate CONFIG.toml`."""
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
+    verbs = "\n".join(
+        f"{group}:\n" + "\n".join(f"  {name:<{width}}  {VERBS[name]}" for name in names)
+        for group, names in GROUPS.items()
+    )
     parser = argparse.ArgumentParser(
         prog="vauban",
         usage="vauban MODEL [flags]\n"
         "       vauban CONFIG.toml [flags]\n"
         "       vauban --validate CONFIG.toml\n"
-        f"       vauban {{{','.join(VERBS)}}} ...",
-        description="Measure a direction in a model, cut it, compare before and after, export.",
-        epilog=f"commands:\n{verbs}\n\n`vauban COMMAND --help` tells more about each.\n"
-        "exit codes: 0 done, 1 a check failed, 2 bad usage or input, 130 interrupted.",
+        "       vauban COMMAND ...",
+        description="Measure a direction in a model, cut it, compare before and after, export.\n\n"
+        f"{verbs}\n\n`vauban COMMAND --help` tells more about each; the flags below are those of\n"
+        "`vauban MODEL` and `vauban CONFIG.toml`.",
+        epilog="exit codes: 0 done, 1 a check failed, 2 bad usage or input, 130 interrupted.",
         formatter_class=_Formatter,
     )
     parser.add_argument("target", nargs="?", metavar="MODEL | CONFIG.toml", help=argparse.SUPPRESS)

@@ -13,11 +13,10 @@ from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.evaluation import Behaviour, EvalResult, compare_likelihood, evaluate, measure_behaviour
-from vauban.evaluation.judge import model_judge
 from vauban.interventions import Add, Intervention
 from vauban.pipeline.cut_plan import ChosenStrength, control_plan
 from vauban.pipeline.prompt_sets import EvalSet
-from vauban.pipeline.stages import Opened, tell
+from vauban.pipeline.stages import Opened, judge_of, tell
 from vauban.report import BehaviourRow, Share
 
 
@@ -183,9 +182,6 @@ def _behaviour(
     settings, prompts = config.eval, held_out.texts(kind)
     number, parts = part
     tell(progress, stage, number * len(prompts), parts * len(prompts))
-    judge = opened.judge
-    if judge is None and settings.refusal_mode == "judge":
-        judge = model_judge(opened.model, opened.tokenizer)
     return measure_behaviour(
         opened.model,
         opened.tokenizer,
@@ -193,6 +189,6 @@ def _behaviour(
         interventions=changes,
         max_tokens=settings.max_tokens,
         phrases=settings.refusal_phrases,
-        judge=judge,
+        judge=judge_of(opened, config),
         progress=lambda _, done, n: tell(progress, stage, number * n + done, parts * n),
     )

@@ -19,6 +19,7 @@ from vauban.config import RunConfig, looks_like_hub_id
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.evaluation import LocalJudge, answer_tokens, compare_likelihood
+from vauban.evaluation.judge import model_judge
 from vauban.models import (
     DeviceInfo,
     ForwardCheck,
@@ -61,6 +62,13 @@ def open_judge(opened: Opened, config: RunConfig, *, progress: Progress | None =
     judge.passed()
     tell(progress, "check the judge", 1, 1)
     return replace(opened, judge=judge)
+
+
+def judge_of(opened: Opened, config: RunConfig) -> Any:
+    """Who judges answers: the judge that is named, the model itself, or None, the phrases."""
+    if opened.judge is None and config.eval.refusal_mode == "judge":
+        return model_judge(opened.model, opened.tokenizer)
+    return opened.judge
 
 
 def open_model(

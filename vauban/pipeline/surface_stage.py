@@ -22,10 +22,9 @@ from vauban.evaluation import (
     scan_surface,
     surface_path,
 )
-from vauban.evaluation.judge import model_judge
 from vauban.interventions import Intervention
 from vauban.pipeline.prompt_sets import PromptSet
-from vauban.pipeline.stages import Opened, tell
+from vauban.pipeline.stages import Opened, judge_of, tell
 from vauban.report import plot_surface
 
 ANSWERS, PICTURE = "surface.jsonl", "surface.png"
@@ -61,12 +60,11 @@ def surface_stage(
         opened.model, opened.tokenizer, list(harmful.prompts), list(harmless.prompts), result,
         batch_size=config.measure.batch_size, seed=config.seed,
     )  # fmt: skip
-    judged = config.eval.refusal_mode == "judge"
     options: dict[str, Any] = {
         "harmfulness": harmfulness,
         "max_tokens": settings.max_tokens,
         "phrases": config.eval.refusal_phrases,
-        "judge": model_judge(opened.model, opened.tokenizer) if judged else None,
+        "judge": judge_of(opened, config),
         "progress": step,
     }
     before = scan_surface(opened.model, opened.tokenizer, result, rows, **options)

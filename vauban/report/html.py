@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +184,37 @@ def _charts(
                 (search or {})["trials"], (search or {})["front"], run["search"]["best"]
             ),
         ),
+        *_surface(run.get("surface") or {}),
     ]
     drawn = [{"caption": c, "svg": Markup(make())} for there, c, make in charts if there]
     return drawn, ""
+
+
+def _surface(surface: Mapping[str, Any]) -> list[tuple[Any, str, Callable[[], str]]]:
+    """The refusal surface's maps, before and after side by side."""
+    charts: list[tuple[Any, str, Callable[[], str]]] = []
+    sides = [(f", {side}", surface[side]) for side in ("before", "after") if side in surface]
+    for number in range(len(sides[0][1]["maps"]) if sides else 0):
+        for name, scan in sides:
+            one = scan["maps"][number]
+            caption = f"Refused by {' and '.join(one['axes'])}{name} (share, answers)"
+            charts.append((one["cells"], caption, partial(_map, one)))
+    return charts
+
+
+def _map(one: Mapping[str, Any]) -> str:
+    """The cells of two axes as a heat map; one below the minimum size has no rate."""
+    values = [list(dict.fromkeys(cell["values"][a] for cell in one["cells"])) for a in one["axes"]]
+    values[1].sort(key=lambda value: (isinstance(value, str), value))
+    rates = [[float("nan")] * len(values[1]) for _ in values[0]]
+    counts = [[0] * len(values[1]) for _ in values[0]]
+    for cell in one["cells"]:
+        i, j = (v.index(cell["values"][a]) for v, a in zip(values, one["axes"], strict=True))
+        counts[i][j] = cell["judged"]
+        if cell["rate"] is not None:
+            rates[i][j] = cell["rate"]
+    rows, columns = ([str(value).replace("_", " ") for value in side] for side in values)
+    return html_charts.heat_map(rows, columns, rates, counts)
 
 
 def _candidates(run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -204,7 +204,8 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], rates: Any, counts: An
                 )  # fmt: skip
                 panel.text(j, i, f"{values[i, j]:.0%}\nn {counts[i][j]}", ha="center", va="center",
                            fontsize=7)  # fmt: skip
-        panel.set_xticks(range(len(columns)), columns, rotation=25, ha="right")
+        turned = {"rotation": 25, "ha": "right"} if max(map(len, columns)) > 8 else {}
+        panel.set_xticks(range(len(columns)), columns, **turned)
         panel.set_yticks(range(len(rows)), rows)
         panel.set_xlim(-0.5, len(columns) - 0.5)
         panel.set_ylim(len(rows) - 0.5, -0.5)
