@@ -13,7 +13,7 @@ else
 BACKEND :=
 endif
 comma := ,
-DEMO_EXTRAS := $(if $(BACKEND),[$(BACKEND)])
+DEMO_EXTRAS := [$(if $(BACKEND),$(BACKEND)$(comma))plots]
 TEST_EXTRAS := [$(if $(BACKEND),$(BACKEND)$(comma))test]
 DOCS_EXTRAS := [$(if $(BACKEND),$(BACKEND)$(comma))docs]
 

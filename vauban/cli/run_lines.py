@@ -172,7 +172,13 @@ def outcome(console: Console, result: RunResult) -> None:
     if result.gates is not None:
         gates(console, result.gates)
     console.line("next:")
+    console.command(open_command(result.output_dir / "report.html"))
     console.command(next_command(result))
+
+
+def open_command(page: Path) -> str:
+    """The command that shows a page in the browser."""
+    return f"{'open' if sys.platform == 'darwin' else 'xdg-open'} {shlex.quote(str(page))}"
 
 
 def gates(console: Console, report: GateReport) -> None:

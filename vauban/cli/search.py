@@ -5,8 +5,6 @@ Takes finished values and a console; decides wording and order.
 
 import argparse
 import importlib.util
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,8 +63,7 @@ def search(options: argparse.Namespace) -> int:
         run_lines.outcome(console, done.run)
         page = done.run.output_dir / REPORT_FILES[1]
         if plots:
-            opener = "open" if sys.platform == "darwin" else "xdg-open"
-            console.command(f"{opener} {shlex.quote(str(page))}")
+            console.command(run_lines.open_command(page))
         console.document(done.run.to_dict())
         return 0 if done.run.gates is None or done.run.gates.ok else 1
     console.document({**result.to_dict(), "output_dir": None})
