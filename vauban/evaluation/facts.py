@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban._arrays import as_numpy
+from vauban._common import Progress
 from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import wilson_interval
@@ -106,6 +107,7 @@ def evaluate_facts(
     *,
     generate: bool = True,
     max_tokens: int = ANSWER_TOKENS,
+    progress: Progress | None = None,
 ) -> FactEval:
     """What two models say of the facts.
 
@@ -124,9 +126,9 @@ def evaluate_facts(
     if not facts:
         raise InputError("no facts to evaluate; expected at least one")
     limit = max_tokens if generate else 0
-    before, _ = score_facts(original, tokenizer, facts, limit)
-    after, answers = score_facts(modified, tokenizer, facts, limit)
-    told, _ = score_facts(original, tokenizer, facts, limit, told=True)
+    before, _ = score_facts(original, tokenizer, facts, limit, progress=progress)
+    after, answers = score_facts(modified, tokenizer, facts, limit, progress=progress)
+    told, _ = score_facts(original, tokenizer, facts, limit, told=True, progress=progress)
     return FactEval(before, after, told, len(facts), tuple(answers))
 
 
@@ -136,6 +138,7 @@ def score_facts(
     facts: Sequence[Fact],
     max_tokens: int = ANSWER_TOKENS,
     told: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[FactScores, list[str]]:
     """One model's scores and free answers (none with `max_tokens` 0).
 
@@ -179,7 +182,8 @@ def score_facts(
             [int(i) for i in tokenizer.encode(head + fact.text)]
             for head, fact in zip(heads, facts, strict=True)
         ]
-        ends = generate_tokens(model, prompts, eos=eos_ids(tokenizer), max_tokens=max_tokens)
+        ends = generate_tokens(model, prompts, eos=eos_ids(tokenizer), max_tokens=max_tokens,
+                               progress=progress)  # fmt: skip
         answers = [decode(tokenizer, end) for end in ends]
     said = [_said(a, f.target_new) for a, f in zip(answers, facts, strict=False)]
     fluency = float(np.mean([100 * entropy(a) for a in answers])) if answers else None

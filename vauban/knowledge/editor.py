@@ -95,13 +95,14 @@ class Editor(Conveniences):
         if not isinstance(self.settings.layers, str):
             self.prepare(tuple(self.settings.layers))
 
-    def prepare(self, layers: tuple[int, ...]) -> None:
+    def prepare(self, layers: tuple[int, ...], progress: Progress | None = None) -> None:
         """Take up modules, statistics and penalties of the layers; done with the first edit."""
         modules = edited_modules(self.model, layers)
         if self.stats is None:
             self.stats = collect_key_stats(
-                self.model, self.tokenizer, None, layers, seed=self.settings.seed
-            )
+                self.model, self.tokenizer, None, layers, seed=self.settings.seed,
+                progress=progress,
+            )  # fmt: skip
         for layer, module in modules.items():
             stats, digest = check_stats(self.stats, module)
             self.ledger.digests[layer] = digest
@@ -131,7 +132,7 @@ class Editor(Conveniences):
         parts = [facts[start : start + size] for start in range(0, len(facts), size)]
         for part in parts:
             check_batch(part)
-        self._ready(facts)
+        self._ready(facts, progress)
         for fact in facts:
             self._rows(fact)
         outcomes: list[FactOutcome] = []
@@ -162,14 +163,14 @@ class Editor(Conveniences):
             listed.append(fact)
         return listed
 
-    def _ready(self, facts: Sequence[Fact]) -> None:
+    def _ready(self, facts: Sequence[Fact], progress: Progress | None) -> None:
         if not self._sampled:
             self.ledger.contexts = sample_contexts(self.model, self.tokenizer, self.settings.seed)
             self._sampled = True
         if not self.modules:
             chosen = trace_layers(self.model, self.tokenizer, facts)
             self.notes.append(f"layers {chosen} by causal tracing")
-            self.prepare(chosen)
+            self.prepare(chosen, progress)
 
     def _rows(self, fact: Fact) -> list[Row]:
         return [encode_fact(self.tokenizer, fact, context) for context in self.ledger.contexts]

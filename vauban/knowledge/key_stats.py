@@ -158,7 +158,7 @@ def collect_key_stats(
     modules = edited_modules(model, layers)
     width = max(module.width for module in modules.values())
     if texts is None:
-        rows = _written(model, tokenizer, max_tokens or WRITTEN * width, seed)
+        rows = _written(model, tokenizer, max_tokens or WRITTEN * width, seed, progress)
     else:
         if isinstance(texts, str) or not texts:
             raise InputError(f"texts is {shown(texts)}; expected a list of texts, not empty")
@@ -247,13 +247,16 @@ def _cut(rows: list[list[int]], max_tokens: int | None) -> list[list[int]]:
     return kept
 
 
-def _written(model: nn.Module, tokenizer: Any, count: int, seed: int) -> list[list[int]]:
+def _written(
+    model: nn.Module, tokenizer: Any, count: int, seed: int, progress: Progress | None
+) -> list[list[int]]:
     """Texts of the model's own with `count` tokens or more, each from another first token."""
     bos = getattr(tokenizer, "bos_token_id", None)
     number = -(-count // (_TEXT // 2))
     firsts = probe_tokens(number, anatomy(model).vocabulary, seed % 3)
     starts = [[first] if bos is None else [bos, first] for first in firsts]
     ends = generate_tokens(
-        model, starts, eos=eos_ids(tokenizer), max_tokens=_TEXT, temperature=1.0, seed=seed
-    )
+        model, starts, eos=eos_ids(tokenizer), max_tokens=_TEXT, temperature=1.0, seed=seed,
+        progress=progress and (lambda _, done, total: progress("write texts", done, total)),
+    )  # fmt: skip
     return [start + end for start, end in zip(starts, ends, strict=True)]

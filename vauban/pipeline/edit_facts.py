@@ -73,7 +73,7 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     settings = EditSettings(
         **{name: getattr(config.edit, name) for name in _SETTINGS}, seed=config.seed
     )
-    scores = _before(opened, facts) if config.edit.evaluate else {}
+    scores = _before(opened, facts, progress) if config.edit.evaluate else {}
     plain = [text for text in load_texts("plain") if isinstance(text, str)]
     perplexity = {"original": _perplexity(opened.model, opened.tokenizer, plain)}
     saved = ledger_beside(output)
@@ -87,7 +87,9 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
         """Read the written model back, and say beside it what was done."""
         if config.edit.evaluate:
             model, tokenizer = vauban.load(folder, unpack=True)
-            after, answers = score_facts(model, tokenizer, facts)
+            after, answers = score_facts(
+                model, tokenizer, facts, progress=_named("read the edits back", progress)
+            )
             evaluation = FactEval(
                 modified=after, facts=len(facts), answers=tuple(answers), **scores
             )
@@ -143,12 +145,22 @@ def _editor(
     return editor, len(earlier.facts)
 
 
-def _before(opened: Opened, facts: list[Fact]) -> dict[str, FactScores]:
+def _before(opened: Opened, facts: list[Fact], progress: Progress | None) -> dict[str, FactScores]:
     model, tokenizer = opened.model, opened.tokenizer
+
+    def score(stage: str, told: bool) -> FactScores:
+        step = _named(stage, progress)
+        return score_facts(model, tokenizer, facts, told=told, progress=step)[0]
+
     return {
-        "original": score_facts(model, tokenizer, facts)[0],
-        "in_context": score_facts(model, tokenizer, facts, told=True)[0],
+        "original": score("ask for the facts", False),
+        "in_context": score("with the fact told", True),
     }
+
+
+def _named(stage: str, progress: Progress | None) -> Progress | None:
+    """Progress under another name of the stage."""
+    return progress and (lambda _, done, total: progress(stage, done, total))
 
 
 def _perplexity(model: Any, tokenizer: Any, texts: list[str]) -> float:
