@@ -245,7 +245,8 @@ def finish_run(
         (folder / "README.md").write_text(model_card(document, rows, samples), encoding="utf-8")
         if write_more:
             write_more(folder)
-        write_report(folder)
+    # The page is drawn from the finished folder: a fault in it costs no run.
+    write_report(output)
     span = time.monotonic() - plan_of_run.started
     if no_picture:
         warnings = (*warnings, f"no maps of the surface: {no_picture}")

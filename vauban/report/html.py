@@ -250,12 +250,13 @@ def _strengths(run: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     rows = [
         (
-            _shape(trial["strength"]), trial["prompts"], percent(trial["refused"]),
-            percent(trial["over_refused"]), percent(trial["degenerate"]), decimal(trial["kl"], 2),
+            _shape(trial.get("strength") or strength["strength"]), trial["prompts"],
+            percent(trial["refused"]), percent(trial["over_refused"]),
+            percent(trial["degenerate"]), decimal(trial["kl"], 2),
         )
         for trial in strength["trials"]
     ]  # fmt: skip
-    note = f"{strength['tried']} shapes by first tokens, the best by short answers."
+    note = f"{strength['tried']} {strength.get('kind', 'shapes')}, the best by short answers."
     return [
         {
             "title": "Choice of the strength",
