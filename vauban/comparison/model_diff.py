@@ -13,7 +13,7 @@ from typing import Any
 from vauban._common import Progress
 from vauban.comparison.folder_diff import FolderDiff, compare_folders
 from vauban.errors import InputError
-from vauban.evaluation import EvalResult, PairedResult, evaluate, paired_test
+from vauban.evaluation import EvalResult, PairedResult, evaluate, paired_verdicts
 from vauban.models import load
 
 
@@ -100,9 +100,7 @@ def diff_models(
 
 
 def _paired(result: EvalResult, kind: str) -> PairedResult | None:
-    """The paired test over the prompts with a verdict on both sides."""
-    pairs = [(row["refused_original"], row["refused_modified"]) for row in result.answers[kind]]
-    judged = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if not judged:
-        return None
-    return paired_test([a for a, _ in judged], [b for _, b in judged])
+    rows = result.answers[kind]
+    return paired_verdicts(
+        (row["refused_original"] for row in rows), (row["refused_modified"] for row in rows)
+    )

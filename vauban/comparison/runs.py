@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vauban._results import to_plain
 from vauban.comparison.run_folder import ANSWERS_FILE, read_answers, read_run
 from vauban.errors import InputError
-from vauban.evaluation import SHORT_NAMES, Figure, PairedResult, find_figure, paired_test
+from vauban.evaluation import SHORT_NAMES, Figure, PairedResult, find_figure, paired_verdicts
 from vauban.evaluation.named_figures import Better, with_ratio
 from vauban.prompts import conversation_text
 
@@ -115,7 +115,7 @@ def compare_runs(run_a: str | Path, run_b: str | Path) -> RunComparison:
         b=_identity(folders[1], documents[1]),
         figures=tuple(_figures(*documents)),
         paired={
-            name: _paired(key, [(left[k], right[k]) for k in shared if k[0] in of])
+            name: paired_verdicts(*([side[k][key] for k in shared if k[0] in of] for side in rows))
             for name, (of, key) in _TESTS.items()
         },
         common={label: sum(key[0] == label for key in shared) for label in labels},
@@ -184,10 +184,3 @@ def _better(direction: Better | None, a: float | None, b: float | None) -> Liter
     if direction is None or a is None or b is None or a == b or math.isnan(a) or math.isnan(b):
         return None
     return "a" if (a < b) == (direction == "lower") else "b"
-
-
-def _paired(key: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> PairedResult | None:
-    judged = [
-        (bool(x[key]), bool(y[key])) for x, y in pairs if x[key] is not None and y[key] is not None
-    ]
-    return paired_test([x for x, _ in judged], [y for _, y in judged]) if judged else None

@@ -57,7 +57,7 @@ from vauban.evaluation.likelihood import (
     with_answers,
 )
 from vauban.evaluation.named_figures import SHORT_NAMES, Figure, find_figure
-from vauban.evaluation.pairs import PairedResult, paired_test
+from vauban.evaluation.pairs import PairedResult, paired_test, paired_verdicts
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
 from vauban.evaluation.surface import (
     MAPS,
@@ -149,6 +149,7 @@ __all__ = [
     "measure_harmfulness",
     "measure_perplexity",
     "paired_test",
+    "paired_verdicts",
     "perplexity",
     "read_gates",
     "scan_surface",

@@ -25,7 +25,7 @@ from vauban.evaluation.likelihood import (
     sequence_losses,
     with_answers,
 )
-from vauban.evaluation.pairs import PairedResult, paired_test
+from vauban.evaluation.pairs import paired_verdicts
 from vauban.evaluation.verdicts import is_refusal
 from vauban.interventions import Intervention
 from vauban.prompts import conversation_text, default_eval_path, load_labelled_prompts
@@ -222,16 +222,6 @@ def _kappa(
     return agreement([a for a, _ in rows], [b for _, b in rows]) if rows else None
 
 
-def _paired(before: Behaviour, after: Behaviour) -> PairedResult | None:
-    """Refusal on the prompts that have a verdict on both sides."""
-    pairs = [
-        (a, b)
-        for a, b in zip(before.verdicts, after.verdicts, strict=True)
-        if a is not None and b is not None
-    ]
-    return paired_test([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
-
-
 def _result(
     sets: dict[str, list[Any]],
     pairs: dict[str, list[Behaviour]],
@@ -277,7 +267,7 @@ def _result(
         refusal_mode=refusal_mode,
         verdicts_original=before.counts,
         verdicts_modified=after.counts,
-        paired=_paired(before, after),
+        paired=paired_verdicts(before.verdicts, after.verdicts),
         repeated=_repeated(sets),
         answers={name: _answer_rows(sets[name], *pair) for name, pair in pairs.items()},
         answer_tokens=original_ids,

@@ -6,7 +6,7 @@ Knows pairs of booleans only. `intervals` measures single rates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,18 @@ class PairedResult:
 
     def to_dict(self) -> dict[str, Any]:
         return to_plain(self)
+
+
+def paired_verdicts(
+    before: Iterable[bool | None], after: Iterable[bool | None]
+) -> PairedResult | None:
+    """`paired_test` over the pairs with a verdict on both sides; None where there is none.
+
+    >>> paired_verdicts([True, None, True], [False, True, None]).n
+    1
+    """
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    return paired_test([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
 
 
 def paired_test(before: Sequence[bool], after: Sequence[bool]) -> PairedResult:

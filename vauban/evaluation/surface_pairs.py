@@ -11,7 +11,7 @@ from typing import Any
 
 from vauban._results import to_plain
 from vauban.errors import InputError
-from vauban.evaluation.pairs import PairedResult, paired_test
+from vauban.evaluation.pairs import PairedResult, paired_verdicts
 from vauban.evaluation.surface import MAPS, SurfacePoint, SurfaceScan
 from vauban.evaluation.surface_cells import MINIMUM, Cell, group
 from vauban.evaluation.surface_rows import LABELS
@@ -123,7 +123,4 @@ def _of(scan: SurfaceScan, points: Sequence[SurfacePoint]) -> SurfaceScan:
 
 
 def _paired(pairs: Sequence[tuple[SurfacePoint, SurfacePoint]]) -> PairedResult | None:
-    judged = [
-        (a.refused, b.refused) for a, b in pairs if a.refused is not None and b.refused is not None
-    ]
-    return paired_test([a for a, _ in judged], [b for _, b in judged]) if judged else None
+    return paired_verdicts((a.refused for a, _ in pairs), (b.refused for _, b in pairs))
