@@ -1,4 +1,4 @@
-"""A mkdocs hook: formulas between dollars become MathML when the pages are built, no script needed."""
+"""A mkdocs hook: formulas between dollars become MathML as the pages are built, without scripts."""
 
 from __future__ import annotations
 
