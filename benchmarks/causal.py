@@ -1,7 +1,7 @@
 """Causal selection against padded full passes for every candidate and score.
 
-    python benchmarks/select.py                # 5 positions x 12 layers, d 512
-    python benchmarks/select.py --prompts 32 --system ""
+    python benchmarks/causal.py                # 5 positions x 12 layers, d 512
+    python benchmarks/causal.py --prompts 32 --system ""
 
 A random Llama of 12 layers with a planted refusal: the head's row of the refusal token points along
 u, and candidates hold more or less of u. The plain side runs `forward` on right-padded prompts with
@@ -10,37 +10,22 @@ the head on the last token, three times per candidate. Scores and choices are co
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-import os
-import sys
+# isort: off
+import vauban  # before mlx.core
 
-if __name__ == "select":
-    # A running script's folder comes first on sys.path, so that the standard library's `import
-    # select` finds this file, from every script of this folder. It gets the module it asks for.
-    _here = os.path.dirname(os.path.abspath(__file__))
-    _paths = [path for path in sys.path if os.path.abspath(path or ".") != _here]
-    _spec = importlib.machinery.PathFinder.find_spec("select", _paths)
-    assert _spec is not None and _spec.loader is not None
-    sys.modules["select"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["select"])
-else:
-    # isort: off
-    import vauban  # before mlx.core
+# isort: on
+import argparse
+import math
+import time
+import warnings
+from typing import Any
 
-    # isort: on
-    import argparse
-    import math
-    import time
-    import warnings
-    from typing import Any
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models import llama
 
-    import mlx.core as mx
-    import numpy as np
-    from mlx_lm.models import llama
-
-    from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds
-    from vauban.interventions import Ablate, Add
+from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds
+from vauban.interventions import Ablate, Add
 
 SYSTEM = "You are a helpful assistant. Answer the question of the user, and say so if you cannot."
 
