@@ -3,6 +3,11 @@
 In reading order:
 
 weight_files   which files of a folder are its weights
+rope_claims    rotary positions: what is said of them, and what a module does
+configuration_translation   a configuration under the names that mlx-lm's classes read
+rope_check     rotary modules against the configuration
+window_claims  sliding windows by the configuration and by the model
+configuration_claims   what the class does not take up, by name
 loading        open a folder or a Hub id, check it, choose its dtype; the bundled organisms
 info           what a report says of a model and of the machine
 anatomy        where the parts of a model are, found by rule
@@ -35,6 +40,8 @@ from vauban.models.batching import (
     shared_prefix,
     token_budget,
 )
+from vauban.models.configuration_claims import Claim, unmet_claims
+from vauban.models.configuration_translation import translated
 from vauban.models.families import NOT_CUTTABLE, family_of
 from vauban.models.forward import ForwardOutput, can_pad, can_share, forward, row_checks
 from vauban.models.generate import decode, eos_ids, generate, generate_tokens
