@@ -8,7 +8,7 @@ from vauban.cli.console import Console
 from vauban.directions import DirectionResult
 from vauban.errors import InputError
 from vauban.interventions import Add, Project
-from vauban.models import generate
+from vauban.models import check_measured_on, generate
 from vauban.pipeline.stages import Opened, open_model
 from vauban.prompts import load_prompts
 from vauban.quick import analyze_geometry, probe_prompt, scan
@@ -60,6 +60,7 @@ def steer(options: argparse.Namespace) -> int:
         what = f"h {options.add:+g} times the raw difference at residual {result.residual_index}"
     console = Console(as_json=options.json)
     opened = _open(console, options.model)
+    check_measured_on(result, opened.model, opened.tokenizer)
     before, steered = (
         generate(
             opened.model, opened.tokenizer, prompts, max_tokens=options.max_tokens,

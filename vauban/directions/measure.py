@@ -37,6 +37,7 @@ from vauban.directions.loud_coordinates import (
 from vauban.directions.mean_estimators import Estimator, check_mask, estimator, pooled_variance
 from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
+from vauban.models import fingerprint
 from vauban.prompts import post_instruction_positions
 
 # Layers past this share of the depth are left out: their norms are large, their effect small.
@@ -274,4 +275,5 @@ def _result(
             **(facts or {}),
         },
         warnings=tuple(notes),
+        fingerprint=fingerprint(model, tokenizer),
     )

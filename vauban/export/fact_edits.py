@@ -21,6 +21,7 @@ from vauban.edits.modules import affine_group, packed_format
 from vauban.edits.packed import check_precision
 from vauban.errors import InputError
 from vauban.export.checkpoint import Draft, untouched_entry, write_folder
+from vauban.export.model_match import check_model_matches
 from vauban.export.source import open_source
 from vauban.export.staging import check_output, staged
 from vauban.export.tensor_files import array_entry
@@ -53,6 +54,8 @@ def export_facts(
         raise InputError("facts are exported as weights, not as an adapter")
     source = open_source(model_path)
     check_output(output_dir, force=force, source=source.folder)
+    paths = {edited.path for edited in editor.modules.values()}
+    check_model_matches(editor.model, open_source(source.folder), paths)
     draft = Draft({n: untouched_entry(source, n) for n in source.parameters}, {}, {})
     for layer, edited in editor.modules.items():
         module = source.modules.get(edited.path)

@@ -23,10 +23,11 @@ batching       sets of prompts in batches over a common prefix; read again from 
 generate       answers, batched, under interventions
 lens           the logit lens
 writers        the matrices that write to the stream, by name
+model_identity what tells a model from another
 module_probe   single modules while the model runs; the writers by experiment
 """
 
-from vauban.models.anatomy import Anatomy, anatomy
+from vauban.models.anatomy import Anatomy, anatomy, check_same_vocabulary
 from vauban.models.batching import (
     TOKEN_BUDGET,
     PromptReader,
@@ -53,6 +54,12 @@ from vauban.models.loading import (
     load_tokenizer,
     model_folder,
     organism_path,
+)
+from vauban.models.model_identity import (
+    Fingerprint,
+    check_measured_on,
+    check_tokenizer,
+    fingerprint,
 )
 from vauban.models.module_probe import compare_with_probe, module_inputs, output_gradients
 from vauban.models.notes import forget, set_aside

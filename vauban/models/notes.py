@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Notes:
     claims: tuple[Claim, ...] = ()
     translated: tuple[str, ...] = ()
     window_named: bool = False
+    # apply: modules that a plan has edited in memory, with a digest of what was done.
+    edited: Mapping[str, str] = field(default_factory=dict)
     # anatomy: where the parts are.
     anatomy: Anatomy | None = None
     # parity: the proven path, and what the explicit loop must know about the blocks.
@@ -65,7 +67,7 @@ def note(model: nn.Module, **facts: Any) -> None:
 def forget(model: nn.Module) -> None:
     """Drop what was learnt from the modules, after they have changed; the source stays."""
     before = notes(model)
-    kept = ("folder", "source", "claims", "translated", "window_named")
+    kept = ("folder", "source", "claims", "translated", "window_named", "edited")
     object.__setattr__(model, _ATTRIBUTE, Notes(**{name: getattr(before, name) for name in kept}))
 
 
