@@ -23,7 +23,7 @@ batching       sets of prompts in batches over a common prefix; read again from 
 generate       answers, batched, under interventions
 lens           the logit lens
 writers        the matrices that write to the stream, by name
-model_identity what tells a model from another
+model_identity  what tells a model from another
 module_probe   single modules while the model runs; the writers by experiment
 """
 
