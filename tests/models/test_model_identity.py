@@ -85,7 +85,7 @@ def test_other_weights_of_one_shape_warn(tmp_path: Path, bits: int) -> None:
 def test_another_shape_is_refused() -> None:
     result = result_on(build("llama"))
     for changes in ({"num_hidden_layers": 3}, {"hidden_size": 32}):
-        with pytest.raises(InputError, match="4 blocks, width 64.*result.direction"):
+        with pytest.raises(InputError, match=r"4 blocks, width 64.*result\.direction"):
             check_measured_on(result, build("llama", **changes))
     with pytest.raises(InputError, match="4 blocks, width 64"):
         vauban.plan_cut(build("llama", num_hidden_layers=3), result)
@@ -166,6 +166,6 @@ def test_models_of_other_vocabularies_are_not_compared(organism: tuple[nn.Module
 def test_streams_of_other_widths_are_not_compared(organism: tuple[nn.Module, Any]) -> None:
     model, tokenizer = organism
     other = build("llama", vocab_size=model.args.vocab_size)
-    with pytest.raises(InputError, match="width 128.* width 64"):
+    with pytest.raises(InputError, match=r"width 128.* width 64"):
         vauban.hidden_shift(model, other, tokenizer, ["a", "b", "c"], 1)
     assert other(random_tokens(1, 3)).shape[-1] == model.args.vocab_size
