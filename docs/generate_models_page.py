@@ -53,8 +53,14 @@ compares the two when it loads:
 * A written folder keeps the source's fields and has the translated ones beside them, so that plain
   mlx-lm reads it as vauban did. transformers reads the same numbers from either.
 
-The tests save tiny models of 33 families with transformers, where torch is installed, and compare
+The tests save tiny models of 30 families with transformers, where torch is installed, and compare
 logits to 1e-4 of their size; what cannot agree is refused or named.
+
+The weights are a claim as well. An export compares rows of every parameter that the plan's model
+holds with what the folder stores, and refuses a model with an adapter, or one that was changed in
+memory, by the names of the modules; `mlx_lm.fuse` makes a folder of it first. A saved direction
+carries its model's fingerprint (shape, tokenizer, a few thousand numbers): other weights are warned
+of, another shape or tokenizer is refused. A 4-bit conversion counts as the same model.
 
 ## How to read the table
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import vauban
+from tests.architectures import build as architectures
 from tests.conftest import build, random_tokens
 from tests.export.checkpoints import save_checkpoint, unit
 from vauban.errors import InputError, ModelError, VaubanWarning
@@ -155,6 +156,30 @@ def test_rotary_bases_by_layer_type(tmp_path: Path) -> None:
     )
     local, full = (block.self_attn.rope for block in model.model.layers[:2])
     assert (local.base, local.scale, full.base, full.scale) == (70.0, 1.0, 5e5, 1 / 8)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen2_vl", "kimi_k25", "gpt_neox"])
+def test_rope_parameters_inside_text_config_and_under_other_names(name: str) -> None:
+    config = architectures.configuration(name)
+    inside = config.get("text_config", config)
+    for part in (config, inside):
+        for field in ("rope_theta", "rope_scaling", "rotary_emb_base", "rope_local_base_freq"):
+            part.pop(field, None)
+    share = inside.pop("rotary_pct", None)
+    inside["rope_parameters"] = {"rope_type": "default", "rope_theta": 700.0}
+    if share:
+        inside["rope_parameters"]["partial_rotary_factor"] = share
+    told = translated(config)
+    assert told and class_of(config) is not None
+    config |= told
+    model = architectures.build(name, config=config)
+    bases = {
+        float(module.base)
+        for path, module in model.named_modules()
+        if path.endswith(("rope", "rotary_emb")) and isinstance(module, nn.RoPE)
+    }
+    assert 700.0 in bases and bases <= {700.0, 10_000.0 if name == "gemma3" else 700.0}
+    assert [c for c in unmet_claims(config, model) if not c.minor] == []
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def _parameters(read: type) -> dict[str, bool]:
 
 
 def _text_class(read: type, text: Mapping[str, Any]) -> type | None:
-    """The dataclass for `text_config`: of the file that it is named after, else the only one."""
+    """The dataclass for `text_config`: of the file that it names, the only one, or Llama's."""
     from mlx_lm.utils import MODEL_REMAPPING
 
     names = vars(sys.modules[read.__module__])
@@ -97,17 +97,18 @@ def _text_class(read: type, text: Mapping[str, Any]) -> type | None:
     for file in files:
         if file.__name__.rpartition(".")[2] == kind:
             return file.ModelArgs
-    own = [
+    named = [
         value
-        for value in names.values()
+        for name, value in names.items()
         if inspect.isclass(value)
         and value is not read
-        and value.__module__ == read.__module__
         and dataclasses.is_dataclass(value)
         and hasattr(value, "from_dict")
+        and (value.__module__ == read.__module__ or name.startswith("Text"))
     ]
-    candidates = own or [file.ModelArgs for file in files]
-    return candidates[0] if len(candidates) == 1 else None
+    candidates = named or [file.ModelArgs for file in files]
+    plain = [one for one in candidates if one.__module__.endswith(".llama")]
+    return candidates[0] if len(candidates) == 1 else plain[0] if plain else None
 
 
 def _changes(config: Mapping[str, Any], fields: Mapping[str, bool], source: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ BASES = ("rope_embedding_base", "rope_theta", "rotary_emb_base")
 """Fields that hold the base, by the names of transformers 5 and of its past."""
 LOCAL_BASES = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")
 FRACTIONS = ("partial_rotary_factor", "rotary_pct")
+# Families whose sliding layers have a base of their own, 10000 where it is not said.
+_LOCAL = ("gemma3", "gear", "plamo3")
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Types whose frequencies are computed here; modules of other types are not compared.
 _KNOWN = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -72,13 +74,15 @@ def rope_claims(config: Mapping[str, Any]) -> dict[str | None, RopeClaim]:
         nested = {k: v for k, v in parameters.items() if isinstance(v, Mapping)}
         if nested:
             return {kind: _claim(config, one) for kind, one in nested.items()}
-        return {None: _claim(config, parameters)}
-    scaling = config.get("rope_scaling")
-    scaling = scaling if isinstance(scaling, Mapping) else {}
-    main = _claim(config, scaling)
-    if main.base is None and not scaling:
-        return {}
+        main = _claim(config, parameters)
+    else:
+        scaling = config.get("rope_scaling")
+        main = _claim(config, scaling if isinstance(scaling, Mapping) else {})
+        if main.base is None and not scaling:
+            return {}
     local = next((config[f] for f in LOCAL_BASES if _number(config.get(f))), None)
+    if local is None and str(config.get("model_type")).startswith(_LOCAL):
+        local = 10_000.0
     if local is None:
         return {None: main}
     return {FULL: main, SLIDING: RopeClaim(float(local), "default", {}, main.fraction)}
