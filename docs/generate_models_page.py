@@ -37,6 +37,31 @@ Measured with mlx-lm {version}.
 | --- | --- |
 {totals}
 
+## The configuration is checked too
+
+A model's own forward pass cannot show that mlx-lm passed over a field of `config.json`. vauban
+compares the two when it loads:
+
+* Rotary positions as transformers 5 writes them (`rope_parameters`, also by layer type) and
+  `layer_types` are translated into the fields that mlx-lm's class reads. The rotary modules of the
+  built model are then asked for their angles. Where these are not those of the configuration (YaRN
+  on Qwen 3 MoE, a share of each head on `glm`), the model is refused by name.
+* Scales, caps, clipping, activations, expert normalisation and windows that the class does not
+  compute are listed by `vauban doctor MODEL` and warned of once. A window matters only for longer
+  texts; the warning comes with the first of them. Differences of a thousandth (the form of GELU)
+  are listed alone.
+* A written folder keeps the source's fields and has the translated ones beside them, so that plain
+  mlx-lm reads it as vauban did. transformers reads the same numbers from either.
+
+The tests save tiny models of 30 families with transformers, where torch is installed, and compare
+logits to 1e-4 of their size; what cannot agree is refused or named.
+
+The weights are a claim as well. An export compares rows of every parameter that the plan's model
+holds with what the folder stores, and refuses a model with an adapter, or one that was changed in
+memory, by the names of the modules; `mlx_lm.fuse` makes a folder of it first. A saved direction
+carries its model's fingerprint (shape, tokenizer, a few thousand numbers): other weights are warned
+of, another shape or tokenizer is refused. A 4-bit conversion counts as the same model.
+
 ## How to read the table
 
 **Path**: `manual` is the explicit loop; its logits are those of the model's own forward pass, and

@@ -35,6 +35,22 @@ def as_numpy(values: mx.array) -> np.ndarray:
     return np.array(values if values.dtype == mx.uint8 else values.astype(mx.float32))
 
 
+def unpack(
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    group_size: int,
+    bits: int,
+    mode: str,
+) -> mx.array:
+    """Dequantize in float32: the kernel rounds to the scales' dtype, so they are upcast first."""
+    if biases is not None:
+        return mx.dequantize(
+            weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size, bits
+        )
+    return mx.dequantize(weight, scales, None, group_size, bits, mode=mode, dtype=mx.float32)
+
+
 def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
     """Write safetensors bytes under any name, as a whole or not at all.
 

@@ -12,6 +12,7 @@ import sys
 import mlx.core as mx
 import pytest
 
+import vauban
 from vauban.cli import main
 from vauban.cli.parsers import GROUPS, VERBS, main_parser, verb_parser
 
@@ -97,6 +98,23 @@ def test_doctor_shows_machine_and_writers(capsys, organism_folder):
     layers = {writer["layer"] for writer in found["model"]["writers"]}
     assert layers == set(range(-1, found["model"]["info"]["n_layers"]))
     assert found["model"]["forward"]["ok"]
+
+
+def test_doctor_lists_what_of_the_configuration_is_not_taken_up(capsys, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(vauban.organism_path("dense"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    base = config.pop("rope_theta")
+    parameters = {"rope_type": "default", "rope_theta": base}
+    config |= {"num_experts": 1, "logit_scale": 0.5, "rope_parameters": parameters}
+    config |= {"sliding_window": 9, "use_sliding_window": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(vauban.errors.VaubanWarning, match="sliding_window"):
+        assert main(["doctor", str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: config.json sets" in said
+    assert "not taken up: logit_scale = 0.5" in said
+    assert "sliding_window = 9" in said and "texts of more than 9 tokens" in said
 
 
 def test_measure_takes_the_estimator_and_automatic_clipping(capsys, organism_folder, tmp_path):

@@ -122,3 +122,16 @@ def test_the_command_edits_and_takes_out_again(tmp_path, capsys, monkeypatch):
     assert mx.array_equal(after.astype(mx.float32), before.astype(mx.float32))
     assert Ledger.load(tmp_path / "out").facts == []
     assert main(["edit", "--undo", "7", "out"]) == 2
+
+
+@pytest.mark.parametrize("where", ["mlp.down_proj", "self_attn.q_proj"])
+def test_what_was_changed_in_memory_before_the_edit_is_not_lost_in_silence(where, tmp_path):
+    model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    modules = dict(model.named_modules())
+    modules[f"model.layers.2.{where}"].weight *= 1.02
+    texts = vauban.load_prompts(vauban.organism_path("dense") / "prompts" / "harmless.jsonl")[:4]
+    stats = vauban.collect_key_stats(model, tokenizer, texts, [2])
+    editor = Editor(model, tokenizer, EditSettings(layers=[2]), stats, contexts=["{}"])
+    with pytest.raises(vauban.InputError, match=rf"layers\.2\.{where}"):
+        editor.export(vauban.organism_path("dense"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -30,6 +30,7 @@ from vauban.models import (
     measuring_bytes,
     residual_writers,
 )
+from vauban.models.notes import notes
 from vauban.pipeline.provenance import system, versions
 from vauban.pipeline.stages import Opened, open_model
 from vauban.prompts import load_prompts, measuring_paths
@@ -95,6 +96,7 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
             *run_lines.model_lines(opened.info),
             ("forward pass", run_lines.forward_line(opened.check)),
             ("family", opened.check.family),
+            ("config.json", _configuration(opened)),
             ("writers", _kinds(writers)),
             ("exact cut", f"no: {reason}" if reason else "yes"),
             (
@@ -112,9 +114,27 @@ def _model(console: Console, opened: Opened) -> dict[str, Any]:
     return {
         "info": asdict(opened.info),
         "forward": asdict(opened.check),
+        "configuration": {
+            "translated": list(notes(opened.model).translated),
+            "not_taken_up": [asdict(claim) for claim in notes(opened.model).claims],
+        },
         "memory": memory,
         "writers": [_writer(writer) for writer in writers],
     }
+
+
+def _configuration(opened: Opened) -> str:
+    """What mlx-lm's class was told under another name, and what it does not take up."""
+    known = notes(opened.model)
+    if not known.translated and not known.claims:
+        return "taken up"
+    parts = []
+    if known.translated:
+        parts.append(f"translated for mlx-lm: {', '.join(known.translated)}")
+    for claim in known.claims:
+        size = "" if claim.beyond is None else f" (texts of more than {claim.beyond} tokens)"
+        parts.append(f"not taken up: {claim}{size or (' (small)' if claim.minor else '')}")
+    return "; ".join(parts)
 
 
 def _probe(console: Console, opened: Opened) -> dict[str, Any]:

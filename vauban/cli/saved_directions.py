@@ -10,7 +10,7 @@ from vauban.config import make_config
 from vauban.directions import DirectionResult
 from vauban.errors import InputError
 from vauban.interventions import Add, Project
-from vauban.models import generate
+from vauban.models import check_measured_on, generate
 from vauban.pipeline.stages import Opened, open_model
 from vauban.prompts import conversation_text, load_prompts
 from vauban.quick import analyze_geometry, probe_prompt, scan_tokens
@@ -65,6 +65,7 @@ def steer(options: argparse.Namespace) -> int:
         what = f"h {options.add:+g} times the raw difference at residual {result.residual_index}"
     console = Console(as_json=options.json)
     opened = _open(console, options)
+    check_measured_on(result, opened.model, opened.tokenizer)
     before, steered = (
         generate(
             opened.model, opened.tokenizer, prompts, max_tokens=options.max_tokens,

@@ -12,6 +12,7 @@ from vauban.directions import DirectionResult
 from vauban.directions.direction_files import SUFFIXES, direction_path
 from vauban.errors import InputError
 from vauban.export import check_output, is_adapter
+from vauban.models import check_tokenizer
 from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
@@ -72,6 +73,7 @@ def cut(options: argparse.Namespace) -> int:
             system_prompt=config.data.system_prompt,
             progress=progress,
         )
+        check_tokenizer(result, opened.tokenizer)
         plan = calibrate_stage(
             opened,
             config,

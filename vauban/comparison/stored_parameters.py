@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from vauban.edits.modules import unpack
+from vauban._arrays import unpack
 from vauban.errors import ModelError
 from vauban.export.tensor_files import TensorOnDisk, stored_tensors
 

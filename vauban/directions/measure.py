@@ -6,6 +6,7 @@ Collects through `vauban.activations`, estimates with arrays; cuts nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -37,6 +38,7 @@ from vauban.directions.loud_coordinates import (
 from vauban.directions.mean_estimators import Estimator, check_mask, estimator, pooled_variance
 from vauban.directions.result import DirectionResult, model_name
 from vauban.errors import InputError
+from vauban.models import fingerprint
 from vauban.prompts import post_instruction_positions
 
 # Layers past this share of the depth are left out: their norms are large, their effect small.
@@ -136,11 +138,12 @@ def measure(
         spread = pooled_variance(*whole)[residual, column]
         ruled = ruling_note(np.array(full[residual, column]), spread, marked)
         notes += [ruled] if ruled else []
-    return _result(
+    result = _result(
         model, tokenizer, full[1:, column], means[:, 1:, column],
         {name: values[1:, column] for name, values in table.items()},
         residual - 1, wanted[column], facts.pop("clip_quantile"), seed, sets, notes, facts, method,
     )  # fmt: skip
+    return replace(result, fingerprint=fingerprint(model, tokenizer))
 
 
 def _read_classes(

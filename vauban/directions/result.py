@@ -15,6 +15,7 @@ import mlx.core as mx
 from vauban._arrays import floats
 from vauban.directions import direction_files
 from vauban.errors import InputError
+from vauban.models import Fingerprint
 
 _FORMAT = "vauban.direction/1"
 
@@ -48,6 +49,8 @@ class DirectionResult:
     method: str
     provenance: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    fingerprint: Fingerprint | None = None
+    """Of the model that was measured; None for a file that an earlier vauban wrote."""
 
     @property
     def residual_index(self) -> int:
@@ -88,6 +91,7 @@ class DirectionResult:
             "projections": dict(self.projections),
             "provenance": self.provenance,
             "warnings": list(self.warnings),
+            "fingerprint": None if self.fingerprint is None else self.fingerprint.facts(),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -101,6 +105,7 @@ class DirectionResult:
             "directions": self.directions,
             "norms": self.norms,
             "means": self.means,
+            **({} if self.fingerprint is None else self.fingerprint.arrays()),
         }
         return direction_files.write(path, _FORMAT, arrays, self.to_dict())
 
@@ -128,6 +133,7 @@ class DirectionResult:
             method=facts["method"],
             provenance=facts["provenance"],
             warnings=tuple(facts["warnings"]),
+            fingerprint=Fingerprint.read(facts.get("fingerprint"), arrays),
         )
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from vauban.edits.modules import refuse_unknown_packing, unpack
+from vauban._arrays import unpack
+from vauban.edits.modules import refuse_unknown_packing
 from vauban.edits.update import Update
 from vauban.errors import InputError
 

@@ -155,6 +155,9 @@ class Conveniences:
         bundled ones). `calibrate` None does so where the folder has a tokenizer of the model's
         vocabulary, and notes where it has none; True raises InputError there; False rounds alike
         for any input. A plan that is calibrated keeps what it has.
+
+        Raises InputError, naming the modules, where the plan's model holds other weights than
+        `model_path` stores: an adapter, or a change that was made in memory.
         """
         from vauban.export.write import export_plan
 

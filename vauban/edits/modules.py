@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from vauban._arrays import unpack
 from vauban.errors import InputError
 from vauban.models import quantization_of, unpacked_shape
 
@@ -50,22 +51,6 @@ def refuse_unknown_packing(module: nn.Module) -> None:
             "this matrix carries an nvfp4 global scale, which vauban does not unpack; convert the "
             "model without one"
         )
-
-
-def unpack(
-    weight: mx.array,
-    scales: mx.array,
-    biases: mx.array | None,
-    group_size: int,
-    bits: int,
-    mode: str,
-) -> mx.array:
-    """Dequantize in float32: the kernel rounds to the scales' dtype, so they are upcast first."""
-    if biases is not None:
-        return mx.dequantize(
-            weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size, bits
-        )
-    return mx.dequantize(weight, scales, None, group_size, bits, mode=mode, dtype=mx.float32)
 
 
 def affine_group(module: nn.Module) -> int | None:

@@ -23,7 +23,7 @@ from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.interventions import Add
 from vauban.linalg import as_basis
-from vauban.models import Writer, anatomy, residual_writers
+from vauban.models import Writer, anatomy, check_measured_on, residual_writers
 
 _COMPONENTS = {
     "attention": ("attention", "ssm"),
@@ -73,7 +73,9 @@ def plan_cut(
     embedding's rows and the blocks' biases; where an architecture has no bias for it, that is an
     error which names the run-time form.
 
-    Raises InputError for a direction of the wrong size, an empty basis, an unknown option, a block
+    A VaubanWarning says where a `DirectionResult` was measured on other weights than `model` has.
+    Raises InputError for a direction of the wrong size or of a model of another shape, an empty
+    basis, an unknown option, a block
     or a key of `layer_weights` that is not there, and options that contradict each other;
     ArchitectureError for a block without a writer.
 
@@ -84,6 +86,7 @@ def plan_cut(
     True
     """
     parts = anatomy(model)
+    check_measured_on(direction_or_basis, model)
     basis = as_basis(direction_or_basis, "plan_cut", parts.d_model)
     chosen = block_set(layers, range(parts.n_layers), "layers")
     named = _component_settings(components, chosen)

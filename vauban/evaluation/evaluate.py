@@ -28,6 +28,7 @@ from vauban.evaluation.likelihood import (
 from vauban.evaluation.pairs import paired_verdicts
 from vauban.evaluation.verdicts import is_refusal
 from vauban.interventions import Intervention
+from vauban.models import check_same_vocabulary
 from vauban.prompts import conversation_text, default_eval_path, load_labelled_prompts
 
 
@@ -60,7 +61,8 @@ def evaluate(
             (prompt, answer) -> True, False or None.
 
     Raises:
-        InputError: an empty set, or a mode, judge or change that is none.
+        InputError: an empty set, a mode, judge or change that is none, or models of different
+            vocabularies.
         CheckError: the logits of a model are NaN; a `LocalJudge` fails its check.
 
     >>> import vauban
@@ -82,6 +84,7 @@ def evaluate(
     if not harmless:
         raise InputError("the harmless evaluation set is empty; expected at least one prompt")
     other, changes = _modified(original, modified)
+    check_same_vocabulary(original, other, "evaluate")
     sets = {"harmful": list(prompts), "harmless": list(harmless)}
     total = 2 * sum(len(p) for p in sets.values())
     done = 0

@@ -21,7 +21,16 @@ from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import wilson_interval
 from vauban.knowledge import Fact, target_ids
-from vauban.models import batches, can_pad, decode, eos_ids, forward, generate_tokens, token_budget
+from vauban.models import (
+    batches,
+    can_pad,
+    check_same_vocabulary,
+    decode,
+    eos_ids,
+    forward,
+    generate_tokens,
+    token_budget,
+)
 
 # Tokens of a free answer.
 ANSWER_TOKENS = 24
@@ -115,7 +124,7 @@ def evaluate_facts(
     because teacher forcing flatters edits: published rates fall from 97 to 38 % there (arXiv
     2502.11177).
 
-    Raises InputError for no facts.
+    Raises InputError for no facts and for models of different vocabularies.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
@@ -125,6 +134,7 @@ def evaluate_facts(
     """
     if not facts:
         raise InputError("no facts to evaluate; expected at least one")
+    check_same_vocabulary(original, modified, "evaluate_facts")
     limit = max_tokens if generate else 0
     before, _ = score_facts(original, tokenizer, facts, limit, progress=progress)
     after, answers = score_facts(modified, tokenizer, facts, limit, progress=progress)

@@ -16,6 +16,7 @@ import numpy as np
 from vauban.errors import InputError
 from vauban.knowledge import read_facts
 from vauban.knowledge.tokens import Row
+from vauban.models import anatomy, check_same_vocabulary
 
 # The 95 % quantile of χ² with two degrees of freedom, and the bins of a marginal density.
 _ELLIPSE, _BINS = 5.991464547107979, 32
@@ -63,12 +64,21 @@ def hidden_shift(
 ) -> HiddenShift:
     """Compare the stream behind block `layer` at the last token of raw prompts.
 
-    Raises InputError for fewer than three prompts and for a block that does not exist.
+    Raises InputError for fewer than three prompts, for a block that does not exist, and for models
+    of different vocabularies or shapes.
     """
     if isinstance(prompts, str) or len(prompts) < 3:
         raise InputError("a shift needs at least three prompts")
     if not 0 <= layer < len(original.layers):
         raise InputError(f"block {layer} does not exist; the model has {len(original.layers)}")
+    check_same_vocabulary(original, modified, "hidden_shift")
+    widths = anatomy(original).d_model, anatomy(modified).d_model
+    if widths[0] != widths[1] or layer >= len(modified.layers):
+        raise InputError(
+            f"hidden_shift compares the streams of one architecture; the original has "
+            f"{len(original.layers)} blocks of width {widths[0]}, the modified one "
+            f"{len(modified.layers)} of width {widths[1]}"
+        )
     encoded = [tuple(int(i) for i in tokenizer.encode(text)) for text in prompts]
     rows = [Row(tokens, len(tokens) - 1) for tokens in encoded]
     streams = [read_facts(model, rows, [], layer + 1)[1] for model in (original, modified)]

@@ -20,7 +20,7 @@ from vauban.errors import CheckError, InputError
 from vauban.evaluation.behaviour import answer_tokens
 from vauban.evaluation.intervals import bootstrap_interval
 from vauban.interventions import Intervention
-from vauban.models import anatomy, batches, forward
+from vauban.models import anatomy, batches, check_same_vocabulary, forward
 from vauban.prompts import encode_chat
 
 # Logits of a batch are (rows, tokens, vocabulary) in float32; keep them under half a gigabyte.
@@ -152,9 +152,10 @@ def compare_sequences(
 ) -> Likelihood:
     """Perplexity of both and KL(original || modified) over the same scored tokens.
 
-    `interventions` act on `modified`. Raises InputError when there is nothing to score, CheckError
-    when the logits of either are NaN.
+    `interventions` act on `modified`. Raises InputError when there is nothing to score and for
+    models of different vocabularies, CheckError when the logits of either are NaN.
     """
+    check_same_vocabulary(original, modified, "KL")
     interventions = tuple(interventions)
     kept = [s for s in sequences if len(s.ids) > s.start]
     if not kept:
@@ -288,6 +289,7 @@ def kl_divergence(
     >>> vauban.kl_divergence(model, model, tokenizer, ["Say hello."], max_tokens=8) < 1e-6
     True
     """
+    check_same_vocabulary(model_a, model_b, "KL")
     answers = answer_tokens(
         model_a, tokenizer, prompts, max_tokens=max_tokens, batch_size=batch_size, progress=progress
     )

@@ -10,6 +10,7 @@ In reading order:
     adapter          the edit as a LoRA adapter instead
     edit_record      edit.vauban: what was planned, kept beside the weights
     interrupted      a killed export goes on where it stopped
+    model_match      whether a folder stores what the plan's model holds
     staging          an output folder appears complete or not at all
     read_back        what a stored matrix writes along a basis
     compare_logits   the written model against the run-time cut

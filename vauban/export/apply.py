@@ -16,7 +16,9 @@ from vauban.edits.packed import check_precision, store_packed
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError, VaubanWarning
 from vauban.export.calibrate import calibrate_from_folder, inputs_of
+from vauban.export.interrupted import digest_of
 from vauban.models import folder_of, forget, unpacked_shape
+from vauban.models.notes import note, notes
 
 
 def apply_plan(
@@ -42,9 +44,9 @@ def apply_plan(
     if packed and precision in (None, "same"):
         before = set(plan.notes)
         plan = calibrate_from_folder(plan, folder_of(plan.model), calibrate, progress)
-        for note in plan.notes:
-            if note not in before:
-                warnings.warn(note, VaubanWarning, stacklevel=3)
+        for text in plan.notes:
+            if text not in before:
+                warnings.warn(text, VaubanWarning, stacklevel=3)
     inputs = inputs_of(plan)
     if plan.embedding == "untie":
         untie(model, modules)
@@ -68,4 +70,6 @@ def apply_plan(
         if progress:
             progress("apply", number, len(plan.updates))
     forget(model)
+    done = {update.path: digest_of(update) for update in plan.updates}
+    note(model, edited={**notes(model).edited, **done})
     return model

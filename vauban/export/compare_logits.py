@@ -14,7 +14,8 @@ from vauban._common import probe_tokens
 from vauban.edits.plan import EditPlan
 from vauban.errors import ModelError
 from vauban.export.adapter import is_adapter
-from vauban.models import anatomy, describe, forward, model_folder, weight_files
+from vauban.models import anatomy, describe, forward, model_folder, translated, weight_files
+from vauban.models.loading import check_folder
 
 _HALF = (mx.float16, mx.bfloat16)
 
@@ -87,7 +88,8 @@ def _opened(folder: Path, source: str | Path, like: nn.Module) -> nn.Module:
     try:
         if is_adapter(folder):
             with weight_files(model_folder(source)).loadable() as place:
-                model = load_adapters(load_model(place)[0], str(folder))
+                told = translated(check_folder(model_folder(source)))
+                model = load_adapters(load_model(place, model_config=told)[0], str(folder))
         else:
             model = load_model(folder)[0]
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:

@@ -16,15 +16,17 @@ import numpy as np
 
 from vauban._arrays import as_numpy
 from vauban._backend import one_blas_thread
-from vauban.edits.blocks import float_dtype
+from vauban.edits.blocks import Stored, float_dtype
 from vauban.edits.modules import affine_group, packed_format
 from vauban.edits.packed import check_precision
 from vauban.errors import InputError
 from vauban.export.checkpoint import Draft, untouched_entry, write_folder
+from vauban.export.model_match import check_model_matches
 from vauban.export.source import open_source
 from vauban.export.staging import check_output, staged
 from vauban.export.tensor_files import array_entry
 from vauban.knowledge import LEDGER_FILE, Editor, KeyStats
+from vauban.models import folder_of
 from vauban.rounding import Energy, fresh_grid, pack, problem, round_table
 
 # Directions of the edited keys that are met exactly, and what may be lost of the edits on those
@@ -53,6 +55,10 @@ def export_facts(
         raise InputError("facts are exported as weights, not as an adapter")
     source = open_source(model_path)
     check_output(output_dir, force=force, source=source.folder)
+    paths = {edited.path for edited in editor.modules.values()}
+    check_model_matches(editor.model, open_source(source.folder), paths)
+    for layer, edited in editor.modules.items():
+        _check_original(editor, layer, source.modules.get(edited.path), source.folder)
     draft = Draft({n: untouched_entry(source, n) for n in source.parameters}, {}, {})
     for layer, edited in editor.modules.items():
         module = source.modules.get(edited.path)
@@ -76,6 +82,23 @@ def export_facts(
         if finish is not None:
             finish(folder)
     return Path(output_dir).expanduser()
+
+
+def _check_original(editor: Editor, layer: int, module: nn.Module | None, folder: Path) -> None:
+    """InputError where the folder's matrix is not the one that the editor started from."""
+    if module is None:
+        return
+    rows = as_numpy(Stored(module).rows(slice(0, 64)))
+    before = editor.weights.original[layer][:64]
+    own = folder_of(editor.model)
+    limit = 4e-3 if own is not None and own.resolve() == folder.resolve() else 0.5
+    size = max(float(np.linalg.norm(rows)), 1e-30)
+    if before.shape != rows.shape or float(np.linalg.norm(before - rows)) > limit * size:
+        raise InputError(
+            f"{folder} stores another {editor.modules[layer].path} than the editor started from: "
+            "a change that was made in memory would be lost; fuse an adapter into a folder first "
+            "(python -m mlx_lm.fuse), or give the folder that the model was loaded from"
+        )
 
 
 def _stats(editor: Editor, layer: int) -> KeyStats:

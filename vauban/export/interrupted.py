@@ -57,6 +57,13 @@ def plan_text(plan: EditPlan) -> str:
         ) from error
 
 
+def digest_of(value: Any) -> str:
+    """A digest of a frozen value with all of its fields."""
+    digest = hashlib.sha256()
+    _take_in(digest, value)
+    return digest.hexdigest()
+
+
 def _take_in(digest: Any, value: Any) -> None:
     """Add a value to a digest: arrays by type, shape and bytes, the rest field by field."""
     if isinstance(value, mx.array | np.ndarray):

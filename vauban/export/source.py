@@ -19,7 +19,7 @@ from vauban._arrays import flat_parameters
 from vauban.errors import InputError, ModelError
 from vauban.export.expert_stacks import Stack, use_stacks
 from vauban.export.tensor_files import TensorOnDisk, array_chunks, stored_dtype, stored_tensors
-from vauban.models import model_folder, weight_files
+from vauban.models import model_folder, translated, weight_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +101,10 @@ def open_source(model_path: str | Path) -> Source:
 
     folder = source_folder(model_path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told = translated(config)
     try:
         with weight_files(folder).loadable() as place:
-            model, loaded = load_model(place, lazy=True)
+            model, loaded = load_model(place, lazy=True, model_config=told)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise ModelError(f"mlx-lm cannot load {model_path}: {error}") from error
     parameters, stored = flat_parameters(model), stored_tensors(folder)
@@ -114,4 +115,6 @@ def open_source(model_path: str | Path) -> Source:
         and stored[name].dtype == stored_dtype(value.dtype)
         for name, value in parameters.items()
     )
+    # The written configuration keeps what the source says, and says it in mlx-lm's words too.
+    config |= told
     return Source(folder, stored, model, parameters, config, loaded, same_layout, stacks)

@@ -22,6 +22,7 @@ from vauban.export.checkpoint import draft_plan, draft_weights, write_folder
 from vauban.export.edit_record import EARLIER_EDIT_FILE, EDIT_FILE, write_edit_record
 from vauban.export.export_report import ExportReport
 from vauban.export.interrupted import forget_record, read_record, resume_key
+from vauban.export.model_match import check_plan_matches
 from vauban.export.source import Source, open_source, source_folder
 from vauban.export.staging import check_output, staged
 from vauban.export.tensor_files import sha256
@@ -67,10 +68,22 @@ def write_plan(
     change (`check_adaptable`).
 
     Shards that an earlier, killed run of the same export has finished there are kept. InputError
-    before anything is written for a folder that holds another model, and for settings that cannot
-    be recorded.
+    before anything is written for a folder that holds another model, for settings that cannot be
+    recorded, and for a plan whose model holds other weights than `model_path` stores (an adapter,
+    weights that were changed in memory).
     """
     check_precision(precision)
+    check_plan_matches(plan, model_path)
+    return _write(plan, model_path, folder, precision, progress)
+
+
+def _write(
+    plan: EditPlan,
+    model_path: str | Path,
+    folder: Path,
+    precision: str | None,
+    progress: Progress | None,
+) -> ExportReport:
     chosen = precision or "same"
     source = open_source(model_path)
     key = resume_key(plan, source.folder, chosen)
@@ -147,9 +160,11 @@ def export_plan(
     """
     source = source_folder(model_path)
     check_output(output_dir, force=force, source=source)
+    check_precision(precision)
+    check_plan_matches(plan, source)
     if precision in (None, "same") and _packs(plan, source):
         plan = calibrate_from_folder(plan, source, calibrate, progress)
     key = resume_key(plan, source, precision or "same")
     with staged(output_dir, force=force, source=source, resume_key=key) as folder:
-        report = write_plan(plan, model_path, folder, precision, progress=progress)
+        report = _write(plan, model_path, folder, precision, progress)
     return dataclasses.replace(report, folder=str(Path(output_dir).expanduser()))

@@ -3,6 +3,11 @@
 In reading order:
 
 weight_files   which files of a folder are its weights
+rope_claims    rotary positions: what is said of them, and what a module does
+configuration_translation   a configuration under the names that mlx-lm's classes read
+rope_check     rotary modules against the configuration
+window_claims  sliding windows by the configuration and by the model
+configuration_claims   what the class does not take up, by name
 loading        open a folder or a Hub id, check it, choose its dtype; the bundled organisms
 info           what a report says of a model and of the machine
 anatomy        where the parts of a model are, found by rule
@@ -19,10 +24,11 @@ prompt_reading  residuals of prompts, from the pass that generation starts with
 generate       answers, batched, under interventions
 lens           the logit lens
 writers        the matrices that write to the stream, by name
+model_identity  what tells a model from another
 module_probe   single modules while the model runs; the writers by experiment
 """
 
-from vauban.models.anatomy import Anatomy, anatomy
+from vauban.models.anatomy import Anatomy, anatomy, check_same_vocabulary
 from vauban.models.batching import (
     TOKEN_BUDGET,
     PromptReader,
@@ -36,6 +42,8 @@ from vauban.models.batching import (
     shared_prefix,
     token_budget,
 )
+from vauban.models.configuration_claims import Claim, unmet_claims
+from vauban.models.configuration_translation import translated
 from vauban.models.families import NOT_CUTTABLE, family_of
 from vauban.models.forward import ForwardOutput, can_pad, can_share, forward, row_checks
 from vauban.models.generate import decode, eos_ids, generate, generate_tokens
@@ -47,6 +55,12 @@ from vauban.models.loading import (
     load_tokenizer,
     model_folder,
     organism_path,
+)
+from vauban.models.model_identity import (
+    Fingerprint,
+    check_measured_on,
+    check_tokenizer,
+    fingerprint,
 )
 from vauban.models.module_probe import compare_with_probe, module_inputs, output_gradients
 from vauban.models.notes import forget, set_aside

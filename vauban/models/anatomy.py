@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from vauban.errors import ArchitectureError
+from vauban.errors import ArchitectureError, InputError
 from vauban.models.notes import note, notes
 
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
@@ -67,6 +67,16 @@ def embedding_size(embedding: nn.Module) -> tuple[int, int]:
     """(vocabulary, d) of a plain or packed embedding."""
     rows, columns = embedding.weight.shape
     return int(rows), int(columns * 32 // embedding.bits if "scales" in embedding else columns)
+
+
+def check_same_vocabulary(original: nn.Module, modified: nn.Module, what: str) -> None:
+    """InputError where two models that `what` compares have vocabularies of different sizes."""
+    a, b = anatomy(original).vocabulary, anatomy(modified).vocabulary
+    if a != b:
+        raise InputError(
+            f"{what} compares models of one vocabulary, token by token; the original has {a} "
+            f"tokens, the modified one {b}"
+        )
 
 
 def anatomy(model: nn.Module) -> Anatomy:

@@ -22,6 +22,7 @@ from vauban.errors import ArchitectureError, InputError
 from vauban.interventions import Intervention, as_interventions, started
 from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.caches import described, repeated
+from vauban.models.configuration_claims import warn_beyond_window
 from vauban.models.families import family_of
 from vauban.models.notes import note, notes
 from vauban.models.parity import relative_difference, tolerance_for, verify_forward
@@ -106,6 +107,8 @@ def forward(
     counts = _check_lengths(lengths, rows, width)
     index = _position_index(positions, counts, width)
     check = verify_forward(model)
+    past = getattr(cache[0], "offset", 0) if cache else 0
+    warn_beyond_window(model, max(counts) + (past if isinstance(past, int) else 0))
     if len(set(counts)) > 1 and not can_pad(model):
         if cache is not None or columns is not None:
             raise ArchitectureError(

@@ -28,6 +28,7 @@ from vauban.models.batching import (
     token_budget,
 )
 from vauban.models.caches import keep_rows, merged
+from vauban.models.configuration_claims import warn_beyond_window
 from vauban.models.forward import can_share, check_ids
 from vauban.models.notes import note, notes
 from vauban.models.parity import relative_difference, tolerance_for, verify_forward
@@ -131,6 +132,7 @@ def generate_tokens(
     if all(token_lists):
         check_ids(min(map(min, token_lists)), max(map(max, token_lists)), anatomy(model))
     verify_forward(model)
+    warn_beyond_window(model, max(map(len, token_lists)) + max_tokens)
     interventions = as_interventions(interventions)
     sample = _sampler(temperature, seed)
     shared = len(token_lists) > 1 and can_share(model) and shares_prefix(interventions)

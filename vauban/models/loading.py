@@ -20,6 +20,8 @@ from vauban import _backend
 from vauban._arrays import flat_parameters
 from vauban._paths import data_dir
 from vauban.errors import InputError, ModelError, VaubanWarning
+from vauban.models.configuration_claims import unmet_claims, unread_biases, warn_of_claims
+from vauban.models.configuration_translation import translated
 from vauban.models.info import float_dtype, free_memory, parameter_count
 from vauban.models.notes import forget, note
 from vauban.models.weight_files import weight_files
@@ -55,6 +57,10 @@ def load(path_or_repo: str | Path, *, unpack: bool = False, **options: Any) -> t
     gives (model, tokenizer, configuration). With `lazy=True` no weight is read before it is used,
     so they are not checked for NaN here.
 
+    What the configuration says under names that mlx-lm's class does not read (`rope_parameters`,
+    `layer_types`) is translated for it. A VaubanWarning lists fields that are not taken up;
+    InputError refuses rotary positions that are not.
+
     On a CPU back end half-precision weights run in float32 when 4 bytes per parameter fit in half
     of the free memory. Packed weights stay packed, unless `unpack` asks to have them in float32 as
     well where the same holds: a packed matrix is multiplied 60 times slower there. Raises
@@ -78,16 +84,22 @@ def load(path_or_repo: str | Path, *, unpack: bool = False, **options: Any) -> t
     chosen = weight_files(folder)
     for text in chosen.notes:
         warnings.warn(text, VaubanWarning, stacklevel=2)
+    given = options.pop("model_config", None) or {}
+    told = {**translated({**config, **given}), **given}
+    config |= told
     try:
         with chosen.loadable() as place:
-            loaded = cast(Any, mlx_lm.load(str(place), **options))
+            loaded = cast(Any, mlx_lm.load(str(place), model_config=told, **options))
             if place != folder:
                 loaded[1].name_or_path = str(folder)
     except _UNREADABLE as error:
         adapter = options.get("adapter_path")
         what = f"{path_or_repo} with the adapter {adapter}" if adapter else f"{path_or_repo}"
-        raise ModelError(f"mlx-lm cannot load {what}: {error}") from error
+        raise ModelError(
+            f"mlx-lm cannot load {what}: {error}{unread_biases(config, error)}"
+        ) from error
     model = loaded[0]
+    claims = unmet_claims(config, model)
     lazy = bool(options.get("lazy"))
     if not lazy:
         _check_finite(model, path_or_repo)
@@ -102,7 +114,9 @@ def load(path_or_repo: str | Path, *, unpack: bool = False, **options: Any) -> t
         "quantization": label,
         "converted": converted,
     }
-    note(model, folder=folder, source=source)
+    fields = tuple(sorted(told.keys() - given.keys()))
+    note(model, folder=folder, source=source, claims=claims, translated=fields)
+    warn_of_claims(model)
     return loaded
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 if TYPE_CHECKING:
     from vauban.models.anatomy import Anatomy
+    from vauban.models.configuration_claims import Claim
     from vauban.models.forward import RowChecks
     from vauban.models.generate import BatchCheck
     from vauban.models.parity import ForwardCheck
@@ -31,6 +32,13 @@ class Notes:
     # loading: where the weights came from, and what of a `ModelInfo` stays true after an edit.
     folder: Path | None = None
     source: Mapping[str, Any] | None = None
+    # configuration_claims, configuration_translation: what the class does not take up of its
+    # config.json, and what it was told under another name.
+    claims: tuple[Claim, ...] = ()
+    translated: tuple[str, ...] = ()
+    window_named: bool = False
+    # apply: modules that a plan has edited in memory, with a digest of what was done.
+    edited: Mapping[str, str] = field(default_factory=dict)
     # anatomy: where the parts are.
     anatomy: Anatomy | None = None
     # parity: the proven path, and what the explicit loop must know about the blocks.
@@ -59,7 +67,8 @@ def note(model: nn.Module, **facts: Any) -> None:
 def forget(model: nn.Module) -> None:
     """Drop what was learnt from the modules, after they have changed; the source stays."""
     before = notes(model)
-    object.__setattr__(model, _ATTRIBUTE, Notes(folder=before.folder, source=before.source))
+    kept = ("folder", "source", "claims", "translated", "window_named", "edited")
+    object.__setattr__(model, _ATTRIBUTE, Notes(**{name: getattr(before, name) for name in kept}))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from vauban.errors import InputError
 from vauban.evaluation import SurfaceScan, load_surface_prompts, scan_surface, surface_path
 from vauban.interventions import Project
 from vauban.linalg import as_direction
-from vauban.models import forward, generate
+from vauban.models import check_measured_on, forward, generate
 from vauban.prompts import encode_chat
 
 
@@ -80,6 +80,7 @@ def probe_prompt(model: Any, tokenizer: Any, prompt: str, direction: Any) -> Pro
     Raises:
         InputError: an empty prompt, or a direction that does not fit the model.
     """
+    check_measured_on(direction, model, tokenizer)
     residual = _residual(model, encode_chat(tokenizer, prompt), "last")
     along = _along(residual[0, :, 0, :], direction)
     return Probe(prompt, tuple(along), getattr(direction, "residual_index", None))
@@ -126,6 +127,7 @@ def scan_tokens(
         direction_layer = getattr(direction, "layer_index", None)
     if direction_layer is None:
         raise InputError("a raw direction does not say its layer; pass direction_layer=<block>.")
+    check_measured_on(direction, model, tokenizer)
     tokens = encode_chat(tokenizer, text)
     residual = _residual(model, tokens, "all")
     blocks = residual.shape[1] - 1
@@ -154,6 +156,7 @@ def steer_prompt(
         alpha: h ← h − α d(dᵀh) at every layer and token: 1 takes the direction out, 2 reflects
             it, 0 changes nothing, a negative value strengthens it.
     """
+    check_measured_on(direction, model, tokenizer)
     steering = (Project(as_direction(direction, "steer_prompt"), alpha),)
     return generate(model, tokenizer, [prompt], max_tokens=max_tokens, interventions=steering)[0]
 
