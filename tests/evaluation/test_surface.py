@@ -130,9 +130,9 @@ def test_coverage_counts_the_cells_that_can_exist() -> None:
         for language in ("en", "fr")
         if (harm, language) != (0.5, "fr")
     ] * 2
-    found = coverage(rows, ("label", "harm", "language"), minimum=2)
-    assert (found.filled, found.possible) == (5, 6)
-    assert found.missing == ({"label": "harmless", "harm": 0.5, "language": "fr"},)
+    covered = coverage(rows, ("label", "harm", "language"), minimum=2)
+    assert (covered.filled, covered.possible) == (5, 6)
+    assert covered.missing == ({"label": "harmless", "harm": 0.5, "language": "fr"},)
     assert coverage(rows, ("label", "language")).share == 1.0
 
 

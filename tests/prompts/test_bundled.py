@@ -1,12 +1,14 @@
 """The bundled sets: their counts, keys and order. `data/check.py` checks their sentences."""
 
 import json
+import runpy
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from vauban._paths import data_dir
 from vauban.prompts import (
     conversation_text,
     default_eval_path,
@@ -94,6 +96,18 @@ def test_whatever_axes_a_map_shows_the_others_are_spread_over_its_cells() -> Non
             [] if isinstance(row.prompt, str) else [t for t in row.prompt if t["role"] == "user"]
         )
         assert row.turns == max(len(users), 1) and (row.harm > 0.5) == (row.label == "harmful")
+
+
+def test_the_surface_rows_are_what_their_script_writes(tmp_path: Path) -> None:
+    script = runpy.run_path(str(data_dir() / "surface_rows.py"))
+    written = {PATHS["surface"]: script["bundled_rows"]}
+    for kind in ("dense", "4bit", "moe"):
+        written[data_dir() / "organism" / kind / "prompts" / "surface.jsonl"] = script[
+            "organism_rows"
+        ]
+    for path, rows_of in written.items():
+        script["write"](tmp_path / "rows.jsonl", rows_of())
+        assert path.read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
 
 
 def test_the_preservation_set_covers_its_subjects() -> None:
