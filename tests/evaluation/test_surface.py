@@ -92,6 +92,9 @@ def test_a_file_with_one_label_is_no_surface(tmp_path: Path) -> None:
 def test_rows_survive_a_round_through_a_file(tmp_path: Path) -> None:
     rows = load_surface_prompts()
     assert load_surface_prompts(write(tmp_path, *(row.to_dict() for row in rows))) == rows
+    for row in rows:
+        assert sum(m["role"] == "user" for m in row.messages) == row.turns
+        assert row.messages[-1]["content"] in row.text
 
 
 @pytest.mark.parametrize("separable", [False, True])
