@@ -88,6 +88,7 @@ _SETTINGS = {
         "eval.max_tokens",
         "eval.num_prompts",
         "eval.refusal_mode",
+        "gates",
     ],
 }
 

@@ -14,7 +14,7 @@ from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
-from vauban.evaluation import answer_tokens, compare_likelihood
+from vauban.evaluation import GateReport, answer_tokens, check_gates, compare_likelihood
 from vauban.models import (
     DeviceInfo,
     ForwardCheck,
@@ -156,6 +156,15 @@ def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
             f"that alone costs a KL of {leak['head_kl']:.4f} on harmless answers"
         )
     return notes
+
+
+def gates_stage(figures: Any, config: RunConfig) -> GateReport | None:
+    """The gates of the configuration; None without any.
+
+    One that cannot be checked fails and says why, so that what was measured is not lost.
+    """
+    table = {name: gate for name, gate in config.gates.to_dict().items() if gate is not None}
+    return check_gates(figures, table, strict=False) if table else None
 
 
 def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
