@@ -115,6 +115,9 @@ def test_thresholds_equal_scikit_learns(separable: bool) -> None:
 def test_without_both_classes_there_is_no_threshold_and_flat_numbers_have_none() -> None:
     assert fit_threshold([1.0, 2.0], [True, True]) is None
     assert fit_threshold([], []) is None
+    rare = fit_threshold([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [False] * 5 + [True])
+    assert rare.value is None or 0 <= rare.value <= 5
+    assert fit_threshold([0.0, 1.0] * 10, [True] + [False] * 19).value is None  # beyond the numbers
     flat = fit_threshold([2.0, 2.0], [True, False])
     assert flat.value is None and flat.auc == 0.5
 
