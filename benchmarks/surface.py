@@ -48,8 +48,8 @@ def main() -> None:
 
     def collect() -> np.ndarray:
         positions = (instruction_end(tokenizer), -1)
-        found = vauban.collect_activations(model, tokenizer, prompts, positions=positions)
-        return np.array(found.values[:, result.residual_index, 1] @ result.direction)
+        collected = vauban.collect_activations(model, tokenizer, prompts, positions=positions)
+        return np.array(collected.values[:, result.residual_index, 1] @ result.direction)
 
     def answer() -> list[str]:
         return vauban.generate(model, tokenizer, prompts, max_tokens=options.max_tokens)

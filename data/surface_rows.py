@@ -132,25 +132,60 @@ TALK: tuple[tuple[str, str, str, str], ...] = (
      "Claro. ¿Qué quieres saber?"),
 )  # fmt: skip
 
+# The six rows of each request, a digit each for language, style, framing, and three turns (1) or
+# one (0), in the order of the tables above. Annealed so that the counts of all pairs and triples of
+# axes are near to even: whatever two axes a map shows, the others are mixed in its cells.
+DESIGN: dict[str, tuple[str, str, str, str]] = {
+    "money": (
+        "1300 2020 2110 2320 3000 3211",
+        "0310 1020 2100 2221 3100 3311",
+        "0010 0121 0200 1001 1110 2210",
+        "0021 0200 1220 1311 3120 3301",
+    ),
+    "medicine": (
+        "0220 0321 1101 2210 3110 3300",
+        "0000 0200 1121 1210 2120 3021",
+        "0320 1311 2100 2221 3010 3300",
+        "0111 1000 1020 2001 2310 3210",
+    ),
+    "home": (
+        "0000 1011 1020 2121 2300 3220",
+        "0021 0110 1200 2211 2300 3120",
+        "0110 0311 1320 2100 3000 3201",
+        "0220 1111 1301 2010 3220 3310",
+    ),
+    "computers": (
+        "0010 0110 1100 2020 2201 3321",
+        "0101 0220 1310 2320 3000 3310",
+        "1221 1320 2001 2111 3020 3210",
+        "0120 0300 1010 1201 2200 3111",
+    ),
+    "neighbours": (
+        "0120 0300 1211 1310 3021 3100",
+        "0211 1001 2010 3111 3220 3320",
+        "0010 0301 1120 1200 2020 2310",
+        "0000 1120 2100 2210 2321 3201",
+    ),
+    "news": (
+        "0011 0201 1210 2220 2301 3110",
+        "0300 1110 1200 1321 2010 3021",
+        "0121 0220 1020 2300 3101 3210",
+        "0310 1100 2011 2120 3000 3320",
+    ),
+}
+
 
 def bundled_rows() -> Iterator[dict[str, Any]]:
-    """144 rows: each of 24 requests six times.
-
-    The coefficients are chosen so that any two axes are balanced: every pair of values of two of
-    category, harm, language, style and framing stands in equally many rows, and in each a third of
-    the rows has three turns.
-    """
-    for j in range(6):
-        for c, (category, grades) in enumerate(REQUESTS.items()):
-            for g, words in enumerate(grades):
-                number = (2 * c + g + j) % 4
-                style = list(STYLES)[(2 * c + 2 * g + 3 * j + j // 4) % 4]
-                framing = list(FRAMINGS)[(2 * c + 2 * g + j + j // 3) % 3]
+    """144 rows: each of 24 requests six times, as `DESIGN` says."""
+    for place in range(6):
+        for category, grades in REQUESTS.items():
+            for harm, words, codes in zip(HARM, grades, DESIGN[category], strict=True):
+                number, s, f, three = map(int, codes.split()[place])
+                style, framing = list(STYLES)[s], list(FRAMINGS)[f]
                 text = FRAMINGS[framing][number] + STYLES[style][number].format(words[number])
-                context = _turns(TALK[number]) if (j + c) % 3 == 2 else []
                 yield _row(
-                    text, context, harm=HARM[g], category=category, style=style,
-                    language=LANGUAGES[number], framing=framing,
+                    text, _turns(TALK[number]) if three else [], harm=harm, category=category,
+                    style=style, language=LANGUAGES[number], framing=framing,
                 )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_the_files_are_small_and_named() -> None:
     assert size <= 16_000_000
     for kind in KINDS:
         names = json.loads((HERE / kind / "vauban.json").read_text())
-        for part in ("harmful", "harmless", "eval"):
+        for part in ("harmful", "harmless", "eval", "surface"):
             assert (HERE / kind / names[part]).is_file()
         writers = vauban.residual_writers(vauban.load(HERE / kind)[0])
         packed = [w.quantization for w in writers]
@@ -90,6 +90,9 @@ def test_measuring_and_held_out_prompts_share_nothing() -> None:
         }
         rows = vauban.load_labelled_prompts(folder / "eval.jsonl")
         assert not measuring & {row.prompt for row in rows}
+        assert not measuring & {
+            r.prompt for r in vauban.load_surface_prompts(folder / "surface.jsonl")
+        }
         assert {row.extra["kind"] for row in rows} == {"harmful", "how-to", "task", "contrast"}
         assert [r.label for r in rows] == sorted(
             (r.label for r in rows), key=lambda s: s != "harmful"

@@ -62,3 +62,13 @@ def test_a_wrong_gate_is_named_before_the_model_is_opened(
 ) -> None:
     assert main(["--validate", str(write(tmp_path, gates))]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_evaluate_checks_a_preset(capsys) -> None:
+    """A model compared with itself still refuses, so that it fails "careful" alone in that."""
+    same = str(vauban.organism_path("dense"))
+    code = main(["evaluate", "--model", same, "--modified", same, "--num-prompts", "8", "-m", "12",
+                 "--gates", "careful", "--json"])  # fmt: skip
+    results = json.loads(capsys.readouterr().out)["gates"]["results"]
+    passed = {result["gate"]["figure"]: result["passed"] for result in results}
+    assert code == 1 and not passed["refusal"] and passed["kl"] and passed["perplexity_ratio"]

@@ -100,6 +100,14 @@ def test_a_bound_that_is_none_is_refused_by_name(value) -> None:
         read_gates({"kl": value})
 
 
+def test_gates_may_be_given_by_their_fields() -> None:
+    fields = {"figure": "kl", "direction": "at_most", "bound": 0.1, "end": "upper"}
+    assert read_gates([fields]) == (Gate("kl", "at_most", 0.1, "upper"),)
+    for wrong in ({"figure": "kl"}, "kl", {**fields, "bond": 1}):
+        with pytest.raises(InputError, match="a gate"):
+            read_gates([wrong])
+
+
 def test_a_stated_gate_replaces_the_presets() -> None:
     gates = read_gates({"preset": "careful", "kl": "<= 0.5"})
     assert [gate.bound for gate in gates if gate.figure == "kl"] == [0.5]

@@ -92,6 +92,9 @@ def test_a_file_with_one_label_is_no_surface(tmp_path: Path) -> None:
 def test_rows_survive_a_round_through_a_file(tmp_path: Path) -> None:
     rows = load_surface_prompts()
     assert load_surface_prompts(write(tmp_path, *(row.to_dict() for row in rows))) == rows
+    for row in rows:
+        assert sum(m["role"] == "user" for m in row.messages) == row.turns
+        assert row.messages[-1]["content"] in row.text
 
 
 @pytest.mark.parametrize("separable", [False, True])
@@ -112,6 +115,9 @@ def test_thresholds_equal_scikit_learns(separable: bool) -> None:
 def test_without_both_classes_there_is_no_threshold_and_flat_numbers_have_none() -> None:
     assert fit_threshold([1.0, 2.0], [True, True]) is None
     assert fit_threshold([], []) is None
+    rare = fit_threshold([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [False] * 5 + [True])
+    assert rare.value is None or 0 <= rare.value <= 5
+    assert fit_threshold([0.0, 1.0] * 10, [True] + [False] * 19).value is None  # beyond the numbers
     flat = fit_threshold([2.0, 2.0], [True, False])
     assert flat.value is None and flat.auc == 0.5
 
@@ -130,9 +136,9 @@ def test_coverage_counts_the_cells_that_can_exist() -> None:
         for language in ("en", "fr")
         if (harm, language) != (0.5, "fr")
     ] * 2
-    found = coverage(rows, ("label", "harm", "language"), minimum=2)
-    assert (found.filled, found.possible) == (5, 6)
-    assert found.missing == ({"label": "harmless", "harm": 0.5, "language": "fr"},)
+    covered = coverage(rows, ("label", "harm", "language"), minimum=2)
+    assert (covered.filled, covered.possible) == (5, 6)
+    assert covered.missing == ({"label": "harmless", "harm": 0.5, "language": "fr"},)
     assert coverage(rows, ("label", "language")).share == 1.0
 
 

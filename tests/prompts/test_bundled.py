@@ -1,12 +1,14 @@
 """The bundled sets: their counts, keys and order. `data/check.py` checks their sentences."""
 
 import json
+import runpy
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from vauban._paths import data_dir
 from vauban.prompts import (
     conversation_text,
     default_eval_path,
@@ -70,20 +72,23 @@ def test_the_evaluation_set_starts_with_its_harmful_prompts() -> None:
     assert len({row.category for row in labelled[:20]}) >= 16
 
 
-def test_any_two_axes_of_the_surface_set_are_balanced() -> None:
-    """Every pair of values of two axes stands in equally many rows, turns one to two."""
+def test_whatever_axes_a_map_shows_the_others_are_spread_over_its_cells() -> None:
+    """The counts of any two axes differ by two at most, and harm is in every language and style."""
     labelled = load_labelled_prompts(PATHS["surface"])
-    assert len(labelled) == 144 and Counter(row.label for row in labelled).total() == 144
+    assert len(labelled) == 144
+    assert Counter(row.turns for row in labelled) == {1: 96, 3: 48}
     axes = ("category", "harm", "style", "language", "framing")
+    values = {axis: {row[axis] for row in labelled} for axis in axes}
+    assert [len(values[axis]) for axis in axes] == [6, 4, 4, 4, 3]
     for one, two in combinations(axes, 2):
         pairs = Counter((row[one], row[two]) for row in labelled)
-        values = {len({row[axis] for row in labelled}) for axis in (one, two)}
-        assert len(set(pairs.values())) == 1 and min(values) >= 3
-    for axis in (*axes, "label"):
-        assert {row[axis] for row in labelled if row.turns == 3} == {row[axis] for row in labelled}
+        assert len(pairs) == len(values[one]) * len(values[two])
+        assert max(pairs.values()) - min(pairs.values()) <= 2
+    for axis in axes:
         threes = Counter(row[axis] for row in labelled if row.turns == 3)
-        ones = Counter(row[axis] for row in labelled if row.turns == 1)
-        assert all(ones[value] == 2 * count for value, count in threes.items())
+        assert max(threes.values()) - min(threes.values()) <= 2
+    cells = Counter((row.harm, row.language, row.style) for row in labelled)
+    assert len(cells) >= 60 and max(cells.values()) <= 4
     texts = {conversation_text(row.prompt) for row in labelled}
     assert len(texts) == 144
     for row in labelled:
@@ -91,6 +96,18 @@ def test_any_two_axes_of_the_surface_set_are_balanced() -> None:
             [] if isinstance(row.prompt, str) else [t for t in row.prompt if t["role"] == "user"]
         )
         assert row.turns == max(len(users), 1) and (row.harm > 0.5) == (row.label == "harmful")
+
+
+def test_the_surface_rows_are_what_their_script_writes(tmp_path: Path) -> None:
+    script = runpy.run_path(str(data_dir() / "surface_rows.py"))
+    written = {PATHS["surface"]: script["bundled_rows"]}
+    for kind in ("dense", "4bit", "moe"):
+        written[data_dir() / "organism" / kind / "prompts" / "surface.jsonl"] = script[
+            "organism_rows"
+        ]
+    for path, rows_of in written.items():
+        script["write"](tmp_path / "rows.jsonl", rows_of())
+        assert path.read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
 
 
 def test_the_preservation_set_covers_its_subjects() -> None:

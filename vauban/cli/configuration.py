@@ -118,4 +118,9 @@ def _checked(file: str, where: str, model: str, config: RunConfig | StudyConfig)
         f"{len(held_out.harmful)} harmful, {len(held_out.harmless)} harmless "
         f"({held_out.source}, {held_out.origin})"
     )
+    if isinstance(config, RunConfig) and config.surface.scan:
+        from vauban.pipeline.surface_stage import surface_rows
+
+        rows = surface_rows(config, Path(folder) if folder else None)
+        checked["surface"] = f"{len(rows)} rows"
     return checked

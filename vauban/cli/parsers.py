@@ -106,6 +106,7 @@ _SETTINGS = {
         "eval.num_prompts",
         "eval.refusal_mode",
         "eval.judge",
+        "gates",
     ],
 }
 

@@ -16,7 +16,7 @@ from vauban.models import check_tokenizer
 from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
-from vauban.pipeline.stages import measure_stage, open_judge, open_model
+from vauban.pipeline.stages import gates_stage, measure_stage, open_judge, open_model
 from vauban.report import decimal, pick_samples, verdict_lines
 
 
@@ -123,8 +123,11 @@ def evaluate(options: argparse.Namespace) -> int:
     run_lines.samples(console, tuple(pick_samples(result.answers)))
     for note in result.notes():
         console.warning(note)
-    console.document(result.to_dict())
-    return 0
+    report = gates_stage(result, config)
+    if report is not None:
+        run_lines.gates(console, report)
+    console.document({**result.to_dict(), "gates": report and report.to_dict()})
+    return 0 if report is None or report.ok else 1
 
 
 def _config(options: argparse.Namespace) -> RunConfig:

@@ -120,8 +120,8 @@ def _print(
     ):
         fit = scan.threshold(along=along)
         if isinstance(fit, Threshold):
-            at = "–" if fit.value is None else decimal(fit.value)
-            console.line(f"half are refused at {at} of {words}, AUC {fit.auc:.3f}")
+            at = "nowhere along" if fit.value is None else f"at {decimal(fit.value)} of"
+            console.line(f"half are refused {at} {words}; AUC {fit.auc:.3f}")
     for line in mapped.summary().splitlines():
         console.line(line)
 

@@ -159,8 +159,9 @@ class GateReport:
         }
 
 
-def read_gates(given: str | Mapping[str, Any] | Iterable[Gate]) -> tuple[Gate, ...]:
-    """Gates as a person writes them: a preset's name, a table as [gates] holds it, or `Gate`s.
+def read_gates(given: str | Mapping[str, Any] | Iterable[Any]) -> tuple[Gate, ...]:
+    """Gates as a person writes them: a preset's name, a table as [gates] holds it, or a list of
+    `Gate`s or of their fields as tables.
 
     In a table a key is a figure and its value "<= 0.05", "<= 0.1 upper", ">= 64" or a table
     {at_most = 0.05, end = "estimate"}. `preset` adds a preset's gates; a figure that the table
@@ -176,11 +177,7 @@ def read_gates(given: str | Mapping[str, Any] | Iterable[Gate]) -> tuple[Gate, .
     if isinstance(given, str):
         return _of_preset(given)
     if not isinstance(given, Mapping):
-        gates = tuple(given)
-        for gate in gates:
-            if not isinstance(gate, Gate):
-                raise InputError(f"a gate is {shown(gate)}; expected a vauban.Gate")
-        return gates
+        return tuple(map(_gate, given))
     stated = {name: _written(name, value) for name, value in _flat(given) if name != "preset"}
     preset = given.get("preset")
     inherited = [] if preset is None else _of_preset(preset)
@@ -188,7 +185,7 @@ def read_gates(given: str | Mapping[str, Any] | Iterable[Gate]) -> tuple[Gate, .
 
 
 def check_gates(
-    figures: Any, gates: str | Mapping[str, Any] | Iterable[Gate], *, strict: bool = True
+    figures: Any, gates: str | Mapping[str, Any] | Iterable[Any], *, strict: bool = True
 ) -> GateReport:
     """Compare figures with their gates.
 
@@ -256,6 +253,21 @@ def _of_preset(name: Any) -> tuple[Gate, ...]:
     near = difflib.get_close_matches(str(name), PRESETS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InputError(f"gates: no preset {name!r}; there are {', '.join(PRESETS)}.{hint}")
+
+
+def _gate(value: Any) -> Gate:
+    """A gate from one, or from its fields by name."""
+    if isinstance(value, Gate):
+        return value
+    names = {field.name for field in fields(Gate)}
+    if not isinstance(value, Mapping) or not {"figure", "direction", "bound"} <= value.keys():
+        raise InputError(
+            f"a gate is {shown(value)}; expected a vauban.Gate or a table with figure, direction "
+            "and bound"
+        )
+    if unknown := sorted(value.keys() - names):
+        raise InputError(f"a gate has the unknown key {unknown[0]!r}; it takes {sorted(names)}")
+    return Gate(**value)
 
 
 def check_names(gates: Iterable[Gate]) -> None:

@@ -65,7 +65,8 @@ class Threshold:
     """Where along a number refusal starts: a logistic fit of refused on it.
 
     Attributes:
-        value: the number at which half of the answers refuse; None for a flat fit.
+        value: the number at which half of the answers refuse; None for a flat fit, and where that
+            number lies outside those that were seen.
         slope: change of the log-odds per unit; negative where larger values refuse less.
         auc: chance that a refused answer has a larger value than one that does not refuse.
         refused, answered: answers of each class.
@@ -182,8 +183,9 @@ def fit_threshold(values: Sequence[float], refused: Sequence[bool]) -> Threshold
         return Threshold(None, 0.0, 0.5, positive, len(y) - positive)
     w, bias = solve("logistic", ((x - centre) / spread)[:, None], y, 1.0)
     slope = float(w[0]) / spread
+    at = centre - bias / slope if slope else np.inf
     return Threshold(
-        value=None if slope == 0 else centre - bias / slope,
+        value=float(at) if x.min() <= at <= x.max() else None,
         slope=slope,
         auc=float(auc(x[~y][:, None], x[y][:, None])[0]),
         refused=positive,

@@ -13,6 +13,7 @@ from typing import Any
 
 from vauban.errors import InputError, shown
 from vauban.prompts import (
+    Turn,
     checked_messages,
     checked_prompt,
     conversation_text,
@@ -57,6 +58,14 @@ class SurfacePrompt:
     def text(self) -> str:
         """The prompt as a reader sees it."""
         return conversation_text(self.prompt)
+
+    @property
+    def messages(self) -> tuple[Mapping[str, str], ...]:
+        """The prompt as messages; a text is the one of a user."""
+        if isinstance(self.prompt, str):
+            return (Turn(role="user", content=self.prompt),)
+        messages: tuple[Turn, ...] = self.prompt
+        return messages
 
     def axis(self, name: str) -> Any:
         """The row's value on an axis; InputError for a name that is none."""

@@ -15,7 +15,7 @@ from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
 from vauban.errors import InputError
-from vauban.evaluation import EvalResult, GateReport, check_gates
+from vauban.evaluation import EvalResult, GateReport
 from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
 from vauban.models import weight_files
 from vauban.pipeline.before_after import (
@@ -43,6 +43,7 @@ from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import (
     Opened,
     Progress,
+    gates_stage,
     leak_stage,
     leak_warnings,
     measure_stage,
@@ -235,7 +236,7 @@ def finish_run(
         document["files"] = {"source": source_hashes, "written": report.files}
         document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
         document["surface"] = surface and surface.to_dict()
-        gates = _gates(document, config)
+        gates = gates_stage(document, config)
         document["gates"] = gates and gates.to_dict()
         samples = tuple(pick_samples(evaluation.answers))
         result.save(folder / "direction.vauban")
@@ -251,12 +252,6 @@ def finish_run(
     if no_picture:
         warnings = (*warnings, f"no maps of the surface: {no_picture}")
     return RunResult(output, document, rows, samples, warnings, span, gates)
-
-
-def _gates(document: Mapping[str, Any], config: RunConfig) -> GateReport | None:
-    """The gates of the configuration. One that cannot be checked fails: the run is not lost."""
-    table = {name: gate for name, gate in config.gates.to_dict().items() if gate is not None}
-    return check_gates(document, table, strict=False) if table else None
 
 
 def named_sets(config: RunConfig) -> dict[str, PromptSet]:

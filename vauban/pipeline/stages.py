@@ -18,7 +18,13 @@ from vauban.activations import stream_activations
 from vauban.config import RunConfig, looks_like_hub_id
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
-from vauban.evaluation import LocalJudge, answer_tokens, compare_likelihood
+from vauban.evaluation import (
+    GateReport,
+    LocalJudge,
+    answer_tokens,
+    check_gates,
+    compare_likelihood,
+)
 from vauban.evaluation.judge import model_judge
 from vauban.models import (
     DeviceInfo,
@@ -218,6 +224,15 @@ def leak_warnings(leak: Mapping[str, Any], config: RunConfig) -> list[str]:
             f"that alone costs a KL of {leak['head_kl']:.4f} on harmless answers"
         )
     return notes
+
+
+def gates_stage(figures: Any, config: RunConfig) -> GateReport | None:
+    """The gates of the configuration; None without any.
+
+    One that cannot be checked fails and says why, so that what was measured is not lost.
+    """
+    table = {name: gate for name, gate in config.gates.to_dict().items() if gate is not None}
+    return check_gates(figures, table, strict=False) if table else None
 
 
 def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ In reading order:
     shift_plot   the picture of a hidden shift
     surface_plot  heat maps of a refusal surface
     html_charts  the report's charts as SVG
+    html_tables  its tables of candidates and strengths
     html         the report of a run: one HTML file (page.html is its template)
 """
 

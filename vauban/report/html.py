@@ -19,6 +19,7 @@ from markupsafe import Markup
 from vauban.comparison.run_folder import ANSWERS_FILE, SEARCH_FILE, read_answers, read_run
 from vauban.report import html_charts
 from vauban.report.figures import decimal, percent, quantity, rate_with_interval, shorten
+from vauban.report.html_tables import candidate_table, strength_table
 from vauban.report.samples import pick_samples
 from vauban.report.table import HEADINGS, BehaviourRow, Share, cells, contrast_line
 from vauban.report.verdict_table import verdict_sentences
@@ -62,7 +63,7 @@ def html_report(
         sentences=[*verdict_sentences(run["evaluation"]), *_contrast(rows)],
         charts=drawn,
         missing=missing,
-        tables=[*_candidates(run), *_strengths(run)],
+        tables=[*candidate_table(run), *strength_table(run)],
         samples=_samples(answers),
         ruled=_rule(run),
         sets=_sets(run["prompts"]),
@@ -215,72 +216,6 @@ def _map(one: Mapping[str, Any]) -> str:
             rates[i][j] = cell["rate"]
     rows, columns = ([str(value).replace("_", " ") for value in side] for side in values)
     return html_charts.heat_map(rows, columns, rates, counts)
-
-
-def _candidates(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The shortlist of a choice by answers as a table."""
-    answers = run["direction"]["provenance"].get("answers") or {}
-    if not answers.get("shortlist"):
-        return []
-    best = (answers["layer"], answers["position"])
-    rows = [
-        (
-            f"{row['layer']}{' (chosen)' if (row['layer'], row['position']) == best else ''}",
-            row["position"], row["prompts"], percent(row["refused"]), percent(row["over_refused"]),
-            percent(row["degenerate"]), decimal(row["kl"], 2),
-        )
-        for row in answers["shortlist"]
-    ]  # fmt: skip
-    return [
-        {
-            "title": "Choice of the direction",
-            "note": " ".join(answers["notes"]) or "Short answers to validation prompts under the "
-            "cut of each candidate.",
-            "headings": ("residual", "position", "prompts", "refused", "harmless refused",
-                         "degenerate", "first-token KL"),
-            "rows": rows,
-        }
-    ]  # fmt: skip
-
-
-def _strengths(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The finalists of the search for a strength."""
-    strength = run.get("strength")
-    if not strength:
-        return []
-    rows = [
-        (
-            _shape(trial.get("strength") or strength["strength"]), trial["prompts"],
-            percent(trial["refused"]), percent(trial["over_refused"]),
-            percent(trial["degenerate"]), decimal(trial["kl"], 2),
-        )
-        for trial in strength["trials"]
-    ]  # fmt: skip
-    note = f"{strength['tried']} {strength.get('kind', 'shapes')}, the best by short answers."
-    return [
-        {
-            "title": "Choice of the strength",
-            "note": " ".join([note, *(f"{text}." for text in strength["notes"])]),
-            "headings": ("strength", "prompts", "refused", "harmless refused", "degenerate",
-                         "first-token KL"),
-            "rows": rows,
-        }
-    ]  # fmt: skip
-
-
-def _shape(strength: Mapping[str, Any]) -> str:
-    parts = []
-    for name, kernel in strength.items():
-        if not isinstance(kernel, Mapping):
-            continue
-        if kernel["centre"] is None:
-            parts.append(f"{name} {kernel['peak']:.2g}")
-        else:
-            parts.append(
-                f"{name} {kernel['peak']:.2g} about block {kernel['centre']:.3g}, "
-                f"{kernel['floor']:.2g} from {kernel['width']:.3g} blocks on"
-            )
-    return "; ".join([*parts, *(["embedding cut"] if strength.get("embedding") else [])])
 
 
 def _contrast(rows: Sequence[BehaviourRow]) -> list[str]:
