@@ -6,7 +6,6 @@ and a wrong TOML value get the same message.
 
 import argparse
 import json
-import math
 import typing
 from collections.abc import Iterable
 from types import UnionType
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import vauban
 from vauban.cli.diff_flags import add_comparing
+from vauban.cli.search_flags import add_searching, finite
 from vauban.config import EditConfig, RunConfig, StudyConfig
 from vauban.config.keys import Key, keys
 
@@ -127,7 +127,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
     elif name == "edit":
         _add_editing(parser)
     elif name == "search":
-        _add_search(parser)
+        add_searching(parser)
         _add_stage(parser, name)
     elif name == "diff":
         add_comparing(parser)
@@ -137,7 +137,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
             "files", nargs="+", metavar="FILE", help="as `vauban measure` saves them, two or more"
         )
         parser.add_argument(
-            "--threshold", type=_finite, default=0.1,
+            "--threshold", type=finite, default=0.1,
             help="pairs with a smaller |cosine| are called independent (default: 0.1)",
         )  # fmt: skip
     elif name in ("probe", "steer"):
@@ -174,42 +174,14 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser, (key for key in keys(EditConfig) if key.path != ("model", "path")))
 
 
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
-    parser.add_argument(
-        "--trials", type=int, default=60, metavar="N",
-        help="cuts to try, those of an interrupted search among them (default: 60)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--timeout", type=_finite, metavar="SECONDS", help="start no further trial after so long"
-    )
-    parser.add_argument(
-        "--kl-limit", type=_finite, metavar="KL",
-        help="export the least refusing cut whose first-token KL keeps this limit; default: the "
-        "one that costs least, a KL of 0.1 as much as a tenth of the prompts refused",
-    )  # fmt: skip
-    parser.add_argument(
-        "--objectives", default="refused,kl", metavar="NAMES",
-        help="of refused, kl, over_refused, perplexity (default: refused,kl)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--storage", metavar="FILE",
-        help="the finished trials, from which a killed search goes on; default: OUTPUT.journal",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rescore", type=int, default=8, metavar="N",
-        help="cuts of the front that are scored again on the held-out prompts (default: 8)",
-    )  # fmt: skip
-
-
 def _add_steering(parser: argparse.ArgumentParser) -> None:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
-        "--alpha", type=_finite, default=1.0,
+        "--alpha", type=finite, default=1.0,
         help="share of the direction taken out at every layer: 1 all, 2 reflects (default: 1)",
     )  # fmt: skip
     amount.add_argument(
-        "--add", type=_finite, metavar="K", help="add K times the raw difference at its residual"
+        "--add", type=finite, metavar="K", help="add K times the raw difference at its residual"
     )
     parser.add_argument(
         "--max-tokens", "-m", type=int, default=100, help="longest answer (default: 100)"
@@ -226,9 +198,13 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
             help="the changed model, same tokenizer; or an adapter of the model",
         )  # fmt: skip
     wanted = set(_SETTINGS[name])
-    shown = (
-        key for key in keys(RunConfig) if {key.section or key.name, ".".join(key.path)} & wanted
-    )
+    shown = [
+        key
+        for key in keys(RunConfig)
+        if {key.section or key.name, ".".join(key.path)} & wanted
+        # What measures a direction does not take one.
+        and (name, key.name) != ("measure", "direction")
+    ]
     _add_settings(parser, shown)
     if name == "measure":
         parser.add_argument(
@@ -236,14 +212,6 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
             help="where the direction is saved (default: direction.safetensors)",
         )  # fmt: skip
         parser.add_argument("--force", action="store_true", help="replace the file if it exists")
-
-
-def _finite(text: str) -> float:
-    """A flag's number; argparse would take nan and inf."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is no finite number")
-    return value
 
 
 def settings(options: argparse.Namespace) -> dict[tuple[str, ...], Any]:

@@ -10,10 +10,12 @@ from vauban.cli.parsers import settings
 from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult
 from vauban.directions.direction_files import SUFFIXES, direction_path
+from vauban.directions.measure import check_sets
 from vauban.errors import InputError
-from vauban.export import check_output, is_adapter
+from vauban.export import check_output, check_place, check_room, export_bytes, is_adapter
 from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
+from vauban.pipeline.preflight import check_fits, check_layers, model_size, open_folder
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.pipeline.stages import measure_stage, open_model
 from vauban.report import decimal, pick_samples, verdict_lines
@@ -33,6 +35,14 @@ def measure(options: argparse.Namespace) -> int:
         raise InputError(f"{output} exists; name another file with -o, or --force to replace it.")
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist.")
+    folder, model = open_folder(config.model.path)
+    sets = {label: prompt_set(config, label, folder) for label in ("harmful", "harmless")}
+    check_sets({label: list(one.prompts) for label, one in sets.items()})
+    layers, size = model_size(model)
+    if layers is not None:
+        check_layers(config, layers)
+    check_place(output)
+    check_room(output, 16 * (layers or 1) * (size or 1))
     console = Console(as_json=options.json)
     with console.progress() as progress:
         opened = open_model(
@@ -40,13 +50,7 @@ def measure(options: argparse.Namespace) -> int:
             chat_template_args=config.model.chat_template_args,
             progress=progress,
         )
-        result = measure_stage(
-            opened,
-            config,
-            prompt_set(config, "harmful", opened.folder),
-            prompt_set(config, "harmless", opened.folder),
-            progress=progress,
-        )
+        result = measure_stage(opened, config, sets["harmful"], sets["harmless"], progress=progress)
     result.save(output)
     console.line(result.summary())
     console.grid(*_layer_table(result))
@@ -63,6 +67,15 @@ def cut(options: argparse.Namespace) -> int:
     result = DirectionResult.load(options.direction)
     output = Path(config.output.dir)
     check_output(output, force=config.output.force, source=None)
+    folder, model = open_folder(config.model.path)
+    check_output(output, force=config.output.force, source=folder)
+    sets = [prompt_set(config, label, folder) for label in ("harmful", "harmless")]
+    layers, size = model_size(model)
+    if layers is not None:
+        check_layers(config, layers)
+    check_fits(result, layers, size, config.model.path)
+    check_place(output)
+    check_room(output, export_bytes(folder, config.output.precision))
     console = Console(as_json=options.json)
     with console.progress() as progress:
         opened = open_model(
@@ -74,8 +87,7 @@ def cut(options: argparse.Namespace) -> int:
             opened,
             config,
             plan_stage(opened, config, result),
-            prompt_set(config, "harmful", opened.folder),
-            prompt_set(config, "harmless", opened.folder),
+            *sets,
             progress=progress,
         )
         report = plan.export(
@@ -98,6 +110,10 @@ def cut(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Compare two models on held-out prompts."""
     config = _config(options)
+    folder, _ = open_folder(config.model.path)
+    held_out = eval_set(config, folder)
+    if not is_adapter(options.modified):
+        open_folder(options.modified)
     console = Console(as_json=options.json)
     with console.progress() as progress:
         opened = open_model(
@@ -109,7 +125,6 @@ def evaluate(options: argparse.Namespace) -> int:
         on = options.modified if is_adapter(options.modified) else None
         changed = config.model.path if on else options.modified
         modified = open_model(changed, adapter=on, progress=progress)
-        held_out = eval_set(config, opened.folder)
         result = evaluate_models(opened, modified.model, config, held_out, progress=progress)
     run_lines.table(console, comparison_rows(result))
     for line in verdict_lines(result.to_dict()):

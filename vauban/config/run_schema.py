@@ -89,6 +89,11 @@ class MeasureSection(Section):
         "one there, which is cheaper.",
         "answers", flag="--layer", metavar="CHOICE",
     )  # fmt: skip
+    direction: Text | None = key(
+        "a file as `vauban measure` saves it",
+        "A direction that was measured before: nothing is measured, the run goes on from it.", None,
+        flag="--direction", metavar="FILE", place="file", example='"direction.vauban"',
+    )  # fmt: skip
     positions: Literal["post_instruction"] | list[Negative] | None = key(
         '"post_instruction" or a list of negative token positions',
         "Token positions looked at; not set: every template token after the instruction for "

@@ -10,6 +10,7 @@ In reading order:
     adapter          the edit as a LoRA adapter instead
     edit_record      edit.vauban: what was planned, kept beside the weights
     interrupted      a killed export goes on where it stopped
+    disk             what can be known of the disk beforehand: access, room
     staging          an output folder appears complete or not at all
     read_back        what a stored matrix writes along a basis
     compare_logits   the written model against the run-time cut
@@ -23,6 +24,7 @@ from vauban.export.adapter import check_adaptable, is_adapter
 from vauban.export.apply import apply_plan
 from vauban.export.calibrate import CalibratedPlan
 from vauban.export.compare_logits import logits_difference
+from vauban.export.disk import check_place, check_room, export_bytes
 from vauban.export.export_report import ExportReport
 from vauban.export.fact_edits import export_facts
 from vauban.export.interrupted import RECORD, resume_key, start_record
@@ -37,6 +39,9 @@ __all__ = [
     "apply_plan",
     "check_adaptable",
     "check_output",
+    "check_place",
+    "check_room",
+    "export_bytes",
     "export_facts",
     "export_model",
     "export_plan",

@@ -19,6 +19,7 @@ from vauban.errors import InputError
 from vauban.export.adapter import adapter_shares, write_adapter
 from vauban.export.calibrate import calibrate_from_folder
 from vauban.export.checkpoint import draft_plan, draft_weights, write_folder
+from vauban.export.disk import check_place, check_room, export_bytes
 from vauban.export.edit_record import EARLIER_EDIT_FILE, EDIT_FILE, write_edit_record
 from vauban.export.export_report import ExportReport
 from vauban.export.interrupted import forget_record, read_record, resume_key
@@ -147,6 +148,9 @@ def export_plan(
     """
     source = source_folder(model_path)
     check_output(output_dir, force=force, source=source)
+    check_place(output_dir)
+    unties, rank = plan.embedding == "untie", int(plan.basis.shape[0])
+    check_room(output_dir, export_bytes(source, precision, unties=unties, directions=rank))
     if precision in (None, "same") and _packs(plan, source):
         plan = calibrate_from_folder(plan, source, calibrate, progress)
     key = resume_key(plan, source, precision or "same")

@@ -20,6 +20,7 @@ from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.directions import measure as estimate
 from vauban.errors import CheckError, InputError
+from vauban.pipeline.kept_direction import kept_direction
 from vauban.pipeline.run import RunPlan, RunResult, finish_run, open_run
 from vauban.search import SearchResult, SearchSpace, Strength, Trial, search
 from vauban.search.plots import front_page, front_picture
@@ -148,14 +149,16 @@ def run_search(
 
     changed = replace(plan, config=config.model_copy(update={"cut": cut}))
     strength = SearchedStrength(strength_of(best.parameters), best, len(result.trials))
-    done = finish_run(
-        changed,
-        _direction_result(plan, result, best, progress),
-        strength,
-        sections={"search": {**result.to_dict(), "best": best.number}},
-        write_more=write_report,
-        progress=progress,
-    )
+    direction = _direction_result(plan, result, best, progress)
+    with kept_direction(direction, Path(config.output.dir)):
+        done = finish_run(
+            changed,
+            direction,
+            strength,
+            sections={"search": {**result.to_dict(), "best": best.number}},
+            write_more=write_report,
+            progress=progress,
+        )
     return SearchRun(result, done, ())
 
 

@@ -24,8 +24,9 @@ from vauban._common import Progress
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
-from vauban.export import check_output, staged
+from vauban.export import check_output, check_place, staged
 from vauban.models import weight_files
+from vauban.pipeline.preflight import open_folder
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet, eval_set, prompt_set
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import Opened, model_name, open_model
@@ -86,6 +87,8 @@ def run_study(
     check_output(config.output.dir, force=config.output.force)
     # The chart needs matplotlib: a missing one is an error before the long work.
     require_charts()
+    _check_models(config)
+    check_place(config.output.dir)
     key = _key(config)
     with staged(
         config.output.dir, force=config.output.force, resume_key=key, keep_interrupted=True
@@ -115,6 +118,13 @@ def run_study(
         journal.close()
     seconds = round(time.monotonic() - started, 2)
     return StudyResult(Path(config.output.dir), document, seconds, resumed)
+
+
+def _check_models(config: StudyConfig) -> None:
+    """Every model's and the guard's files, before the first one is studied for hours."""
+    guard = config.guard.model
+    for path in [*config.study.models, *([guard] if guard and guard != "stand-in" else [])]:
+        open_folder(path)
 
 
 def _one_model(
