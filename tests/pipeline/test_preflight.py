@@ -219,7 +219,8 @@ def test_what_fails_last_keeps_the_direction_and_a_run_goes_on_from_it(
     assert f"go on from {kept.relative_to(place)}" in capsys.readouterr().out
     (place / "again.toml").write_text(
         f'[model]\npath = "model"\n[measure]\ndirection = "{kept.relative_to(place)}"\n'
-        '[cut]\nalpha = 1.0\n[eval]\nnum_prompts = 6\nmax_tokens = 8\ncontrols = false\n[output]\ndir = "again"\n'
+        "[cut]\nalpha = 1.0\n[eval]\nnum_prompts = 6\nmax_tokens = 8\ncontrols = false\n"
+        '[output]\ndir = "again"\n'
     )
     assert main(["again.toml"]) == 0
     hashes = [

@@ -94,6 +94,7 @@ def cut(options: argparse.Namespace) -> int:
             opened.folder,
             output,
             precision=config.output.precision,
+            layout=config.output.layout,
             force=config.output.force,
             calibrate=False,  # `calibrate_stage` did, or was not to.
             progress=progress,

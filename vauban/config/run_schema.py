@@ -193,6 +193,12 @@ class OutputSection(FolderSection):
         "writes a small LoRA folder for mlx-lm's --adapter-path, to be used with the source.",
         "same", flag="--precision", metavar="P",
     )  # fmt: skip
+    layout: Literal["same", "mlx", "hf"] = key(
+        '"same", "mlx" or "hf"',
+        "Whose names and shapes the weights get: same, the source's; mlx, those of mlx-lm's "
+        "modules; hf, those that transformers reads.",
+        "same", flag="--layout", metavar="L",
+    )  # fmt: skip
     calibrate: NonNegative = key(
         NON_NEGATIVE,
         "Packed modules are rounded for what they read on this many harmful and this many harmless "

@@ -1,23 +1,27 @@
 """Checkpoints on disk: staged, streamed, read back. Nothing else in vauban writes weights.
 
 In reading order:
-    calibrate        what the packed writers of a plan read, for rounding
-    apply            a planned edit made in memory
-    source           a checkpoint opened without reading its weights
-    expert_stacks    stacked experts, read from the file one by one
-    tensor_files     safetensors as a stream of tensors
-    checkpoint       the edited folder: tensors, index, configuration, side files
-    adapter          the edit as a LoRA adapter instead
-    edit_record      edit.vauban: what was planned, kept beside the weights
-    interrupted      a killed export goes on where it stopped
-    disk             what can be known of the disk beforehand: access, room
-    staging          an output folder appears complete or not at all
-    read_back        what a stored matrix writes along a basis
-    compare_logits   the written model against the run-time cut
-    export_report    the figures, and whether they are as planned
-    verification     reopen a folder and report
-    write            the verbs: export_plan, write_plan, export_model
-    fact_edits       a model with edited facts, and their ledger
+    calibrate           what the packed writers of a plan read, for rounding
+    apply               a planned edit made in memory
+    source              a checkpoint opened without reading its weights
+    origins             which stored tensors a parameter was made of
+    expert_stacks       stacked experts, read from the file one by one
+    tensor_files        safetensors as a stream of tensors
+    transformers_names  the names of transformers for mlx-lm's parameters
+    layout              whose names and shapes the weights get
+    side_files          what goes along with the weights, and what stays behind
+    checkpoint          the edited folder: tensors, index, configuration, side files
+    adapter             the edit as a LoRA adapter instead
+    edit_record         edit.vauban: what was planned, kept beside the weights
+    interrupted         a killed export goes on where it stopped
+    disk                what can be known of the disk beforehand: access, room
+    staging             an output folder appears complete or not at all
+    read_back           what a stored matrix writes along a basis
+    compare_logits      the written model against the run-time cut
+    export_report       the figures, and whether they are as planned
+    verification        reopen a folder and report
+    write               the verbs: export_plan, write_plan, export_model
+    fact_edits          a model with edited facts, and their ledger
 """
 
 from vauban.export.adapter import check_adaptable, is_adapter

@@ -6,6 +6,7 @@ Knows plans and checkpoints; writes no weights and judges nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ _FORMAT = "vauban.edit/2"
 
 
 def write_edit_record(
-    plan: EditPlan, source: Source, draft: Draft, precision: str, folder: Path
+    plan: EditPlan,
+    source: Source,
+    draft: Draft,
+    precision: str,
+    folder: Path,
+    layout: str,
+    notes: Sequence[str],
 ) -> None:
     """Each writer's basis, how much of it there was, what is to be left, the settings.
 
@@ -51,6 +58,8 @@ def write_edit_record(
         **plan.to_dict(),
         "before": before,
         "precision": precision,
+        "layout": layout,
+        "notes_on_files": list(notes),
         "stored": draft.outcomes,
     }
     metadata = {"format": _FORMAT, "plan": json.dumps(facts, sort_keys=True)}

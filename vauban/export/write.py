@@ -23,6 +23,7 @@ from vauban.export.disk import check_place, check_room, export_bytes
 from vauban.export.edit_record import EARLIER_EDIT_FILE, EDIT_FILE, write_edit_record
 from vauban.export.export_report import ExportReport
 from vauban.export.interrupted import forget_record, read_record, resume_key
+from vauban.export.side_files import left_behind
 from vauban.export.source import Source, open_source, source_folder
 from vauban.export.staging import check_output, staged
 from vauban.export.tensor_files import sha256
@@ -36,17 +37,18 @@ def export_model(
     output_dir: str | Path,
     *,
     force: bool = False,
+    layout: str = "same",
 ) -> Path:
     """Write `weights` as a complete folder that `mlx_lm.load` opens, and return its path.
 
     `weights` is a flat dictionary of every parameter, as `cut` returns it; `model_path` (a folder
     or Hub id) gives tokenizer and configuration. Modules that were packed there and are float
-    here get their entry in the configuration.
+    here get their entry in the configuration. `layout` as for `plan.export`.
     """
     source = open_source(model_path)
     draft = draft_weights(source, weights)
     with staged(output_dir, force=force, source=source.folder) as folder:
-        write_folder(source, draft, folder)
+        write_folder(source, draft, folder, layout=layout)
     return Path(output_dir).expanduser()
 
 
@@ -56,6 +58,7 @@ def write_plan(
     folder: Path,
     precision: str | None = None,
     *,
+    layout: str = "same",
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write the edited checkpoint into an existing folder, read it back, report.
@@ -67,6 +70,10 @@ def write_plan(
     writer instead of a checkpoint, exact on any stored weights; InputError where a plan is no such
     change (`check_adaptable`).
 
+    `layout` "same" keeps the names, shapes and files of the source: what no edit touches is copied
+    byte for byte, whatever mlx-lm makes of it. "mlx" takes mlx-lm's, "hf" transformers'. What could
+    not be kept stands in the report's notes.
+
     Shards that an earlier, killed run of the same export has finished there are kept. InputError
     before anything is written for a folder that holds another model, and for settings that cannot
     be recorded.
@@ -74,13 +81,15 @@ def write_plan(
     check_precision(precision)
     chosen = precision or "same"
     source = open_source(model_path)
-    key = resume_key(plan, source.folder, chosen)
+    key = resume_key(plan, source.folder, chosen, layout)
     folder = _without_model(Path(folder).expanduser(), key)
     if chosen == "adapter":
         return _write_adapter(plan, source, folder)
     draft = draft_plan(source, plan, chosen, progress)
-    write_folder(source, draft, folder, key)
-    write_edit_record(plan, source, draft, chosen, folder)
+    placement = write_folder(source, draft, folder, key, layout)
+    behind = left_behind(source.folder)
+    notes = [*placement.notes, *([f"not copied: {', '.join(behind)}"] if behind else [])]
+    write_edit_record(plan, source, draft, chosen, folder, placement.layout, notes)
     report = verify_export(folder, source=source.folder, progress=progress).check()
     forget_record(folder)
     return report
@@ -139,6 +148,7 @@ def export_plan(
     precision: str | None = None,
     force: bool = False,
     *,
+    layout: str = "same",
     calibrate: bool | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -153,7 +163,7 @@ def export_plan(
     check_room(output_dir, export_bytes(source, precision, unties=unties, directions=rank))
     if precision in (None, "same") and _packs(plan, source):
         plan = calibrate_from_folder(plan, source, calibrate, progress)
-    key = resume_key(plan, source, precision or "same")
+    key = resume_key(plan, source, precision or "same", layout)
     with staged(output_dir, force=force, source=source, resume_key=key) as folder:
-        report = write_plan(plan, model_path, folder, precision, progress=progress)
+        report = write_plan(plan, model_path, folder, precision, layout=layout, progress=progress)
     return dataclasses.replace(report, folder=str(Path(output_dir).expanduser()))

@@ -204,9 +204,12 @@ def finish_run(
         weight_files(Path(source)).files, stage="hash the source", progress=progress
     )
 
-    key = resume_key(plan, source, config.output.precision)
+    layout = config.output.layout
+    key = resume_key(plan, source, config.output.precision, layout)
     with staged(output, force=config.output.force, source=source, resume_key=key) as folder:
-        report = plan.write(source, folder, precision=config.output.precision, progress=progress)
+        report = plan.write(
+            source, folder, precision=config.output.precision, layout=layout, progress=progress
+        )
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
         document["leak"] = leak
         document["strength"] = strength and strength.to_dict()
