@@ -57,7 +57,7 @@ _EXPORTS = {
         "AnswerChoice KernelSpace SearchResult SearchSpace Strength StrengthChoice StrengthKernel "
         "Trial choose_by_answers choose_strength measure"
     ),
-    "vauban.export": "ExportReport export_model verify_export",
+    "vauban.export": "ExportReport export_control_vector export_model verify_export",
     "vauban.comparison": "FolderDiff ModelDiff compare_folders diff_models",
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}

@@ -211,6 +211,9 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
             "-o", "--output", default="direction.safetensors", metavar="FILE",
             help="where the direction is saved (default: direction.safetensors)",
         )  # fmt: skip
+        parser.add_argument(
+            "--gguf", metavar="FILE", help="also save it as a control vector for llama.cpp"
+        )
         parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 

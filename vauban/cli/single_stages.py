@@ -12,7 +12,15 @@ from vauban.directions import DirectionResult
 from vauban.directions.direction_files import SUFFIXES, direction_path
 from vauban.directions.measure import check_sets
 from vauban.errors import InputError
-from vauban.export import check_output, check_place, check_room, export_bytes, is_adapter
+from vauban.export import (
+    check_control_vector,
+    check_output,
+    check_place,
+    check_room,
+    export_bytes,
+    export_control_vector,
+    is_adapter,
+)
 from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
 from vauban.pipeline.preflight import check_fits, check_layers, model_size, open_folder
@@ -35,6 +43,10 @@ def measure(options: argparse.Namespace) -> int:
         raise InputError(f"{output} exists; name another file with -o, or --force to replace it.")
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist.")
+    if options.gguf:
+        check_control_vector(options.gguf)
+        if Path(options.gguf).exists() and not options.force:
+            raise InputError(f"{options.gguf} exists; name another file, or --force to replace it.")
     folder, model = open_folder(config.model.path)
     sets = {label: prompt_set(config, label, folder) for label in ("harmful", "harmless")}
     check_sets({label: list(one.prompts) for label, one in sets.items()})
@@ -55,10 +67,29 @@ def measure(options: argparse.Namespace) -> int:
     console.line(result.summary())
     console.grid(*_layer_table(result))
     console.line(f"saved to {output}", "green")
+    if options.gguf:
+        _save_control_vector(console, result, options.gguf, str(model["model_type"]))
     console.line("next:")
     console.command(f"vauban cut --model {config.model.path} --direction {output} -o output")
     console.document({**result.to_dict(), "saved_to": str(output)})
     return 0
+
+
+def _save_control_vector(
+    console: Console, result: DirectionResult, file: str, model_type: str
+) -> None:
+    """The direction as a GGUF file, and how llama.cpp adds it at the chosen block."""
+    export_control_vector(result, file, model_type=model_type)
+    console.line(f"control vector in {file}", "green")
+    block = result.layer_index
+    if block == 0:
+        console.warning("llama.cpp adds nothing after block 0, where this direction was measured")
+        return
+    console.line("in llama.cpp, less than 0 to take it away:")
+    console.command(
+        f"llama-cli -m MODEL.gguf --control-vector-scaled {file}:1 "
+        f"--control-vector-layer-range {block} {block}"
+    )
 
 
 def cut(options: argparse.Namespace) -> int:

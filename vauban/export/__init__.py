@@ -12,6 +12,7 @@ In reading order:
     side_files          what goes along with the weights, and what stays behind
     checkpoint          the edited folder: tensors, index, configuration, side files
     adapter             the edit as a LoRA adapter instead
+    control_vector      a direction as a GGUF file for llama.cpp
     edit_record         edit.vauban: what was planned, kept beside the weights
     interrupted         a killed export goes on where it stopped
     disk                what can be known of the disk beforehand: access, room
@@ -28,6 +29,7 @@ from vauban.export.adapter import check_adaptable, is_adapter
 from vauban.export.apply import apply_plan
 from vauban.export.calibrate import CalibratedPlan
 from vauban.export.compare_logits import logits_difference
+from vauban.export.control_vector import check_control_vector, export_control_vector
 from vauban.export.disk import check_place, check_room, export_bytes
 from vauban.export.export_report import ExportReport
 from vauban.export.fact_edits import export_facts
@@ -42,10 +44,12 @@ __all__ = [
     "ExportReport",
     "apply_plan",
     "check_adaptable",
+    "check_control_vector",
     "check_output",
     "check_place",
     "check_room",
     "export_bytes",
+    "export_control_vector",
     "export_facts",
     "export_model",
     "export_plan",
