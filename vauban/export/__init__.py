@@ -11,6 +11,7 @@ In reading order:
     layout              whose names and shapes the weights get
     side_files          what goes along with the weights, and what stays behind
     checkpoint          the edited folder: tensors, index, configuration, side files
+    peft_adapter        the edit as a PEFT adapter
     adapter             the edit as a LoRA adapter instead
     control_vector      a direction as a GGUF file for llama.cpp
     edit_record         edit.vauban: what was planned, kept beside the weights

@@ -13,7 +13,7 @@ from vauban.export.tensor_files import LateTensors
 
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 # Families whose modules mlx-lm names as transformers does, experts aside.
-_AS_TRANSFORMERS = frozenset({
+AS_TRANSFORMERS = frozenset({
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo",
     "olmo2", "olmo3", "smollm3", "granite", "cohere", "cohere2", "starcoder2", "stablelm",
     "helium", "seed_oss", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe",
@@ -35,7 +35,7 @@ def transformers_names(source: Source, edited: Mapping[str, LateTensors]) -> dic
     if any(part == "scales" for item in edited.values() for part, *_ in item.expected_arrays):
         raise NoPlace("transformers does not read packed matrices, which precision '8bit' makes")
     kind = str(source.config.get("model_type"))
-    if kind not in _AS_TRANSFORMERS:
+    if kind not in AS_TRANSFORMERS:
         raise NoPlace(f"vauban does not know transformers' names for {kind}")
     origins = {}
     for name, value in source.parameters.items():

@@ -113,9 +113,9 @@ def _without_model(folder: Path, key: str) -> Path:
 
 
 def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport:
-    write_adapter(plan, source, folder)
+    notes = write_adapter(plan, source, folder)
     left, missed = adapter_shares(plan, source, folder)
-    files = {f.name: sha256(f) for f in sorted(folder.iterdir())}
+    written = sorted(f for f in folder.rglob("*") if f.is_file())
     report = ExportReport(
         folder=str(folder),
         direction_left=largest(left.values()),
@@ -129,8 +129,9 @@ def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport
         else None,
         precision="adapter",
         stored={u.path: {"mode": "adapter", "rank": u.basis.shape[0]} for u in plan.updates},
-        files=files,
-        bytes=sum(f.stat().st_size for f in folder.iterdir()),
+        files={str(f.relative_to(folder)): sha256(f) for f in written},
+        bytes=sum(f.stat().st_size for f in written),
+        notes=notes,
     )
     return report.check()
 
