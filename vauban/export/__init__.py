@@ -14,6 +14,7 @@ In reading order:
     peft_adapter        the edit as a PEFT adapter
     adapter             the edit as a LoRA adapter instead
     control_vector      a direction as a GGUF file for llama.cpp
+    programs            which programs open an exported folder
     edit_record         edit.vauban: what was planned, kept beside the weights
     interrupted         a killed export goes on where it stopped
     disk                what can be known of the disk beforehand: access, room

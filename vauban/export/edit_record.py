@@ -16,8 +16,11 @@ from vauban._arrays import load_arrays, save_arrays
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
 from vauban.export.checkpoint import Draft
+from vauban.export.layout import Placement
+from vauban.export.programs import programs_of
 from vauban.export.read_back import norm, planned_rows
 from vauban.export.source import Source, open_source
+from vauban.export.tensor_files import stored_tensors
 
 EDIT_FILE = "edit.vauban"
 # Its name in folders of earlier versions.
@@ -31,7 +34,7 @@ def write_edit_record(
     draft: Draft,
     precision: str,
     folder: Path,
-    layout: str,
+    placement: Placement,
     notes: Sequence[str],
 ) -> None:
     """Each writer's basis, how much of it there was, what is to be left, the settings.
@@ -58,7 +61,8 @@ def write_edit_record(
         **plan.to_dict(),
         "before": before,
         "precision": precision,
-        "layout": layout,
+        "layout": placement.layout,
+        "programs": programs_of(source, stored_tensors(folder), placement.layout),
         "notes_on_files": list(notes),
         "stored": draft.outcomes,
     }

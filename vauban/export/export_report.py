@@ -28,6 +28,7 @@ class ExportReport:
                         the table it was given; None without a source; `differs` names the first
     layout              whose names and shapes the weights have: "same", "mlx" or "hf"
     notes               what of the source could not be kept, a sentence each
+    programs            those that open the folder
     logits_difference   from the run-time cut, as a share of what the cut changes; None unmeasured
     logits_limit        what `ok` allows there; None where it is no ground for a judgement
     """
@@ -47,6 +48,7 @@ class ExportReport:
     differs: str | None = None
     layout: str = "same"
     notes: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
     logits_difference: float | None = None
     logits_limit: float | None = None
 

@@ -93,6 +93,7 @@ def verify_export(
         differs=differs,
         layout=layout,
         notes=tuple(facts.get("notes_on_files", ())),
+        programs=tuple(facts.get("programs", ())),
     )
     if plan is None:
         return report

@@ -23,6 +23,7 @@ from vauban.export.disk import check_place, check_room, export_bytes
 from vauban.export.edit_record import EARLIER_EDIT_FILE, EDIT_FILE, write_edit_record
 from vauban.export.export_report import ExportReport
 from vauban.export.interrupted import forget_record, read_record, resume_key
+from vauban.export.programs import MLX_LM, PEFT
 from vauban.export.side_files import left_behind
 from vauban.export.source import Source, open_source, source_folder
 from vauban.export.staging import check_output, staged
@@ -89,7 +90,7 @@ def write_plan(
     placement = write_folder(source, draft, folder, key, layout)
     behind = left_behind(source.folder)
     notes = [*placement.notes, *([f"not copied: {', '.join(behind)}"] if behind else [])]
-    write_edit_record(plan, source, draft, chosen, folder, placement.layout, notes)
+    write_edit_record(plan, source, draft, chosen, folder, placement, notes)
     report = verify_export(folder, source=source.folder, progress=progress).check()
     forget_record(folder)
     return report
@@ -132,6 +133,7 @@ def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport
         files={str(f.relative_to(folder)): sha256(f) for f in written},
         bytes=sum(f.stat().st_size for f in written),
         notes=notes,
+        programs=(MLX_LM,) if notes else (MLX_LM, PEFT),
     )
     return report.check()
 

@@ -6,6 +6,7 @@ Knows files and installed packages; nothing of prompts, models or figures.
 import hashlib
 import importlib.metadata
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vauban._common import Progress
 
 _PACKAGES = ("mlx", "mlx-lm", "numpy", "safetensors", "transformers", "tokenizers")
 _CHUNK = 1 << 22
+_TERMS = ("license", "license_name", "license_link", "pipeline_tag")
 
 
 def versions() -> dict[str, str]:
@@ -53,3 +55,16 @@ def hash_files(
                     progress(stage, done, total)
         digests[path.name] = digest.hexdigest()
     return digests
+
+
+def card_facts(folder: Path) -> dict[str, str] | None:
+    """The terms that a model's README.md names at its top; None without one.
+
+    Only plain `key: value` lines of the Hub's front matter are read.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    pairs = (line.partition(":") for line in (head[1] if head else "").splitlines())
+    return {key: value.strip() for key, _, value in pairs if key in _TERMS and value.strip()}

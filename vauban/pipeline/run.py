@@ -34,7 +34,7 @@ from vauban.pipeline.cut_plan import (
 from vauban.pipeline.kept_direction import kept_direction
 from vauban.pipeline.preflight import Preflight, check_fits, check_layers, preflight
 from vauban.pipeline.prompt_sets import EvalSet, PromptSet, overlap_warning
-from vauban.pipeline.provenance import hash_files, system, versions
+from vauban.pipeline.provenance import card_facts, hash_files, system, versions
 from vauban.pipeline.stages import (
     Opened,
     Progress,
@@ -216,6 +216,7 @@ def finish_run(
         document |= sections or {}
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
         document["files"] = {"source": source_hashes, "written": report.files}
+        document["source_card"] = card_facts(Path(source))
         document["source_bytes"] = sum((Path(source) / n).stat().st_size for n in source_hashes)
         samples = tuple(pick_samples(evaluation.answers))
         result.save(folder / "direction.vauban")
