@@ -15,6 +15,7 @@ from tests.architectures.build import build, configuration
 from tests.export.checkpoints import save_checkpoint, save_shards, unit
 from vauban._arrays import flat_parameters
 from vauban.export.tensor_files import stored_tensors
+from vauban.models import check_safetensors, weight_files
 
 Weights = dict[str, mx.array]
 _W = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
@@ -93,7 +94,7 @@ def foreign(folder: Path, name: str, shards: int = 3) -> Path:
     folder.mkdir()
     weights = {n: mx.contiguous(v) for n, v in FOREIGN[name](flat_parameters(build(name))).items()}
     mx.eval(weights)
-    save_shards(folder, weights, shards)
+    save_shards(folder, weights, shards, "pt")
     (folder / "config.json").write_text(json.dumps(configuration(name)))
     for file in vauban.organism_path("dense").glob("tokenizer*"):
         shutil.copy(file, folder)
@@ -102,6 +103,12 @@ def foreign(folder: Path, name: str, shards: int = 3) -> Path:
 
 def raw(folder: Path) -> dict[str, bytes]:
     return {n: b"".join(t.chunks()) for n, t in stored_tensors(folder).items()}
+
+
+def formats(folder: Path) -> set[str]:
+    """What the weight files say of their names."""
+    files = weight_files(folder).files
+    return {check_safetensors(file)["__metadata__"]["format"] for file in files}
 
 
 def logits(folder: Path) -> np.ndarray:
@@ -144,6 +151,8 @@ def test_the_sources_names_shapes_and_bytes_are_kept(tmp_path: Path, name: str) 
     assert (tmp_path / "out/mtp.safetensors").read_bytes() == (
         source / "mtp.safetensors"
     ).read_bytes()
+    # Programs that read the word may take it for a sign of whose names these are.
+    assert formats(tmp_path / "out") == formats(source) == {"pt"}
     assert np.abs(logits(tmp_path / "out") - cut_logits(source, plan)).max() < 1e-4
     assert np.abs(logits(tmp_path / "out") - logits(source)).max() > 1e-3
     assert vauban.verify_export(tmp_path / "out", source=source).ok
@@ -155,7 +164,7 @@ def test_mlx_lms_names_on_request(tmp_path: Path, name: str) -> None:
     model, _ = load_model(source)
     plan = vauban.plan_cut(model, unit(), embedding=False)
     report = plan.export(source, tmp_path / "out", layout="mlx", calibrate=False)
-    assert report.ok and report.layout == "mlx"
+    assert report.ok and report.layout == "mlx" and formats(tmp_path / "out") == {"mlx"}
     written = stored_tensors(tmp_path / "out")
     assert flat_parameters(model).keys() <= written.keys()
     # What mlx-lm does not load is a copy, or is named.
@@ -179,7 +188,7 @@ def test_from_mlx_lms_names_to_those_of_transformers_and_back(tmp_path: Path, na
     idle.export(source, mlx_source, layout="mlx")
     again = vauban.plan_cut(load_model(mlx_source)[0], unit(), embedding=False)
     report = again.export(mlx_source, tmp_path / "hf", layout="hf")
-    assert report.ok and report.layout == "hf"
+    assert report.ok and report.layout == "hf" and formats(tmp_path / "hf") == {"pt"}
     assert raw(tmp_path / "hf") == raw(tmp_path / "same")
     assert vauban.verify_export(tmp_path / "hf", source=mlx_source).ok
     assert raw(mlx_source).keys() == flat_parameters(load_model(source)[0]).keys()

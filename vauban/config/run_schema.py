@@ -230,6 +230,8 @@ class RunConfig(Section):
             return None
         if self.cut.norm_preserve is not None:
             return ("cut", "norm_preserve"), f"{_NO_ADAPTER} restored norms are no low-rank change"
+        if self.output.layout != "same":
+            return ("output", "layout"), f"{_NO_ADAPTER} an adapter holds no weights"
         if self.cut.embedding == "untie":
             return ("cut", "embedding"), f"{_NO_ADAPTER} it gives no head a matrix of its own"
         return None

@@ -272,8 +272,8 @@ def write_folder(
     are kept. The folder then holds a record of them: the caller calls `forget_record` when it has
     done its own work there. `layout` as for `place`; the result says which one it became.
     """
-    metadata = {"format": "mlx", "vauban": __version__}
     placement = place(source, draft.entries, draft.edited, draft.changed, layout)
+    metadata = {"format": _format_of(source, placement.layout), "vauban": __version__}
     finished = Finished(folder, key)
     for file, members in placement.shards.items():
         noted = finished.outcomes(folder / file)
@@ -288,6 +288,15 @@ def write_folder(
     config = edited_config(source, draft)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return placement
+
+
+def _format_of(source: Source, layout: str) -> str:
+    """What the files say of their names: as in the source, "mlx", or "pt" for those of PyTorch."""
+    if layout != "same":
+        return "mlx" if layout == "mlx" else "pt"
+    header = check_safetensors(next(iter(source.stored.values())).file)
+    given = header.get("__metadata__", {}).get("format")
+    return str(given or ("mlx" if source.same_layout else "pt"))
 
 
 def _write_index(source: Source, folder: Path, shards: int) -> None:

@@ -226,7 +226,7 @@ def finish_run(
         if write_more:
             write_more(folder)
     span = time.monotonic() - plan_of_run.started
-    return RunResult(output, document, rows, samples, warnings, span)
+    return RunResult(output, document, rows, samples, (*warnings, *report.notes), span)
 
 
 def _warnings(plan: RunPlan, result: DirectionResult, before: BehaviourRow) -> tuple[str, ...]:
