@@ -231,5 +231,45 @@ def test_what_fails_last_keeps_the_direction_and_a_run_goes_on_from_it(
 
 
 def test_a_run_that_ends_well_leaves_its_folder_alone(place: Path) -> None:
+    """The source's own card comes along, and its terms stand in the new one."""
+    (place / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# The source\n")
+    (place / "model" / "model.gguf").write_bytes(b"weights")
     assert main([str(place / "model"), "-o", str(place / "out"), *SMALL]) == 0
     assert {path.name for path in place.iterdir()} == {"model", "out"}
+    card = (place / "out" / "README.md").read_text()
+    assert card.startswith("---\n") and "\nlicense: apache-2.0" in card.partition("\n---\n")[0]
+    assert "not copied: model.gguf" in card
+    assert "# The source" in (place / "out" / "SOURCE_README.md").read_text()
+
+
+def test_doctor_names_what_only_looks_like_weights(capsys, place: Path) -> None:
+    (place / "model" / "model.gguf").write_bytes(b"weights")
+    shutil.copy(place / "model/model.safetensors", place / "model/consolidated.safetensors")
+    assert main(["doctor", "model", "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["model"]["files"]
+    assert files["weights"] == ["model.safetensors"]
+    assert files["ignored"] == ["consolidated.safetensors", "model.gguf"]
+
+
+def test_names_that_transformers_does_not_have_are_refused_before_measuring(
+    capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_file, "measure_stage", lambda *_, **__: pytest.fail("measured"))
+    path = str(vauban.organism_path("4bit"))
+    for layers in ("all", "top_k"):
+        flags = ["--layout", "hf", "--layers", layers, "-o", str(tmp_path / "out")]
+        assert "packed matrix, which transformers" in told(capsys, [path, *flags])
+    dense = str(vauban.organism_path("dense"))
+    flags = ["--precision", "adapter", "--layout", "hf", "-o", str(tmp_path / "out")]
+    assert "an adapter holds no weights" in told(capsys, [dense, *flags])
+
+
+def test_abliterate_checks_its_folder_before_it_measures(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = importlib.import_module("vauban.quick.abliterate")
+    monkeypatch.setattr(quick, "measure_direction", lambda *_: pytest.fail("measured"))
+    model, tokenizer = vauban.load("model")
+    (place / "file").write_text("")
+    with pytest.raises(vauban.InputError, match="is a file"):
+        quick.abliterate(model, tokenizer, "model", place / "file" / "out")

@@ -22,7 +22,7 @@ from vauban.export import (
     is_adapter,
 )
 from vauban.pipeline.before_after import comparison_rows, evaluate_models
-from vauban.pipeline.cut_plan import calibrate_stage, plan_stage
+from vauban.pipeline.cut_plan import calibrate_stage, check_plan, plan_stage
 from vauban.pipeline.preflight import check_fits, check_layers, model_size, open_folder
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.pipeline.stages import measure_stage, open_model
@@ -114,6 +114,7 @@ def cut(options: argparse.Namespace) -> int:
             chat_template_args=config.model.chat_template_args,
             progress=progress,
         )
+        check_plan(opened, config)
         plan = calibrate_stage(
             opened,
             config,

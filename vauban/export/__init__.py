@@ -38,7 +38,7 @@ from vauban.export.fact_edits import export_facts
 from vauban.export.interrupted import RECORD, resume_key, start_record
 from vauban.export.staging import check_output, staged
 from vauban.export.verification import verify_export
-from vauban.export.write import export_model, export_plan, write_plan
+from vauban.export.write import check_layout, export_model, export_plan, write_plan
 
 __all__ = [
     "RECORD",
@@ -47,6 +47,7 @@ __all__ = [
     "apply_plan",
     "check_adaptable",
     "check_control_vector",
+    "check_layout",
     "check_output",
     "check_place",
     "check_room",

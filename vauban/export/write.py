@@ -23,6 +23,7 @@ from vauban.export.disk import check_place, check_room, export_bytes
 from vauban.export.edit_record import EARLIER_EDIT_FILE, EDIT_FILE, write_edit_record
 from vauban.export.export_report import ExportReport
 from vauban.export.interrupted import forget_record, read_record, resume_key
+from vauban.export.layout import place
 from vauban.export.programs import MLX_LM, PEFT
 from vauban.export.side_files import left_behind
 from vauban.export.source import Source, open_source, source_folder
@@ -94,6 +95,15 @@ def write_plan(
     report = verify_export(folder, source=source.folder, progress=progress).check()
     forget_record(folder)
     return report
+
+
+def check_layout(
+    plan: EditPlan, model_path: str | Path, precision: str | None, layout: str
+) -> None:
+    """InputError where `write_plan` would refuse the layout; computes and writes nothing."""
+    source = open_source(model_path)
+    draft = draft_plan(source, plan, precision or "same")
+    place(source, draft.entries, draft.edited, draft.changed, layout)
 
 
 def _without_model(folder: Path, key: str) -> Path:

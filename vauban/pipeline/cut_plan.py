@@ -18,7 +18,7 @@ from vauban.directions.measure import VALIDATION
 from vauban.edits import EditPlan, plan_cut
 from vauban.edits.modules import refuse_unknown_packing
 from vauban.errors import VaubanWarning
-from vauban.export import check_adaptable
+from vauban.export import check_adaptable, check_layout
 from vauban.pipeline.prompt_sets import PromptSet
 from vauban.pipeline.stages import ADAPTER_HEAD, Opened
 from vauban.search import Strength, StrengthChoice, choose_strength
@@ -86,9 +86,11 @@ def check_plan(opened: Opened, config: RunConfig) -> None:
     It is planned with a stand-in for the direction. Blocks that are chosen by their scores are not
     known yet; `plan_stage` checks those.
     """
-    layers = config.cut.layers
+    layers, output = config.cut.layers, config.output
     if layers in _BY_SCORE:
-        return
+        if output.layout != "hf":
+            return
+        layers = "all"  # Names and shapes are alike, whichever blocks it will be.
     with warnings.catch_warnings():
         # The true plan says them again.
         warnings.simplefilter("ignore", VaubanWarning)
@@ -96,6 +98,8 @@ def check_plan(opened: Opened, config: RunConfig) -> None:
     modules = dict(opened.model.named_modules())
     for update in plan.updates:
         refuse_unknown_packing(modules[update.path])
+    if output.layout == "hf":
+        check_layout(plan, opened.folder, output.precision, output.layout)
 
 
 def calibrate_stage(

@@ -20,6 +20,7 @@ from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.directions import measure as estimate
 from vauban.errors import CheckError, InputError
+from vauban.export import check_place
 from vauban.pipeline.kept_direction import kept_direction
 from vauban.pipeline.run import RunPlan, RunResult, finish_run, open_run
 from vauban.search import SearchResult, SearchSpace, Strength, Trial, search
@@ -113,6 +114,7 @@ def run_search(
     journal = settings.journal(config)
     if journal.is_dir():
         raise InputError(f"--storage {journal} is a folder; expected a file")
+    check_place(journal)
     plan = open_run(config, progress=progress, on_plan=on_plan)
     opened = plan.opened
     prompts = list(plan.harmful.prompts), list(plan.harmless.prompts)
