@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -89,13 +90,15 @@ FOREIGN: dict[str, Callable[[Weights], Weights]] = {
 }
 
 
-def foreign(folder: Path, name: str, shards: int = 3) -> Path:
+def foreign(folder: Path, name: str, shards: int = 3, config: dict[str, Any] | None = None) -> Path:
     """A tiny checkpoint in float32 under the names of transformers, with an index."""
     folder.mkdir()
-    weights = {n: mx.contiguous(v) for n, v in FOREIGN[name](flat_parameters(build(name))).items()}
+    config = config or configuration(name)
+    named = FOREIGN[name](flat_parameters(build(name, config=config)))
+    weights = {n: mx.contiguous(v) for n, v in named.items()}
     mx.eval(weights)
     save_shards(folder, weights, shards, "pt")
-    (folder / "config.json").write_text(json.dumps(configuration(name)))
+    (folder / "config.json").write_text(json.dumps(config))
     for file in vauban.organism_path("dense").glob("tokenizer*"):
         shutil.copy(file, folder)
     return folder
@@ -260,6 +263,20 @@ def test_a_dictionary_of_weights_goes_back_into_the_sources_layout(tmp_path: Pat
     assert before.keys() == after.keys()
     changed = [n for n in before if before[n] != after[n]]
     assert changed == [name.replace("language_model.model.", "model.language_model.")]
+
+
+def test_edited_facts_go_back_into_the_sources_layout(tmp_path: Path) -> None:
+    config = configuration("qwen3_vl")
+    config["text_config"]["vocab_size"] = 2048
+    source = foreign(tmp_path / "source", "qwen3_vl", config=config)
+    settings = vauban.EditSettings(method="rome", layers=[1], steps=2)
+    editor = vauban.Editor(*vauban.load(source), settings, None)
+    editor.edit([vauban.Fact("{} likes", "the cat", " tea")])
+    editor.export(source, tmp_path / "out")
+    before, after = raw(source), raw(tmp_path / "out")
+    assert before.keys() == after.keys()
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed == ["model.language_model.layers.1.mlp.down_proj.weight"]
 
 
 def test_files_that_go_along_and_files_that_are_named(tmp_path: Path) -> None:
