@@ -249,7 +249,7 @@ def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
     outcomes = {path: {"mode": "float", "was_packed": True} for path in turned_float}
     if not source.same_layout:
         # Told from shapes, which are gone once a parameter is released.
-        assert source.origins is not None
+        _ = source.origins
     changed = {name for name in entries if source.same_layout or _differs(source, name, weights)}
     return Draft(entries, {}, outcomes, changed=changed)
 
