@@ -58,7 +58,7 @@ _EXPORTS = {
         "AnswerChoice KernelSpace SearchResult SearchSpace Strength StrengthChoice StrengthKernel "
         "Trial choose_by_answers choose_strength measure"
     ),
-    "vauban.export": "ExportReport export_model verify_export",
+    "vauban.export": "ExportReport export_control_vector export_model verify_export",
     "vauban.comparison": (
         "FolderDiff ModelDiff RunComparison compare_folders compare_runs diff_models"
     ),

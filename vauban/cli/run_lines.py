@@ -57,8 +57,12 @@ def header(console: Console, plan: RunPlan, choice: str | None = None) -> None:
             "plan",
             (
                 choice
-                or f"measure ({how.get(str(layer), f'block {layer}')}), "
-                f"cut {_strength(config)} in {blocks}"
+                or (
+                    f"go on from {config.measure.direction}, "
+                    if config.measure.direction
+                    else f"measure ({how.get(str(layer), f'block {layer}')}), "
+                )
+                + f"cut {_strength(config)} in {blocks}"
             )
             + f", compare, write {_what_is_written(config)}{config.output.dir}",
         ),
