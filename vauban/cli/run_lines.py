@@ -26,6 +26,7 @@ from vauban.report import (
     contrast_line,
     decimal,
     interval_lines,
+    off_target_sentence,
     quantity,
     seconds,
     shorten,
@@ -163,7 +164,8 @@ def outcome(console: Console, result: RunResult) -> None:
         ],
     )
     table(console, result.rows)
-    for line in verdict_lines(run["evaluation"]):
+    beside = off_target_sentence(run.get("off_target"))
+    for line in (*verdict_lines(run["evaluation"]), beside):
         console.line(line)
     console.line()
     samples(console, result.samples)

@@ -180,6 +180,10 @@ class EvalSection(Section):
         "An instruct model that judges the answers, once it passes the packaged labelled ones.",
         None, flag="--judge", metavar="MODEL", example='"path/to/judge"',
     )  # fmt: skip
+    off_target: bool = key(
+        BOOLEAN, "Also ask for JSON and for what earlier turns said, before and after.", False,
+        flag="--off-target",
+    )  # fmt: skip
     controls: bool = key(
         BOOLEAN, "Also cut a random direction, and add the direction to harmless prompts.", True,
         flag="--controls",

@@ -23,6 +23,7 @@ from vauban.pipeline.before_after import (
     contrast_shares,
     control_rows,
     evaluate_models,
+    off_target_stage,
 )
 from vauban.pipeline.cut_plan import (
     ChosenStrength,
@@ -198,6 +199,7 @@ def finish_run(
     leak = leak_stage(opened, plan, held_out, progress=progress)
     projections = projection_stage(opened, plan, result, held_out, progress=progress)
     evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
+    beside = off_target_stage(opened, plan, config, evaluation, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()
     if config.eval.controls:
@@ -228,7 +230,7 @@ def finish_run(
             source, folder, precision=config.output.precision, layout=layout, progress=progress
         )
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
-        document |= {"leak": leak, "projections": projections}
+        document |= {"leak": leak, "projections": projections, "off_target": beside.to_dict()}
         document["strength"] = strength and strength.to_dict()
         document |= sections or {}
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)

@@ -12,7 +12,7 @@ from vauban.report.figures import byte_size, decimal, percent, quantity, shorten
 from vauban.report.samples import Sample
 from vauban.report.source_card import front_matter
 from vauban.report.table import BehaviourRow, markdown_table
-from vauban.report.verdict_table import verdict_markdown
+from vauban.report.verdict_table import off_target_sentence, verdict_markdown
 
 _SAMPLE_WIDTH = 200
 
@@ -164,7 +164,10 @@ def _rounded(run: Mapping[str, Any]) -> str:
 def _verdicts(run: Mapping[str, Any]) -> list[str]:
     """The five verdicts, pairs and length curve; [] for a run that was written without them."""
     evaluation = run.get("evaluation") or {}
-    return [verdict_markdown(evaluation) + "\n"] if "verdicts_original" in evaluation else []
+    if "verdicts_original" not in evaluation:
+        return []
+    beside = off_target_sentence(run.get("off_target"))
+    return [verdict_markdown(evaluation) + "\n", *([beside + "\n"] if beside else [])]
 
 
 def _how_measured(run: Mapping[str, Any]) -> str:
