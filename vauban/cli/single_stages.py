@@ -26,7 +26,13 @@ from vauban.pipeline.before_after import comparison_rows, evaluate_models
 from vauban.pipeline.cut_plan import calibrate_stage, check_plan, plan_stage
 from vauban.pipeline.preflight import check_fits, check_layers, model_size, open_folder
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
-from vauban.pipeline.stages import gates_stage, measure_stage, open_judge, open_model
+from vauban.pipeline.stages import (
+    gates_stage,
+    measure_stage,
+    open_configured,
+    open_judge,
+    open_model,
+)
 from vauban.report import decimal, pick_samples, verdict_lines
 
 
@@ -58,12 +64,7 @@ def measure(options: argparse.Namespace) -> int:
     check_room(output, 16 * (layers or 1) * (size or 1))
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(
-            config.model.path,
-            chat_template_args=config.model.chat_template_args,
-            system_prompt=config.data.system_prompt,
-            progress=progress,
-        )
+        opened = open_configured(config, progress=progress)
         result = measure_stage(opened, config, sets["harmful"], sets["harmless"], progress=progress)
     result.save(output)
     console.line(result.summary())
@@ -111,12 +112,7 @@ def cut(options: argparse.Namespace) -> int:
     check_room(output, export_bytes(folder, config.output.precision))
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(
-            config.model.path,
-            chat_template_args=config.model.chat_template_args,
-            system_prompt=config.data.system_prompt,
-            progress=progress,
-        )
+        opened = open_configured(config, progress=progress)
         check_tokenizer(result, opened.tokenizer)
         check_plan(opened, config)
         plan = calibrate_stage(
@@ -153,12 +149,7 @@ def evaluate(options: argparse.Namespace) -> int:
         open_folder(options.modified)
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(
-            config.model.path,
-            chat_template_args=config.model.chat_template_args,
-            system_prompt=config.data.system_prompt,
-            progress=progress,
-        )
+        opened = open_configured(config, progress=progress)
         opened = open_judge(opened, config, progress=progress)
         # An adapter is opened on the model it is compared with, for which it was written.
         on = options.modified if is_adapter(options.modified) else None

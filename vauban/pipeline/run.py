@@ -44,8 +44,8 @@ from vauban.pipeline.stages import (
     leak_warnings,
     measure_stage,
     model_facts,
+    open_configured,
     open_judge,
-    open_model,
     projection_stage,
 )
 from vauban.pipeline.surface_stage import surface_rows, surface_stage, write_surface
@@ -156,12 +156,7 @@ def open_run(
     """Check what can be known beforehand, load the model and read the prompt sets; as `run`."""
     started = time.monotonic()
     checked = preflight(config)
-    opened = open_model(
-        config.model.path,
-        chat_template_args=config.model.chat_template_args,
-        system_prompt=config.data.system_prompt,
-        progress=progress,
-    )
+    opened = open_configured(config, progress=progress)
     info = opened.info
     check_layers(config, info.n_layers)
     if checked.direction is not None:
