@@ -13,7 +13,7 @@ import pytest
         *("evaluation.likelihood", "evaluation.perplexity", "evaluation.verdicts"),
         *("prompts.chat", "prompts.reasoning", "prompts.sets", "prompts.sources", "prompts.texts"),
         *("report.figures", "report.table", "quick.inspect_direction"),
-        *("cli.parsers", "cli.doctor"),
+        *("cli.setting_flags", "cli.doctor"),
         *("study.chart", "study.exact_answers", "study.figures"),
         *("study.guard", "study.guard_result", "study.tables"),
     ],

@@ -41,7 +41,7 @@ def test_the_folder_holds_the_adapter_and_the_records_and_no_weights(adapted):
     names = {path.name for path in (place / "out").iterdir()}
     assert names == {
         *("adapters.safetensors", "adapter_config.json", "README.md"),
-        *("direction.vauban", "run.json", "answers.jsonl"),
+        *("direction.vauban", "run.json", "answers.jsonl", "report.html"),
     }
     for name in ("adapters.safetensors", "adapter_config.json"):
         digest = hashlib.sha256((place / "out" / name).read_bytes()).hexdigest()

@@ -85,7 +85,9 @@ def check_model_matches(model: nn.Module, source: Source, except_for: Collection
         for path in converted:
             if not held.compare(path, fresh, exact=exact, converted=True):
                 apart.append(path)
-            fresh.release(path)
+            # Of a module that holds others, too, its own parameters alone.
+            for name in [n for n in fresh.parameters if n.rpartition(".")[0] == path]:
+                fresh.release(name)
     if apart:
         names = sorted(set(apart))
         raise InputError(

@@ -115,8 +115,9 @@ def _tiles(run: Mapping[str, Any]) -> list[dict[str, str]]:
         },
     ]
     if evaluation["kl_divergence"] is not None:
-        low, high = intervals["kl_divergence"]
-        ends = f"{decimal(low, 2)}–{decimal(high, 2)} nats a token, all answer tokens"
+        low_high = intervals["kl_divergence"]
+        ends = "–".join(decimal(end, 2) for end in low_high) if low_high else "one answer:"
+        ends += " nats a token, all answer tokens"
         kl = decimal(evaluation["kl_divergence"], 2)
         tiles.insert(2, {"name": "KL on harmless answers", "value": kl, "note": ends})
     return tiles
