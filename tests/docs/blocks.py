@@ -2,15 +2,19 @@
 
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# A folded solution (pymdownx.details): its lines stand four spaces in.
+FOLDED = re.compile(r"^\?\?\?.*\n((?: {4}.*\n|[ \t]*\n)+)", re.MULTILINE)
 
 
 def blocks_of(page: Path) -> list[tuple[str, str]]:
-    """(language, code) of every fenced block, in order."""
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
+    """(language, code) of every fenced block, in order, folded ones too."""
+    text = page.read_text(encoding="utf-8") + "\n"
+    return BLOCK.findall(FOLDED.sub(lambda match: textwrap.dedent(match[1]), text))
 
 
 def run_blocks(page: Path, folder: Path, environment: dict[str, str] | None = None) -> None:
