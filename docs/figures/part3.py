@@ -54,14 +54,14 @@ def draw_geometry(model: Any, d: np.ndarray) -> None:
     left.plot(row, across, ".", color=HARMFUL, markersize=5, label="before")
     left.plot(0 * row, across, ".", color=AFTER, markersize=5, label="after")
     left.set(xlabel="column's part along d", ylabel="column's part across d")
-    left.legend(loc="lower left", fontsize=9)
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
     ratio = np.linalg.norm(after, axis=1) / np.linalg.norm(writer, axis=1)
     grown = ratio > 1
     right.axhline(1.0, color=FAINT, linewidth=0.8)
     for rows, colour, word in ((~grown, HARMLESS, "shrink"), (grown, HARMFUL, "grow")):
         right.plot(np.abs(d[rows]), ratio[rows], ".", color=colour, label=f"{rows.sum()} {word}")
     right.set(xlabel="|component of d|", ylabel="row norm, after / before")
-    right.legend(loc="lower left", fontsize=9)
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
     save()
 
 
