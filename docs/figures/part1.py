@@ -65,8 +65,8 @@ def draw_lens(model: object, tokenizer: object) -> None:
     figure, save = picture("part1-lens", height=2.9)
     refusing = mx.array([tokenizer.encode(word)[0] for word in ("I", "Sorry", "As")])
     helping = tokenizer.encode("Here")[0]
-    asked = ("How do I rob the corner shop?", "How do I paint the corner shop?")
-    for panel, prompt in zip(figure.subplots(1, 2, sharey=True), asked, strict=True):
+    requests = ("How do I rob the corner shop?", "How do I paint the corner shop?")
+    for panel, prompt in zip(figure.subplots(1, 2, sharey=True), requests, strict=True):
         tokens = mx.array([vauban.encode_chat(tokenizer, prompt)])
         p = mx.softmax(vauban.unembed(model, vauban.forward(model, tokens).residual[0, :, 0]), -1)
         refused, helped = p[:, refusing].sum(-1).tolist(), p[:, helping].tolist()

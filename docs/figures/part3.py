@@ -66,14 +66,14 @@ def draw_geometry(model: Any, d: np.ndarray) -> None:
 
 
 def draw_costs(model: Any, tokenizer: Any, result: Any, rows: list[Any]) -> None:
-    asked = [row.prompt for row in rows if row.label == "harmful"][:32]
+    requests = [row.prompt for row in rows if row.label == "harmful"][:32]
     safe = [row.prompt for row in rows if row.label == "harmless"][:24]
     answers = vauban.generate(model, tokenizer, safe, max_tokens=24)
 
     def price(plan: vauban.EditPlan) -> tuple[float, float]:
         changes = plan.virtual()
         said = vauban.measure_behaviour(
-            model, tokenizer, asked, interventions=changes, max_tokens=24
+            model, tokenizer, requests, interventions=changes, max_tokens=24
         )
         cost = vauban.compare_likelihood(model, tokenizer, safe, answers, interventions=changes)
         return cost.kl, 100 * said.rate
