@@ -1,18 +1,8 @@
-"""The tutorial's and the README's code runs as it is printed."""
+"""The README's code runs as it is printed."""
 
 import re
 
-import pytest
-
-from tests.docs.blocks import ROOT, blocks_of, run_blocks
-
-PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_blocks_of_a_tutorial_run_in_order(page, tmp_path, monkeypatch, environment, capsys):
-    monkeypatch.chdir(tmp_path)
-    run_blocks(page, tmp_path, environment)
+from tests.docs.blocks import ROOT, blocks_of
 
 
 def test_the_library_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):

@@ -21,6 +21,10 @@ from tests.docs.blocks import ROOT, run_blocks
         "gates.md",
         "surface.md",
         "house.md",
+        "course/1-residual-stream.md",
+        "course/2-first-run.md",
+        "course/3-under-the-hood.md",
+        "course/4-refusal-surface.md",
     ],
 )
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys, environment):
