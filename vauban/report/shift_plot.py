@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vauban._extras import need
 from vauban.errors import InputError
 from vauban.evaluation import HiddenShift
 
@@ -17,14 +18,8 @@ _RADIUS = 2.447746830680816
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure class; InputError with the cure where it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "the plot needs matplotlib, which is not installed: pip install 'vauban[plots]'"
-        ) from error
-    return Figure
+    """matplotlib's Figure; InputError that names the extra where it is missing."""
+    return need("matplotlib.figure", "plots", "the plot").Figure
 
 
 def plot_shift(shift: HiddenShift, path: str | Path) -> Path:
