@@ -1,6 +1,6 @@
 """The picture of a hidden shift: its file, and what is said without matplotlib."""
 
-import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -28,13 +28,7 @@ def test_points_ellipse_and_figures_are_in_the_picture(shift, tmp_path):
 
 
 def test_without_matplotlib_the_cure_is_named(shift, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *rest, **named):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=r"vauban\[plots\]"):
         plot_shift(shift, tmp_path / "shift.png")
