@@ -21,6 +21,10 @@ from tests.docs.blocks import ROOT, run_blocks
         "gates.md",
         "surface.md",
         "house.md",
+        "course/5-steering.md",
+        "course/6-cost-of-an-edit.md",
+        "course/7-gates-and-release.md",
+        "course/8-knowledge.md",
     ],
 )
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys, environment):
