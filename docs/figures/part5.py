@@ -1,4 +1,4 @@
-"""The pictures of docs/course/5-steering.md, from a run on the organism: python docs/figures/part5.py"""
+"""The picture of docs/course/5-steering.md: python docs/figures/part5.py"""
 
 from __future__ import annotations
 

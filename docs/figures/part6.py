@@ -1,4 +1,4 @@
-"""The pictures of docs/course/6-cost-of-an-edit.md: python docs/figures/part6.py"""
+"""The picture of docs/course/6-cost-of-an-edit.md: python docs/figures/part6.py"""
 
 from __future__ import annotations
 
@@ -83,8 +83,10 @@ def main() -> None:
         left.plot(*points.T, mark, color=colour, ms=4, label=names.get(family, family))
         for kind, label, *at in table:
             if kind == family and label in ("0.5", "rank 1", "rank 2", "rank 8", "25%", "50%"):
-                left.annotate(label, at, (6, 3 if family == "null space" else -11), textcoords="offset points", fontsize=8,
-                              color=colour)  # fmt: skip
+                offset = (6, 3 if family == "null space" else -11)
+                left.annotate(
+                    label, at, offset, textcoords="offset points", fontsize=8, color=colour
+                )
     left.set(xlabel="harmful prompts refused", ylabel="KL on harmless answers", xlim=(-0.05, 1.2))
     left.set_ylim(0, 0.018)
     left.legend(fontsize=8, loc="upper right")

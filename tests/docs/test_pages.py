@@ -25,6 +25,8 @@ from tests.docs.blocks import ROOT, run_blocks
         "course/6-cost-of-an-edit.md",
         "course/7-gates-and-release.md",
         "course/8-knowledge.md",
+        "faq.md",
+        "wrong-input.md",
     ],
 )
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys, environment):
