@@ -48,17 +48,18 @@ _EXPORTS = {
     ),
     "vauban.evaluation": (
         "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval Gate GateReport HiddenShift "
-        "Likelihood LocalJudge PairedResult SurfaceComparison SurfacePrompt SurfaceScan Verdict "
-        "agreement bootstrap_interval check_gates classify_answer compare_likelihood "
-        "compare_surfaces evaluate evaluate_facts hidden_shift is_degenerate is_refusal "
-        "judge_answers kl_divergence load_surface_prompts measure_behaviour measure_harmfulness "
-        "measure_perplexity paired_test perplexity scan_surface wilson_interval"
+        "Likelihood LocalJudge OffTarget PairedResult SurfaceComparison SurfacePrompt SurfaceScan "
+        "Verdict agreement bootstrap_interval check_gates classify_answer compare_answers "
+        "compare_likelihood compare_surfaces evaluate evaluate_facts hidden_shift is_degenerate "
+        "is_refusal judge_answers kl_divergence load_surface_prompts measure_behaviour "
+        "measure_harmfulness measure_off_target measure_perplexity paired_test perplexity "
+        "scan_surface wilson_interval"
     ),
     "vauban.search": (
         "AnswerChoice KernelSpace SearchResult SearchSpace Strength StrengthChoice StrengthKernel "
         "Trial choose_by_answers choose_strength measure"
     ),
-    "vauban.export": "ExportReport export_model verify_export",
+    "vauban.export": "ExportReport export_control_vector export_model verify_export",
     "vauban.comparison": (
         "FolderDiff ModelDiff RunComparison compare_folders compare_runs diff_models"
     ),

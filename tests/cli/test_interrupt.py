@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+import vauban
+
+KEPT = "out.direction.vauban"
 FLAGS = ("demo", "-o", "out", "--max-tokens", "16", "--num-prompts", "8")
 
 
@@ -19,7 +22,7 @@ FLAGS = ("demo", "-o", "out", "--max-tokens", "16", "--num-prompts", "8")
         ("  plan ", signal.SIGTERM),
     ],
 )
-def test_an_interrupted_run_leaves_nothing(tmp_path, environment, after, number):
+def test_an_interrupted_run_leaves_the_direction_at_most(tmp_path, environment, after, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "vauban", *FLAGS],
         cwd=tmp_path,
@@ -37,11 +40,19 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, environment, after, number)
             break
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert said.strip() == "vauban: interrupted; nothing half-written is left."
-    assert not list(tmp_path.iterdir())
+    first, *rest = said.strip().splitlines()
+    assert first == "vauban: interrupted; nothing half-written is left."
+    if after == "evaluate ":
+        # The direction had been measured by then.
+        assert [path.name for path in tmp_path.iterdir()] == ["out.direction.vauban"]
+        assert rest == [f"the measured direction is kept in {KEPT}; --direction {KEPT} goes on "
+                        "from it."]  # fmt: skip
+        vauban.DirectionResult.load(tmp_path / KEPT)
+    else:
+        assert not rest and not list(tmp_path.iterdir())
 
 
-def test_a_disk_without_room_leaves_nothing(tmp_path, environment):
+def test_a_disk_without_room_leaves_the_direction_alone(tmp_path, environment):
     # A limit on the size of files stops the writer in the middle of the weights, as a full disk
     # does.
     done = subprocess.run(
@@ -55,5 +66,5 @@ def test_a_disk_without_room_leaves_nothing(tmp_path, environment):
     )
     assert done.returncode == 2, done.stderr
     assert "room" in done.stderr or "full" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in done.stderr and KEPT in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [KEPT]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vauban.cli.parsers import main_parser, settings
+from vauban.cli.parsers import main_parser
+from vauban.cli.setting_flags import settings
 from vauban.config import load_config, make_config, reference, scaffold, write_scaffold
 from vauban.config.keys import keys
 from vauban.config.load import find_line

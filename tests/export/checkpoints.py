@@ -48,10 +48,10 @@ def sharded(source: Path, folder: Path, shards: int) -> Path:
     return folder
 
 
-def save_shards(folder: Path, weights: dict[str, mx.array], shards: int) -> None:
+def save_shards(folder: Path, weights: dict[str, mx.array], shards: int, kind: str = "mlx") -> None:
     """The weights in one file, or in several with an index."""
     if shards == 1:
-        mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": kind})
         return
     names = sorted(weights)
     index = {}
@@ -59,7 +59,7 @@ def save_shards(folder: Path, weights: dict[str, mx.array], shards: int) -> None
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         part = {n: weights[n] for n in names[i::shards]}
         index |= dict.fromkeys(part, file)
-        mx.save_safetensors(str(folder / file), part, {"format": "mlx"})
+        mx.save_safetensors(str(folder / file), part, {"format": kind})
     text = json.dumps({"metadata": {}, "weight_map": index})
     (folder / "model.safetensors.index.json").write_text(text)
 

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
+import numpy as np
 import pytest
+from mlx_lm.utils import load_model
 
 import vauban
 from tests.architectures import build as architectures
 from tests.conftest import random_tokens
 from tests.export.checkpoints import load_plain, save_checkpoint, unit
+from tests.export.test_layout import foreign as hugging_face
 from vauban.export import check_adaptable
 from vauban.export.adapter import adapter_shares
 from vauban.export.source import open_source
@@ -26,10 +29,13 @@ def test_an_adapter_is_the_same_cut(tmp_path: Path, name: str, bits: int) -> Non
     plan = vauban.plan_cut(model, unit(), embedding=True)
     report = plan.export(source, tmp_path / "out", precision="adapter")
     assert report.ok and report.precision == "adapter" and report.direction_left <= 1e-5
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "adapter_config.json",
-        "adapters.safetensors",
-    ]
+    names = ["adapter_config.json", "adapters.safetensors"]
+    # PEFT's beside it where transformers reads the source: floats, no stacks, the input alone.
+    if bits or name in ("qwen3_moe", "gemma"):
+        assert report.notes[0].startswith("no PEFT adapter")
+    else:
+        names.append("peft")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     adapted, _ = mlx_lm.load(str(source), adapter_path=str(tmp_path / "out"))
     tokens = random_tokens(1, 13)
     virtual = vauban.forward(model, tokens, interventions=plan.virtual()).logits
@@ -98,3 +104,38 @@ def test_an_adapter_is_read_back_from_its_file(tmp_path: Path) -> None:
         adapter_shares(plan, source, folder)[0]
     with pytest.raises(vauban.InputError, match="adapter_path"):
         vauban.verify_export(folder, source=path)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_pefts_factors_make_the_same_matrices(tmp_path: Path, foreign: bool) -> None:
+    """W + B A by PEFT's names, in float64, against what plan.apply leaves in memory."""
+    if foreign:
+        source = hugging_face(tmp_path / "source", "qwen3_vl")
+    else:
+        source = save_checkpoint(tmp_path / "source", "llama", dtype=mx.float32)
+    model = load_model(source)[0]
+    plan = vauban.plan_cut(model, unit(), embedding=not foreign)
+    assert plan.export(source, tmp_path / "out", "adapter").notes == ()
+    config = json.loads((tmp_path / "out/peft/adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] and config["peft_type"] == "LORA"
+    tensors = dict(mx.load(str(tmp_path / "out/peft/adapter_model.safetensors")))
+    stored = {n: v for f in source.glob("model*.safetensors") for n, v in mx.load(str(f)).items()}
+    same = plan.export(source, tmp_path / "weights", calibrate=False)
+    assert same.ok
+    expected = {
+        n: v
+        for f in (tmp_path / "weights").glob("model*.safetensors")
+        for n, v in mx.load(str(f)).items()
+    }
+    for module in config["target_modules"]:
+        before, after = (np.array(w[f"{module}.weight"], np.float64) for w in (stored, expected))
+        key = f"base_model.model.{module}"
+        if "embed_tokens" in module:
+            a, b = (np.array(tensors.pop(f"{key}.lora_embedding_{s}"), np.float64) for s in "AB")
+            change = (b @ a).T
+        else:
+            a, b = (np.array(tensors.pop(f"{key}.lora_{s}.weight"), np.float64) for s in "AB")
+            change = b @ a
+        assert np.abs(before + change - after).max() < 1e-5
+    assert not tensors
+    assert len(config["target_modules"]) == len(plan.updates)

@@ -33,13 +33,13 @@ _DEATHS = {
     ),
     # In the middle of the tokenizer, by the system, which lets no file grow further.
     "side files": (
-        "copy = checkpoint._copy_side_files\n"
+        "copy = checkpoint.copy_side_files\n"
         "def dying(*rest):\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "    return copy(*rest)\n"
-        "checkpoint._copy_side_files = dying\n"
+        "checkpoint.copy_side_files = dying\n"
     ),
     "read-back": "write.verify_export = lambda *rest, **more: os._exit(9)\n",
 }

@@ -45,7 +45,7 @@ def test_a_local_folder_hands_on_its_own_base(tmp_path: Path) -> None:
 
 
 def test_no_card_and_a_damaged_one(tmp_path: Path) -> None:
-    assert source_card(tmp_path) == {}
+    assert source_card(tmp_path) is None
     (tmp_path / "README.md").write_text("---\nlicense: [a\n---\n")
     assert source_card(tmp_path) == {}
     (tmp_path / "README.md").write_text("# no front matter\n")

@@ -6,7 +6,9 @@ imported when the verb runs, so that `vauban --help` answers at once.
 In reading order:
     parsers            the verbs and their flags
     diff_flags         those of diff
-    verb_flags         those of search, steer, surface, compare, report
+    setting_flags      flags that are read off the schema
+    search_flags       those of search
+    verb_flags         those of steer, surface, compare, report
     console            lines, tables and progress for a terminal, a log or a JSON reader
     whole_run          demo, MODEL, CONFIG.toml
     run_lines          what a run prints
@@ -56,18 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _dispatch(arguments)
             sys.stdout.flush()
             return code
-    except KeyboardInterrupt:
-        return _fail(_interrupted(arguments), 130, arguments)
+    except KeyboardInterrupt as error:
+        return _fail(_said(error, _interrupted(arguments)), 130, arguments)
     except InputError as error:
-        return _fail(str(error), 2, arguments)
+        return _fail(_said(error), 2, arguments)
     except VaubanError as error:
-        return _fail(str(error), 1, arguments)
+        return _fail(_said(error), 1, arguments)
     except BrokenPipeError:
         # The reader (head, less) has gone; Python would complain once more on closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _fail(_os_message(error), 2, arguments)
+        return _fail(_said(error, _os_message(error)), 2, arguments)
     except SystemExit as leaving:  # argparse: --help, or wrong usage
         return leaving.code if isinstance(leaving.code, int) else 2
 
@@ -120,6 +122,11 @@ def _interrupted(arguments: Sequence[str]) -> str:
     return "interrupted; nothing half-written is left."
 
 
+def _said(error: BaseException, message: str | None = None) -> str:
+    """An error's message and its notes: what was kept, and how one goes on."""
+    return "\n".join([message or str(error), *getattr(error, "__notes__", ())])
+
+
 def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
     print(f"vauban: {message}", file=sys.stderr)
     if "--json" in arguments:
@@ -130,7 +137,7 @@ def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
 def _os_message(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in _NO_ROOM:
-        return f"{place}no room left on the disk; nothing was kept. Free some space or change -o."
+        return f"{place}no room left on the disk; no model was written. Free space or change -o."
     return f"{place}{error.strerror or error}"
 
 

@@ -22,6 +22,7 @@ from vauban.directions.loud_coordinates import (
 )
 from vauban.edits import WriterScale, writer_scales
 from vauban.edits.blocks import BLOCK
+from vauban.export.side_files import beside_index, left_behind, weight_like
 from vauban.models import (
     NOT_CUTTABLE,
     Writer,
@@ -29,6 +30,7 @@ from vauban.models import (
     device_info,
     measuring_bytes,
     residual_writers,
+    weight_files,
 )
 from vauban.models.notes import notes
 from vauban.pipeline.provenance import system, versions
@@ -67,6 +69,7 @@ def doctor(options: argparse.Namespace) -> int:
         with console.progress() as progress:
             opened = open_model(options.model, progress=progress)
         report["model"] = _model(console, opened)
+        report["model"]["files"] = _files(console, opened)
         report["model"]["loud"] = _loud(console, opened)
         if options.probe:
             report["model"]["probe"] = _probe(console, opened)
@@ -135,6 +138,28 @@ def _configuration(opened: Opened) -> str:
         size = "" if claim.beyond is None else f" (texts of more than {claim.beyond} tokens)"
         parts.append(f"not taken up: {claim}{size or (' (small)' if claim.minor else '')}")
     return "; ".join(parts)
+
+
+def _files(console: Console, opened: Opened) -> dict[str, Any]:
+    """Which files are the weights, which only look like them, and what an export leaves behind."""
+    folder = opened.folder
+    used = [file.name for file in weight_files(folder).files]
+    beside = sorted(set(beside_index(folder).values()))
+    ignored, behind = weight_like(folder), left_behind(folder)
+    rows = [("weights", _several(used))]
+    if beside:
+        rows.append(("beside them", f"{', '.join(beside)}: not loaded, copied by an export"))
+    rows.append(("ignored", ", ".join(ignored) or "no file that looks like weights"))
+    others = [name for name in behind if name not in ignored]
+    if others:
+        rows.append(("not copied", ", ".join(others)))
+    console.line()
+    console.pairs("files", rows)
+    return {"weights": used, "beside": beside, "ignored": ignored, "not_copied": behind}
+
+
+def _several(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)})"
 
 
 def _probe(console: Console, opened: Opened) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vauban.cli.console import Console
-from vauban.cli.parsers import settings
+from vauban.cli.setting_flags import settings
 from vauban.config import EditConfig, load_edit, make_edit
 from vauban.errors import InputError
-from vauban.export import check_output
+from vauban.export import check_output, check_place
 from vauban.knowledge import Editor, FactReport, KeyStats, Ledger
 from vauban.pipeline import edit_facts
 from vauban.pipeline.stages import open_model
@@ -78,6 +78,7 @@ def _undo(options: argparse.Namespace, given: Mapping[tuple[str, ...], Any]) -> 
     output = Path(given.get(("output", "dir"), folder))
     force = bool(given.get(("output", "force"))) or output == folder
     check_output(output, force=force, source=None)
+    check_place(output)
     console = Console(as_json=options.json)
     with console.progress() as progress:
         opened = open_model(ledger.source, progress=progress)

@@ -5,24 +5,15 @@ and a wrong TOML value get the same message.
 """
 
 import argparse
-import json
-import typing
-from collections.abc import Iterable
-from types import UnionType
-from typing import Any, Literal
+from typing import Any
 
 import vauban
 from vauban.cli.diff_flags import add_comparing
-from vauban.cli.verb_flags import (
-    add_report,
-    add_runs,
-    add_searching,
-    add_steering,
-    add_surface,
-    finite,
-)
+from vauban.cli.search_flags import add_searching, finite
+from vauban.cli.setting_flags import add_json, add_settings
+from vauban.cli.verb_flags import add_report, add_runs, add_steering, add_surface
 from vauban.config import EditConfig, RunConfig, StudyConfig
-from vauban.config.keys import Key, keys
+from vauban.config.keys import keys
 
 VERBS = {
     "demo": "the whole pipeline on the bundled model organism, offline",
@@ -147,8 +138,8 @@ def main_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("target", nargs="?", metavar="MODEL | CONFIG.toml", help=argparse.SUPPRESS)
     parser.add_argument("--validate", metavar="CONFIG.toml", help="check a configuration and stop")
-    _add_settings(parser, [key for key in keys(RunConfig) if key.path != ("model", "path")])
-    _add_json(parser)
+    add_settings(parser, [key for key in keys(RunConfig) if key.path != ("model", "path")])
+    add_json(parser)
     parser.add_argument("--version", action="version", version=f"vauban {vauban.__version__}")
     return parser
 
@@ -178,7 +169,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         )
     elif name == "study":
         parser.add_argument("config", metavar="CONFIG.toml", help="as `vauban init --study` writes")
-        _add_settings(parser, keys(StudyConfig))
+        add_settings(parser, keys(StudyConfig))
     elif name == "edit":
         _add_editing(parser)
     elif name == "search":
@@ -209,7 +200,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--prompts", metavar="FILE", help="a JSONL, CSV or text file")
         parser.add_argument("--column", metavar="NAME", help="which of its columns holds them")
         modes = {("data", "system_prompt"), ("model", "chat_template_args")}
-        _add_settings(parser, (key for key in keys(RunConfig) if key.path in modes))
+        add_settings(parser, (key for key in keys(RunConfig) if key.path in modes))
         if name == "probe":
             parser.add_argument(
                 "--tokens", action="store_true", help="every token, at the direction's residual"
@@ -218,7 +209,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
             add_steering(parser)
     else:
         _add_stage(parser, name)
-    _add_json(parser)
+    add_json(parser)
     return parser
 
 
@@ -235,7 +226,7 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
         "[edit]; with --undo the facts' ids and the edited folder",
     )  # fmt: skip
     parser.add_argument("--undo", action="store_true", help="take facts out of an edited folder")
-    _add_settings(parser, (key for key in keys(EditConfig) if key.path != ("model", "path")))
+    add_settings(parser, (key for key in keys(EditConfig) if key.path != ("model", "path")))
 
 
 def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
@@ -248,110 +239,23 @@ def _add_stage(parser: argparse.ArgumentParser, name: str) -> None:
             help="the changed model, same tokenizer; or an adapter of the model",
         )  # fmt: skip
     wanted = set(_SETTINGS[name])
-    shown = (
-        key for key in keys(RunConfig) if {key.section or key.name, ".".join(key.path)} & wanted
-    )
-    _add_settings(parser, shown)
+    shown = [
+        key
+        for key in keys(RunConfig)
+        if {key.section or key.name, ".".join(key.path)} & wanted
+        # What measures a direction does not take one.
+        and (name, key.name) != ("measure", "direction")
+    ]
+    add_settings(parser, shown)
     if name == "measure":
         parser.add_argument(
             "-o", "--output", default="direction.safetensors", metavar="FILE",
             help="where the direction is saved (default: direction.safetensors)",
         )  # fmt: skip
+        parser.add_argument(
+            "--gguf", metavar="FILE", help="also save it as a control vector for llama.cpp"
+        )
         parser.add_argument("--force", action="store_true", help="replace the file if it exists")
-
-
-def settings(options: argparse.Namespace) -> dict[tuple[str, ...], Any]:
-    """The settings that were given on the command line, by their place in the schema."""
-    return {
-        tuple(name.split(".")[1:]): value
-        for name, value in vars(options).items()
-        if name.startswith("setting.")
-    }
-
-
-def _add_settings(parser: argparse.ArgumentParser, shown: Iterable[Key]) -> None:
-    for key in shown:
-        setting = key.setting
-        if not setting.flag:
-            continue
-        names = [setting.short, setting.flag] if setting.short else [setting.flag]
-        common: dict[str, Any] = {
-            "dest": ".".join(("setting", *key.path)),
-            "default": argparse.SUPPRESS,
-            "help": _help(key),
-        }
-        if bool in _types(key.field.annotation):
-            action = argparse.BooleanOptionalAction if key.default else "store_true"
-            parser.add_argument(*names, action=action, **common)
-        else:
-            metavar = setting.metavar or key.name.upper()
-            parser.add_argument(*names, metavar=metavar, type=_reader(key), **common)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON document on stdout and nothing else"
-    )
-
-
-def _help(key: Key) -> str:
-    text = key.field.description or ""
-    if key.default is None or isinstance(key.default, bool):
-        return text.replace("%", "%%")
-    return f"{text} Default: {key.default}.".replace("%", "%%")
-
-
-def _reader(key: Key) -> Any:
-    """Turns a flag's text into the schema's type; what cannot be turned is left for the schema."""
-    kinds = _types(key.field.annotation)
-
-    def read(text: str) -> Any:
-        if text in kinds:
-            return text
-        try:
-            if list in kinds and int in kinds:
-                return _indices(text)
-            if dict in kinds:
-                return json.loads(text)
-            if float in kinds:
-                return float(text)
-            if int in kinds:
-                return int(text)
-        except ValueError:
-            return text
-        return text
-
-    return read
-
-
-def _types(annotation: Any) -> set[Any]:
-    """The plain types and literal values that an annotation allows."""
-    origin = typing.get_origin(annotation)
-    arguments = typing.get_args(annotation)
-    if origin is Literal:
-        return set(arguments)
-    if origin is typing.Annotated:
-        return _types(arguments[0])
-    if origin in (typing.Union, UnionType):
-        return set().union(*(_types(part) for part in arguments))
-    if origin is dict:
-        return {dict}
-    if origin is list:
-        return {list} | _types(arguments[0])
-    return {annotation}
-
-
-def _indices(text: str) -> list[int]:
-    """Block indices as people write them.
-
-    >>> _indices("0-3,7")
-    [0, 1, 2, 3, 7]
-    """
-    indices: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        indices += range(int(first), int(last) + 1) if dash else [int(first)]
-    return indices
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -26,6 +26,7 @@ from vauban.report import (
     contrast_line,
     decimal,
     interval_lines,
+    off_target_sentence,
     quantity,
     seconds,
     shorten,
@@ -57,8 +58,12 @@ def header(console: Console, plan: RunPlan, choice: str | None = None) -> None:
             "plan",
             (
                 choice
-                or f"measure ({how.get(str(layer), f'block {layer}')}), "
-                f"cut {_strength(config)} in {blocks}"
+                or (
+                    f"go on from {config.measure.direction}, "
+                    if config.measure.direction
+                    else f"measure ({how.get(str(layer), f'block {layer}')}), "
+                )
+                + f"cut {_strength(config)} in {blocks}"
             )
             + f", compare, write {_what_is_written(config)}{config.output.dir}",
         ),
@@ -159,7 +164,8 @@ def outcome(console: Console, result: RunResult) -> None:
         ],
     )
     table(console, result.rows)
-    for line in verdict_lines(run["evaluation"]):
+    beside = off_target_sentence(run.get("off_target"))
+    for line in (*verdict_lines(run["evaluation"]), beside):
         console.line(line)
     console.line()
     samples(console, result.samples)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vauban.cli.console import Console
-from vauban.cli.parsers import settings
+from vauban.cli.setting_flags import settings
 from vauban.config import make_config
 from vauban.directions import DirectionResult
 from vauban.errors import InputError

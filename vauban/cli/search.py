@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vauban.cli import run_lines
 from vauban.cli.console import Console
-from vauban.cli.parsers import settings
+from vauban.cli.setting_flags import settings
 from vauban.config import make_config
 from vauban.pipeline.search_run import REPORT_FILES, SearchSettings, run_search
 from vauban.report import decimal, percent, rate_with_interval

@@ -6,7 +6,7 @@ import sys
 
 from vauban.cli import run_lines
 from vauban.cli.console import Console
-from vauban.cli.parsers import settings
+from vauban.cli.setting_flags import settings
 from vauban.config import load_study
 from vauban.pipeline.stages import Opened
 from vauban.report import seconds

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vauban.cli.console import Console
-from vauban.cli.parsers import settings
+from vauban.cli.setting_flags import settings
 from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult
 from vauban.edits import plan_cut
@@ -14,7 +14,7 @@ from vauban.errors import InputError
 from vauban.evaluation import AXES, Cell, SurfaceComparison, SurfaceScan, Threshold
 from vauban.export import check_output, staged
 from vauban.pipeline.prompt_sets import prompt_set
-from vauban.pipeline.stages import measure_stage, open_model
+from vauban.pipeline.stages import measure_stage, open_configured
 from vauban.pipeline.surface_stage import surface_rows, surface_stage, write_surface
 from vauban.report import decimal, json_safe, rate_with_interval
 
@@ -31,12 +31,7 @@ def surface(options: argparse.Namespace) -> int:
         surface_rows(config, None)
     console = Console(as_json=options.json)
     with console.progress() as progress:
-        opened = open_model(
-            config.model.path,
-            chat_template_args=config.model.chat_template_args,
-            system_prompt=config.data.system_prompt,
-            progress=progress,
-        )
+        opened = open_configured(config, progress=progress)
         rows = surface_rows(config, opened.folder)
         harmful, harmless = (
             prompt_set(config, label, opened.folder) for label in ("harmful", "harmless")

@@ -1,43 +1,8 @@
-"""The flags of search, steer, surface, compare and report. Imports nothing heavy."""
+"""The flags of steer, surface, compare and report. Imports nothing heavy."""
 
 import argparse
-import math
 
-
-def finite(text: str) -> float:
-    """A flag's number; argparse would take nan and inf."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is no finite number")
-    return value
-
-
-def add_searching(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
-    parser.add_argument(
-        "--trials", type=int, default=60, metavar="N",
-        help="cuts to try, those of an interrupted search among them (default: 60)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--timeout", type=finite, metavar="SECONDS", help="start no further trial after so long"
-    )
-    parser.add_argument(
-        "--kl-limit", type=finite, metavar="KL",
-        help="export the least refusing cut whose first-token KL keeps this limit; default: the "
-        "one that costs least, a KL of 0.1 as much as a tenth of the prompts refused",
-    )  # fmt: skip
-    parser.add_argument(
-        "--objectives", default="refused,kl", metavar="NAMES",
-        help="of refused, kl, over_refused, perplexity (default: refused,kl)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--storage", metavar="FILE",
-        help="the finished trials, from which a killed search goes on; default: OUTPUT.journal",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rescore", type=int, default=8, metavar="N",
-        help="cuts of the front that are scored again on the held-out prompts (default: 8)",
-    )  # fmt: skip
+from vauban.cli.search_flags import finite
 
 
 def add_steering(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from vauban.cli import run_lines
 from vauban.cli.console import Console
 from vauban.cli.edit import edit_file
-from vauban.cli.parsers import VERBS, settings
+from vauban.cli.parsers import VERBS
+from vauban.cli.setting_flags import settings
 from vauban.config import RunConfig, is_edit, load_config, looks_like_hub_id, make_config
 from vauban.errors import InputError
 from vauban.models import organism_path

@@ -97,6 +97,11 @@ class MeasureSection(Section):
         "one there, which is cheaper.",
         "answers", flag="--layer", metavar="CHOICE",
     )  # fmt: skip
+    direction: Text | None = key(
+        "a file as `vauban measure` saves it",
+        "A direction that was measured before: nothing is measured, the run goes on from it.", None,
+        flag="--direction", metavar="FILE", place="file", example='"direction.vauban"',
+    )  # fmt: skip
     positions: Literal["post_instruction"] | list[Negative] | None = key(
         '"post_instruction" or a list of negative token positions',
         "Token positions looked at; not set: every template token after the instruction for "
@@ -175,6 +180,10 @@ class EvalSection(Section):
         "An instruct model that judges the answers, once it passes the packaged labelled ones.",
         None, flag="--judge", metavar="MODEL", example='"path/to/judge"',
     )  # fmt: skip
+    off_target: bool = key(
+        BOOLEAN, "Also ask for JSON and for what earlier turns said, before and after.", False,
+        flag="--off-target",
+    )  # fmt: skip
     controls: bool = key(
         BOOLEAN, "Also cut a random direction, and add the direction to harmless prompts.", True,
         flag="--controls",
@@ -230,6 +239,12 @@ class OutputSection(FolderSection):
         "writes a small LoRA folder for mlx-lm's --adapter-path, to be used with the source.",
         "same", flag="--precision", metavar="P",
     )  # fmt: skip
+    layout: Literal["same", "mlx", "hf"] = key(
+        '"same", "mlx" or "hf"',
+        "Whose names and shapes the weights get: same, the source's; mlx, those of mlx-lm's "
+        "modules; hf, those that transformers reads.",
+        "same", flag="--layout", metavar="L",
+    )  # fmt: skip
     calibrate: NonNegative = key(
         NON_NEGATIVE,
         "Packed modules are rounded for what they read on this many harmful and this many harmless "
@@ -263,6 +278,8 @@ class RunConfig(Section):
             return None
         if self.cut.norm_preserve is not None:
             return ("cut", "norm_preserve"), f"{_NO_ADAPTER} restored norms are no low-rank change"
+        if self.output.layout != "same":
+            return ("output", "layout"), f"{_NO_ADAPTER} an adapter holds no weights"
         if self.cut.embedding == "untie":
             return ("cut", "embedding"), f"{_NO_ADAPTER} it gives no head a matrix of its own"
         return None

@@ -81,7 +81,7 @@ def measure(
     """
     estimate = estimator(method, loud_multiple)
     sets = {"harmless": list(harmless), "harmful": list(harmful)}
-    _check_sets(sets)
+    check_sets(sets)
     wanted = _positions(tokenizer, positions)
     splits = {name: split_prompts(prompts, seed) for name, prompts in sets.items()}
     classes, clipped = _read_classes(
@@ -178,7 +178,8 @@ def _masked(harmless_mean: np.ndarray, multiple: float) -> dict[str, list[int]]:
     return {str(r): np.flatnonzero(row).tolist() for r, row in enumerate(marks) if row.any()}
 
 
-def _check_sets(sets: dict[str, list[Any]]) -> None:
+def check_sets(sets: dict[str, list[Any]]) -> None:
+    """InputError for two sets of prompts, "harmless" and "harmful", that give no direction."""
     for name, prompts in sets.items():
         if not prompts:
             raise InputError(f"the {name} prompt set is empty; expected at least 2 prompts")

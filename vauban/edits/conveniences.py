@@ -130,12 +130,13 @@ class Conveniences:
         folder: Path,
         precision: str | None = None,
         *,
+        layout: str = "same",
         progress: Progress | None = None,
     ) -> ExportReport:
         """Write the edited checkpoint of `model_path` into an existing `folder`; no calibration."""
         from vauban.export.write import write_plan
 
-        return write_plan(self, model_path, folder, precision, progress=progress)
+        return write_plan(self, model_path, folder, precision, layout=layout, progress=progress)
 
     def export(
         self: Any,
@@ -144,6 +145,7 @@ class Conveniences:
         precision: str | None = None,
         force: bool = False,
         *,
+        layout: str = "same",
         calibrate: bool | None = None,
         progress: Progress | None = None,
     ) -> ExportReport:
@@ -154,7 +156,8 @@ class Conveniences:
         prompts (`calibrated`; 64 harmful and 64 harmless ones that the model's folder names, else
         bundled ones). `calibrate` None does so where the folder has a tokenizer of the model's
         vocabulary, and notes where it has none; True raises InputError there; False rounds alike
-        for any input. A plan that is calibrated keeps what it has.
+        for any input. A plan that is calibrated keeps what it has. `layout` "same" keeps the
+        source's names and shapes, "mlx" takes mlx-lm's, "hf" transformers' (`write_plan`).
 
         Raises InputError, naming the modules, where the plan's model holds other weights than
         `model_path` stores: an adapter, or a change that was made in memory.
@@ -162,5 +165,6 @@ class Conveniences:
         from vauban.export.write import export_plan
 
         return export_plan(
-            self, model_path, output_dir, precision, force, calibrate=calibrate, progress=progress
-        )
+            self, model_path, output_dir, precision, force,
+            layout=layout, calibrate=calibrate, progress=progress,
+        )  # fmt: skip

@@ -14,6 +14,7 @@ In reading order:
     perplexity   perplexity of texts and answered requests
     eval_result  what a comparison says: figures, pairs, verdicts
     evaluate     a model before and after a change
+    off_target   length, hedging, language, JSON, memory over turns
     facts        what a model says of facts
     hidden_shift  how far an edit moves the stream elsewhere
     surface_rows  prompts with every axis on which refusal may differ
@@ -57,6 +58,13 @@ from vauban.evaluation.likelihood import (
     with_answers,
 )
 from vauban.evaluation.named_figures import SHORT_NAMES, Figure, find_figure
+from vauban.evaluation.off_target import (
+    Compared,
+    OffTarget,
+    compare_answers,
+    language_of,
+    measure_off_target,
+)
 from vauban.evaluation.pairs import PairedResult, paired_test, paired_verdicts
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
 from vauban.evaluation.surface import (
@@ -95,6 +103,7 @@ __all__ = [
     "Cell",
     "CellChange",
     "CellRate",
+    "Compared",
     "Coverage",
     "EvalResult",
     "FactEval",
@@ -112,6 +121,7 @@ __all__ = [
     "LengthPoint",
     "Likelihood",
     "LocalJudge",
+    "OffTarget",
     "PairedResult",
     "Rate",
     "SurfaceComparison",
@@ -128,6 +138,7 @@ __all__ = [
     "check_gates",
     "check_names",
     "classify_answer",
+    "compare_answers",
     "compare_likelihood",
     "compare_sequences",
     "compare_surfaces",
@@ -142,11 +153,13 @@ __all__ = [
     "judge_answers",
     "kl_divergence",
     "labelled_answers",
+    "language_of",
     "length_curve",
     "load_surface_prompts",
     "macro_f1",
     "measure_behaviour",
     "measure_harmfulness",
+    "measure_off_target",
     "measure_perplexity",
     "paired_test",
     "paired_verdicts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +32,20 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-    totals: Sequence[float], counts: Sequence[int], *, resamples: int = 2000, seed: int = 0
+    totals: Sequence[float],
+    counts: Sequence[int],
+    *,
+    clusters: Sequence[Any] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """95 % percentile interval of Σ totals / Σ counts, texts drawn with replacement (Efron 1979).
 
     `totals` (n,) and `counts` (n,) belong to texts, for example a text's summed negative
     log-likelihood and its tokens: tokens of one text depend on each other, texts do not, so texts
-    are drawn. Raises InputError for fewer than two texts, which have no spread, and for NaN.
+    are drawn. Where texts share a template, `clusters` (n,) names it, and whole templates are
+    drawn: rows of one template are no independent observations. Raises InputError for fewer than
+    two texts or clusters, which have no spread, and for NaN.
 
     >>> bootstrap_interval([2.0, 4.0, 6.0], [1, 2, 3])
     (2.0, 2.0)
@@ -51,6 +59,15 @@ def bootstrap_interval(
         )
     if not np.isfinite(sums).all():
         raise InputError("totals hold NaN or inf; a mean of them has no interval")
+    if clusters is not None:
+        if len(clusters) != len(sums):
+            raise InputError(f"{len(clusters)} clusters for {len(sums)} texts; expected one each")
+        names = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
+        if len(names) < 2:
+            raise InputError("all texts share one cluster; a single one has no spread")
+        place = np.array([names[name] for name in clusters])
+        sums = np.bincount(place, weights=sums).astype(np.float64)
+        sizes = np.bincount(place, weights=sizes).astype(np.float64)
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     for i in range(resamples):

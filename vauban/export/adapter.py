@@ -19,6 +19,7 @@ from vauban.edits import EditPlan, Update
 from vauban.edits.lowrank import share
 from vauban.edits.modules import module_weight
 from vauban.errors import CheckError, InputError
+from vauban.export.peft_adapter import write_peft
 from vauban.export.read_back import norm
 from vauban.export.source import Source, open_source
 
@@ -66,14 +67,18 @@ def check_adaptable(plan: EditPlan) -> None:
             )
 
 
-def write_adapter(plan: EditPlan, source: Source, folder: Path) -> None:
-    """Write adapters.safetensors and adapter_config.json.
+def write_adapter(plan: EditPlan, source: Source, folder: Path) -> tuple[str, ...]:
+    """Write adapters.safetensors and adapter_config.json, and the same for PEFT into `peft`.
+
+    The result says why there is no PEFT adapter, where transformers cannot use one.
 
     W - α L R with L (out, k), R (k, in) is LoRA with lora_a = Rᵀ and lora_b = -α Lᵀ at scale 1.
     InputError where `check_adaptable` says so, or for a plan of another model.
     """
     check_adaptable(plan)
     plan.check_modules(source.model, str(source.folder))
+    # Told from shapes, which are gone once a module is released.
+    _ = source.origins
     arrays: dict[str, mx.array] = {}
     for update in plan.updates:
         factors = _factors(update, module_weight(source.modules[update.path]))
@@ -95,6 +100,8 @@ def write_adapter(plan: EditPlan, source: Source, folder: Path) -> None:
     }
     mx.save_safetensors(str(folder / WEIGHTS), arrays, {"format": "mlx"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    reason = write_peft(plan, source, arrays, folder)
+    return () if reason is None else (f"no PEFT adapter beside mlx-lm's: {reason}",)
 
 
 def adapter_shares(

@@ -8,10 +8,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,16 @@ from vauban import __version__
 from vauban._common import Progress
 from vauban.edits.blocks import edited_rows, float_dtype
 from vauban.edits.embedding import is_tied
+from vauban.edits.modules import affine_group
 from vauban.edits.packed import store_packed
 from vauban.edits.plan import EditPlan
 from vauban.edits.update import Update
 from vauban.errors import InputError
 from vauban.export.calibrate import inputs_of
 from vauban.export.interrupted import Finished
+from vauban.export.layout import Placement, place
 from vauban.export.read_back import norm, rows_along
+from vauban.export.side_files import beside_index, copy_side_files
 from vauban.export.source import Source
 from vauban.export.tensor_files import (
     Entry,
@@ -43,15 +44,11 @@ from vauban.export.tensor_files import (
     to_bytes,
     write_safetensors,
 )
-from vauban.models import unpacked_shape
+from vauban.models import check_safetensors, unpacked_shape
+from vauban.models.weight_files import INDEX
 from vauban.rounding import Energy
 
-_SHARD = 5 << 30
 _FORMAT = ("group_size", "bits", "mode")
-_KEPT = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".jsonl", ".py")
-# Files that say how the weights may be used, whatever their suffix; they go with the weights.
-_TERMS = ("license", "licence", "notice", "use_policy", "copying")
-_DROPPED = ("model.safetensors.index.json", "README.md", "run.json", "answers.jsonl")
 
 
 def untouched_entry(source: Source, name: str, renamed: str | None = None) -> Entry:
@@ -82,6 +79,8 @@ class Draft:
     edited: dict[str, LateTensors]
     outcomes: dict[str, dict[str, Any]]
     untied_from: str | None = None
+    changed: set[str] = field(default_factory=set)
+    """The names in `entries` whose bytes are not the source's."""
 
 
 def draft_plan(
@@ -120,6 +119,7 @@ def draft_plan(
                 # The head keeps the matrix, in its own packing.
                 head = f"lm_head.{part}"
                 draft.entries[head] = untouched_entry(source, name, renamed=head)
+                draft.changed.add(head)
         energies = inputs.get(update.path, ())
         make = partial(_edited, source, module, update, energies, precision, draft.outcomes)
         if progress is not None:
@@ -132,6 +132,7 @@ def draft_plan(
             draft.entries[name] = computed_entry(
                 name, tuple(bias.shape), bias.dtype, partial(update.new_bias, bias)
             )
+            draft.changed.add(name)
     return draft
 
 
@@ -139,10 +140,17 @@ def _expected_arrays(
     module: nn.Module, precision: str | None
 ) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """The arrays an edited module will most likely have: its own, or one float matrix."""
-    if "scales" in module and precision != "float":
+    packed = "scales" in module
+    shape = unpacked_shape(module)
+    group = affine_group(module) if precision == "8bit" else None
+    if group and not packed:
+        scales = (*shape[:-1], shape[-1] // group)
+        kind = stored_dtype(float_dtype(module))
+        weight = ("weight", "U32", (*shape[:-1], shape[-1] // 4))
+        return weight, ("scales", kind, scales), ("biases", kind, scales)
+    if packed and precision != "float":
         parts = [part for part in ("weight", "scales", "biases") if module.get(part) is not None]
         return tuple((p, stored_dtype(module[p].dtype), tuple(module[p].shape)) for p in parts)
-    shape = unpacked_shape(module)
     return (("weight", stored_dtype(float_dtype(module)), shape),)
 
 
@@ -239,20 +247,35 @@ def draft_weights(source: Source, weights: Mapping[str, mx.array]) -> Draft:
             raise InputError(f"{name} has shape {value.shape}; expected {tuple(expected)}")
         entries[name] = array_entry(name, value)
     outcomes = {path: {"mode": "float", "was_packed": True} for path in turned_float}
-    return Draft(entries, {}, outcomes)
+    if not source.same_layout:
+        # Told from shapes, which are gone once a parameter is released.
+        _ = source.origins
+    changed = {name for name in entries if source.same_layout or _differs(source, name, weights)}
+    return Draft(entries, {}, outcomes, changed=changed)
 
 
-def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = None) -> None:
+def _differs(source: Source, name: str, weights: Mapping[str, mx.array]) -> bool:
+    """Whether a parameter is another than the source's, which is released."""
+    given = weights[name]
+    value = source.stacks[name].array() if name in source.stacks else source.parameters[name]
+    same = value.dtype == given.dtype and bool(mx.array_equal(value, given))
+    source.release(name)
+    return not same
+
+
+def write_folder(
+    source: Source, draft: Draft, folder: Path, key: str | None = None, layout: str = "same"
+) -> Placement:
     """Write shards, index, config and the source's side files into `folder`.
 
-    With `key` (see `resume`) shards that an earlier, killed run of the same export has finished
+    With `key` (see `resume_key`) shards that an earlier, killed run of the same export has finished
     are kept. The folder then holds a record of them: the caller calls `forget_record` when it has
-    done its own work there.
+    done its own work there. `layout` as for `place`; the result says which one it became.
     """
-    metadata = {"format": "mlx", "vauban": __version__}
-    shards = _shards(source, draft)
+    placement = place(source, draft.entries, draft.edited, draft.changed, layout)
+    metadata = {"format": _format_of(source, placement.layout), "vauban": __version__}
     finished = Finished(folder, key)
-    for file, members in shards.items():
+    for file, members in placement.shards.items():
         noted = finished.outcomes(folder / file)
         if noted is None:
             write_safetensors(folder / file, members, metadata)
@@ -260,71 +283,33 @@ def write_folder(source: Source, draft: Draft, folder: Path, key: str | None = N
             noted = {path: draft.outcomes[path] for path in paths}
             finished.note(folder / file, noted)
         draft.outcomes.update(noted)
-    if len(shards) > 1 or (source.folder / "model.safetensors.index.json").is_file():
-        written = stored_tensors(folder)
-        total = sum(t.end - t.start for t in written.values())
-        index = {name: t.file.name for name, t in sorted(written.items())}
-        facts = {"metadata": {"total_size": total}, "weight_map": index}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(facts, indent=2) + "\n")
+    copy_side_files(source.folder, folder)
+    _write_index(source, folder, len(placement.shards))
     config = edited_config(source, draft)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    _copy_side_files(source.folder, folder)
+    return placement
 
 
-def _shards(source: Source, draft: Draft) -> dict[str, list[Entry | LateTensors]]:
-    """Which tensor goes to which file: as in the source, or by size where the layout differs.
-
-    There edited modules come last, when everything that is a copy of their arrays is written.
-    """
-    unplaced: dict[str, Entry | LateTensors] = {**draft.entries, **draft.edited}
-    if source.same_layout:
-        shards: dict[str, list[Entry | LateTensors]] = {}
-        for name, stored in source.stored.items():
-            members = shards.setdefault(stored.file.name, [])
-            item = unplaced.pop(name, None) or unplaced.pop(name.rpartition(".")[0], None)
-            if item is not None:
-                members.append(item)
-            elif name not in source.parameters:
-                # Tensors that mlx-lm drops on loading stay in the file as they are.
-                members.append(copied_entry(name, stored))
-        shards[max(shards)].extend(unplaced.values())
-        return shards
-    groups: list[list[Entry | LateTensors]] = [[]]
-    size = 0
-    for item in unplaced.values():
-        grows = item.nbytes if isinstance(item, Entry) else _nbytes(source, item)
-        if groups[-1] and size + grows > _SHARD:
-            groups.append([])
-            size = 0
-        groups[-1].append(item)
-        size += grows
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    n = len(groups)
-    return {f"model-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
+def _format_of(source: Source, layout: str) -> str:
+    """What the files say of their names: as in the source, "mlx", or "pt" for those of PyTorch."""
+    if layout != "same":
+        return "mlx" if layout == "mlx" else "pt"
+    header = check_safetensors(next(iter(source.stored.values())).file)
+    given = header.get("__metadata__", {}).get("format")
+    return str(given or ("mlx" if source.same_layout else "pt"))
 
 
-def _nbytes(source: Source, item: LateTensors) -> int:
-    return int(source.parameters[f"{item.path}.weight"].nbytes)
-
-
-def _copy_side_files(source: Path, folder: Path) -> None:
-    """Tokenizer, template, prompts, licence and policy; weights of other formats stay behind."""
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        terms = path.name.lower().startswith(_TERMS)
-        kept = terms or (path.suffix in _KEPT and relative.name not in _DROPPED)
-        if hidden or not path.is_file() or not kept:
-            continue
-        target = folder / relative
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Under its name it is complete: the next run would not copy it again.
-        half = target.with_name(f"{target.name}.new")
-        with path.open("rb") as reader, half.open("wb") as writer:
-            shutil.copyfileobj(reader, writer)
-            writer.flush()
-            os.fsync(writer.fileno())
-        half.replace(target)
+def _write_index(source: Source, folder: Path, shards: int) -> None:
+    """The index of what was written, and of the files that only the source's index names."""
+    beside = beside_index(source.folder)
+    if shards == 1 and not beside and not (source.folder / INDEX).is_file():
+        return
+    written = stored_tensors(folder)
+    total = sum(t.end - t.start for t in written.values())
+    for file in sorted(set(beside.values())):
+        header = check_safetensors(folder / file)
+        ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
+        total += max(ends, default=0)
+    index = {name: t.file.name for name, t in written.items()} | beside
+    facts = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
+    (folder / INDEX).write_text(json.dumps(facts, indent=2) + "\n")

@@ -6,6 +6,7 @@ Knows plans and checkpoints; writes no weights and judges nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from vauban._arrays import load_arrays, save_arrays
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
 from vauban.export.checkpoint import Draft
+from vauban.export.layout import Placement
+from vauban.export.programs import programs_of
 from vauban.export.read_back import norm, planned_rows
 from vauban.export.source import Source, open_source
+from vauban.export.tensor_files import stored_tensors
 
 EDIT_FILE = "edit.vauban"
 # Its name in folders of earlier versions.
@@ -25,7 +29,13 @@ _FORMAT = "vauban.edit/2"
 
 
 def write_edit_record(
-    plan: EditPlan, source: Source, draft: Draft, precision: str, folder: Path
+    plan: EditPlan,
+    source: Source,
+    draft: Draft,
+    precision: str,
+    folder: Path,
+    placement: Placement,
+    notes: Sequence[str],
 ) -> None:
     """Each writer's basis, how much of it there was, what is to be left, the settings.
 
@@ -51,6 +61,9 @@ def write_edit_record(
         **plan.to_dict(),
         "before": before,
         "precision": precision,
+        "layout": placement.layout,
+        "programs": programs_of(source, stored_tensors(folder), placement.layout),
+        "notes_on_files": list(notes),
         "stored": draft.outcomes,
     }
     metadata = {"format": _FORMAT, "plan": json.dumps(facts, sort_keys=True)}

@@ -26,6 +26,9 @@ class ExportReport:
     modules_edited      residual writers the plan edited; `modules_present` all there are
     untouched_identical whether every other tensor has the source's bytes, an untied head those of
                         the table it was given; None without a source; `differs` names the first
+    layout              whose names and shapes the weights have: "same", "mlx" or "hf"
+    notes               what of the source could not be kept, a sentence each
+    programs            those that open the folder
     logits_difference   from the run-time cut, as a share of what the cut changes; None unmeasured
     logits_limit        what `ok` allows there; None where it is no ground for a judgement
     """
@@ -43,6 +46,9 @@ class ExportReport:
     files: dict[str, str]
     bytes: int
     differs: str | None = None
+    layout: str = "same"
+    notes: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
     logits_difference: float | None = None
     logits_limit: float | None = None
 
@@ -96,7 +102,7 @@ class ExportReport:
             same[self.untouched_identical],
             f"{self.bytes / 1e6:.1f} MB" if self.bytes >= 1e5 else f"{self.bytes / 1e3:.1f} kB",
         ]
-        return "; ".join(p for p in parts if p)
+        return "\n".join(["; ".join(p for p in parts if p), *self.notes])
 
     def _storage(self) -> str:
         """How the edited modules are stored, as a count per format."""

@@ -72,7 +72,9 @@ def export_facts(
         arrays, outcome = _stored(module, edited.path, target, before, keys, precision, editor)
         draft.outcomes[edited.path] = outcome
         for name, array in arrays.items():
-            draft.entries[f"{edited.path}.{name}"] = array_entry(f"{edited.path}.{name}", array)
+            full = f"{edited.path}.{name}"
+            draft.entries[full] = array_entry(full, array)
+            draft.changed.add(full)
     editor.ledger.source = str(model_path)
     with staged(output_dir, force=force, source=source.folder) as folder:
         write_folder(source, draft, folder)

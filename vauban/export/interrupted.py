@@ -28,7 +28,9 @@ RECORD = ".resume.json"
 _HALF = f"{RECORD}.new"
 
 
-def resume_key(plan: EditPlan, model_path: str | Path, precision: str | None) -> str:
+def resume_key(
+    plan: EditPlan, model_path: str | Path, precision: str | None, layout: str = "same"
+) -> str:
     """A digest of everything an export's weights depend on: plan, arrays, options, source files.
 
     Every field of every update counts, what it protects and what it reads included.
@@ -40,7 +42,7 @@ def resume_key(plan: EditPlan, model_path: str | Path, precision: str | None) ->
         for f in sorted(folder.glob("*"))
         if f.suffix in (".safetensors", ".json")
     ]
-    options = (__version__, precision, str(folder.resolve()), files)
+    options = (__version__, precision, layout, str(folder.resolve()), files)
     inputs = tuple(inputs_of(plan).items())
     for part in (plan_text(plan), plan.updates, inputs, plan.basis, plan.embedding, options):
         _take_in(digest, part)

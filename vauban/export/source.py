@@ -18,6 +18,7 @@ import mlx.nn as nn
 from vauban._arrays import flat_parameters
 from vauban.errors import InputError, ModelError
 from vauban.export.expert_stacks import Stack, use_stacks
+from vauban.export.origins import Origin, parameter_origins
 from vauban.export.tensor_files import TensorOnDisk, array_chunks, stored_dtype, stored_tensors
 from vauban.models import model_folder, translated, weight_files
 
@@ -43,6 +44,16 @@ class Source:
     def modules(self) -> dict[str, nn.Module]:
         """The modules by path, as the checkpoint holds them."""
         return dict(self.model.named_modules())
+
+    @cached_property
+    def origins(self) -> dict[str, Origin]:
+        """The stored tensors of each parameter that mlx-lm at most renames, stacks or turns.
+
+        Told from names and shapes: to be asked for before a parameter is released.
+        """
+        if self.same_layout:
+            return {name: Origin((name,)) for name in self.parameters}
+        return parameter_origins(self.model, self.parameters, self.stored)
 
     def release(self, path: str) -> None:
         """Let go of a parameter, or of a module's: a lazy tensor that was read stays in memory.

@@ -77,7 +77,8 @@ def staged(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(target.parent).free
             raise InputError(
-                f"the disk is full ({free / 1e6:.0f} MB free at {target.parent}); nothing was kept"
+                f"the disk is full ({free / 1e6:.0f} MB free at {target.parent}); "
+                "no model was written"
             ) from error
         raise
     finally:

@@ -65,7 +65,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        return _size(self.dtype) * int(np.prod(self.shape, dtype=np.int64))
+        return element_size(self.dtype) * int(np.prod(self.shape, dtype=np.int64))
 
     def expected(self) -> list[Fact]:
         """What it will add to the header."""
@@ -87,7 +87,8 @@ class LateTensors:
         ]
 
 
-def _size(dtype: str) -> int:
+def element_size(dtype: str) -> int:
+    """The bytes of one element of a safetensors type."""
     return 1 if dtype == "BOOL" or dtype.startswith("F8") else int(dtype.lstrip("BFIU")) // 8
 
 
@@ -147,6 +148,11 @@ def stored_dtype(dtype: mx.Dtype) -> str:
     if dtype not in _DTYPES:
         raise InputError(f"safetensors cannot hold {dtype}")
     return _DTYPES[dtype]
+
+
+def mlx_dtype(name: str) -> mx.Dtype:
+    """The mlx dtype of a name in a safetensors header; bytes for those that mlx lacks."""
+    return next((dtype for dtype, known in _DTYPES.items() if known == name), mx.uint8)
 
 
 def _finite(name: str, value: mx.array) -> Iterator[bytes]:
@@ -245,7 +251,7 @@ def _header(facts: Sequence[Fact], metadata: dict[str, str]) -> bytes:
     header: dict[str, object] = {"__metadata__": metadata}
     offset = 0
     for name, dtype, shape in facts:
-        end = offset + _size(dtype) * int(np.prod(shape, dtype=np.int64))
+        end = offset + element_size(dtype) * int(np.prod(shape, dtype=np.int64))
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     return json.dumps(header, separators=(",", ":")).encode()

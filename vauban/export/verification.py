@@ -71,7 +71,10 @@ def verify_export(
         if progress:
             progress("read back", number, len(facts["writers"]))
     untied = facts["writers"][0]["path"] if facts["embedding"] == "untie" else None
-    differs = None if source is None else _difference(open_source(source), written, {*left}, untied)
+    layout = facts.get("layout", "same")
+    differs = None
+    if source is not None:
+        differs = _difference(open_source(source), written, {*left}, untied, layout)
     report = ExportReport(
         folder=str(folder),
         direction_left=largest(left.values()),
@@ -88,6 +91,9 @@ def verify_export(
         files={f.name: sha256(f) for f in sorted(folder.glob("model*.safetensors"))},
         bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f.name != RECORD),
         differs=differs,
+        layout=layout,
+        notes=tuple(facts.get("notes_on_files", ())),
+        programs=tuple(facts.get("programs", ())),
     )
     if plan is None:
         return report
@@ -103,7 +109,7 @@ def _apart(written: Source, name: str, planned: mx.array) -> float:
 
 
 def _difference(
-    source: Source, written: Source, edited: set[str], untied: str | None
+    source: Source, written: Source, edited: set[str], untied: str | None, layout: str
 ) -> str | None:
     """The first tensor outside `edited` that is not the source's, byte for byte; None without one.
 
@@ -124,10 +130,36 @@ def _difference(
     present = {n for n in written.parameters if n.rpartition(".")[0] not in edited}
     if present != origin.keys():
         return min(present ^ origin.keys())
+    if layout == "same" and not source.same_layout:
+        differs = _stored_difference(source, written, edited)
+        if differs is not None:
+            return differs
+        origin = {name: old for name, old in origin.items() if name != old}
     for name, old in origin.items():
         x, y = source.parameters[old], written.parameters[name]
         if (x.dtype, x.shape) != (y.dtype, y.shape):
             return name
         if any(a != b for a, b in zip(source.chunks(old), written.chunks(name), strict=True)):
+            return name
+    return None
+
+
+def _stored_difference(source: Source, written: Source, edited: set[str]) -> str | None:
+    """As `_difference`, of a source that mlx-lm converts: the stored bytes are compared."""
+    of_edits = {
+        stored
+        for name, origin in source.origins.items()
+        if name.rpartition(".")[0] in edited
+        for stored in origin.names
+    }
+    for name, old in source.stored.items():
+        new = written.stored.get(name)
+        if new is None:
+            if name not in of_edits:
+                return name
+        elif name not in of_edits and (
+            (old.dtype, old.shape) != (new.dtype, new.shape)
+            or any(a != b for a, b in zip(old.chunks(), new.chunks(), strict=True))
+        ):
             return name
     return None

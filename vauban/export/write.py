@@ -19,10 +19,14 @@ from vauban.errors import InputError
 from vauban.export.adapter import adapter_shares, write_adapter
 from vauban.export.calibrate import calibrate_from_folder
 from vauban.export.checkpoint import draft_plan, draft_weights, write_folder
+from vauban.export.disk import check_place, check_room, export_bytes
 from vauban.export.edit_record import EARLIER_EDIT_FILE, EDIT_FILE, write_edit_record
 from vauban.export.export_report import ExportReport
 from vauban.export.interrupted import forget_record, read_record, resume_key
+from vauban.export.layout import place
 from vauban.export.model_match import check_plan_matches
+from vauban.export.programs import MLX_LM, PEFT
+from vauban.export.side_files import left_behind
 from vauban.export.source import Source, open_source, source_folder
 from vauban.export.staging import check_output, staged
 from vauban.export.tensor_files import sha256
@@ -36,17 +40,18 @@ def export_model(
     output_dir: str | Path,
     *,
     force: bool = False,
+    layout: str = "same",
 ) -> Path:
     """Write `weights` as a complete folder that `mlx_lm.load` opens, and return its path.
 
     `weights` is a flat dictionary of every parameter, as `cut` returns it; `model_path` (a folder
     or Hub id) gives tokenizer and configuration. Modules that were packed there and are float
-    here get their entry in the configuration.
+    here get their entry in the configuration. `layout` as for `plan.export`.
     """
     source = open_source(model_path)
     draft = draft_weights(source, weights)
     with staged(output_dir, force=force, source=source.folder) as folder:
-        write_folder(source, draft, folder)
+        write_folder(source, draft, folder, layout=layout)
     return Path(output_dir).expanduser()
 
 
@@ -56,6 +61,7 @@ def write_plan(
     folder: Path,
     precision: str | None = None,
     *,
+    layout: str = "same",
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write the edited checkpoint into an existing folder, read it back, report.
@@ -67,6 +73,10 @@ def write_plan(
     writer instead of a checkpoint, exact on any stored weights; InputError where a plan is no such
     change (`check_adaptable`).
 
+    `layout` "same" keeps the names, shapes and files of the source: what no edit touches is copied
+    byte for byte, whatever mlx-lm makes of it. "mlx" takes mlx-lm's, "hf" transformers'. What could
+    not be kept stands in the report's notes.
+
     Shards that an earlier, killed run of the same export has finished there are kept. InputError
     before anything is written for a folder that holds another model, for settings that cannot be
     recorded, and for a plan whose model holds other weights than `model_path` stores (an adapter,
@@ -74,7 +84,7 @@ def write_plan(
     """
     check_precision(precision)
     check_plan_matches(plan, model_path)
-    return _write(plan, model_path, folder, precision, progress)
+    return _write(plan, model_path, folder, precision, layout, progress)
 
 
 def _write(
@@ -82,20 +92,32 @@ def _write(
     model_path: str | Path,
     folder: Path,
     precision: str | None,
+    layout: str,
     progress: Progress | None,
 ) -> ExportReport:
     chosen = precision or "same"
     source = open_source(model_path)
-    key = resume_key(plan, source.folder, chosen)
+    key = resume_key(plan, source.folder, chosen, layout)
     folder = _without_model(Path(folder).expanduser(), key)
     if chosen == "adapter":
         return _write_adapter(plan, source, folder)
     draft = draft_plan(source, plan, chosen, progress)
-    write_folder(source, draft, folder, key)
-    write_edit_record(plan, source, draft, chosen, folder)
+    placement = write_folder(source, draft, folder, key, layout)
+    behind = left_behind(source.folder)
+    notes = [*placement.notes, *([f"not copied: {', '.join(behind)}"] if behind else [])]
+    write_edit_record(plan, source, draft, chosen, folder, placement, notes)
     report = verify_export(folder, source=source.folder, progress=progress).check()
     forget_record(folder)
     return report
+
+
+def check_layout(
+    plan: EditPlan, model_path: str | Path, precision: str | None, layout: str
+) -> None:
+    """InputError where `write_plan` would refuse the layout; computes and writes nothing."""
+    source = open_source(model_path)
+    draft = draft_plan(source, plan, precision or "same")
+    place(source, draft.entries, draft.edited, draft.changed, layout)
 
 
 def _without_model(folder: Path, key: str) -> Path:
@@ -116,9 +138,9 @@ def _without_model(folder: Path, key: str) -> Path:
 
 
 def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport:
-    write_adapter(plan, source, folder)
+    notes = write_adapter(plan, source, folder)
     left, missed = adapter_shares(plan, source, folder)
-    files = {f.name: sha256(f) for f in sorted(folder.iterdir())}
+    written = sorted(f for f in folder.rglob("*") if f.is_file())
     report = ExportReport(
         folder=str(folder),
         direction_left=largest(left.values()),
@@ -132,8 +154,10 @@ def _write_adapter(plan: EditPlan, source: Source, folder: Path) -> ExportReport
         else None,
         precision="adapter",
         stored={u.path: {"mode": "adapter", "rank": u.basis.shape[0]} for u in plan.updates},
-        files=files,
-        bytes=sum(f.stat().st_size for f in folder.iterdir()),
+        files={str(f.relative_to(folder)): sha256(f) for f in written},
+        bytes=sum(f.stat().st_size for f in written),
+        notes=notes,
+        programs=(MLX_LM,) if notes else (MLX_LM, PEFT),
     )
     return report.check()
 
@@ -151,6 +175,7 @@ def export_plan(
     precision: str | None = None,
     force: bool = False,
     *,
+    layout: str = "same",
     calibrate: bool | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -162,9 +187,12 @@ def export_plan(
     check_output(output_dir, force=force, source=source)
     check_precision(precision)
     check_plan_matches(plan, source)
+    check_place(output_dir)
+    unties, rank = plan.embedding == "untie", int(plan.basis.shape[0])
+    check_room(output_dir, export_bytes(source, precision, unties=unties, directions=rank))
     if precision in (None, "same") and _packs(plan, source):
         plan = calibrate_from_folder(plan, source, calibrate, progress)
-    key = resume_key(plan, source, precision or "same")
+    key = resume_key(plan, source, precision or "same", layout)
     with staged(output_dir, force=force, source=source, resume_key=key) as folder:
-        report = _write(plan, model_path, folder, precision, progress)
+        report = _write(plan, model_path, folder, precision, layout, progress)
     return dataclasses.replace(report, folder=str(Path(output_dir).expanduser()))

@@ -68,7 +68,12 @@ from vauban.models.parity import ForwardCheck, verify_forward
 from vauban.models.prompt_reading import PromptReading, can_read_prompts
 from vauban.models.swap import Swap, around, swapped
 from vauban.models.taps import Stream, tapped
-from vauban.models.weight_files import WeightFiles, check_safetensors, weight_files
+from vauban.models.weight_files import (
+    WeightFiles,
+    check_safetensors,
+    check_weights,
+    weight_files,
+)
 from vauban.models.writers import (
     WRITER_NAMES,
     Writer,

@@ -95,6 +95,23 @@ def weight_files(folder: Path) -> WeightFiles:
     return WeightFiles(folder, tuple(sorted(files)), tuple(ignored), tuple(notes))
 
 
+def check_weights(folder: Path) -> int:
+    """The number of tensors of a folder's weights; ModelError where one cannot be read.
+
+    As `weight_files`, and where the index names a tensor that its file does not hold.
+    """
+    chosen = weight_files(folder)
+    names = {file.name: _names(file) for file in chosen.files}
+    if (folder / INDEX).is_file():
+        for tensor, name in _index(folder / INDEX).items():
+            if name in names and tensor not in names[name]:
+                raise ModelError(
+                    f"{folder / INDEX} names {tensor} in {name}, which does not hold it; fetch "
+                    "that file again"
+                )
+    return sum(map(len, names.values()))
+
+
 def check_safetensors(file: Path) -> dict[str, Any]:
     """The header of a safetensors file; ModelError when its sizes do not add up."""
     size = file.stat().st_size

@@ -4,6 +4,7 @@ Values in and values out, like the stages; nothing is written and nothing is pri
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,16 @@ from vauban._common import Progress
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
-from vauban.evaluation import Behaviour, EvalResult, compare_likelihood, evaluate, measure_behaviour
+from vauban.evaluation import (
+    Behaviour,
+    EvalResult,
+    OffTarget,
+    compare_answers,
+    compare_likelihood,
+    evaluate,
+    measure_behaviour,
+    measure_off_target,
+)
 from vauban.interventions import Add, Intervention
 from vauban.pipeline.cut_plan import ChosenStrength, control_plan
 from vauban.pipeline.prompt_sets import EvalSet
@@ -66,6 +76,31 @@ def contrast_shares(
         for changes, part in (((), (0, 2)), (plan.virtual(), (1, 2)))
     ]
     return shares[0], shares[1]
+
+
+def off_target_stage(
+    opened: Opened,
+    plan: EditPlan,
+    config: RunConfig,
+    evaluation: EvalResult,
+    *,
+    progress: Progress | None = None,
+) -> OffTarget:
+    """What the cut changes beside refusal, on the answers to harmless prompts; JSON and turns where
+    the configuration wants them."""
+    rows = evaluation.answers["harmless"]
+    found = compare_answers(
+        [row["prompt"] for row in rows],
+        [row["original"] for row in rows],
+        [row["modified"] for row in rows],
+    )
+    if not config.eval.off_target:
+        return found
+    parts = measure_off_target(
+        opened.model, opened.tokenizer, plan.virtual(), max_tokens=config.eval.max_tokens,
+        progress=lambda _, done, n: tell(progress, "off target", done, n),
+    )  # fmt: skip
+    return replace(found, json=parts[0], turns=parts[1])
 
 
 def control_rows(

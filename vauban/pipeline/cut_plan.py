@@ -3,6 +3,7 @@
 Knows configurations and plans; runs a model only to calibrate a plan.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,7 +16,9 @@ from vauban.directions import DirectionResult, select_target_layers
 from vauban.directions.class_moments import split_prompts
 from vauban.directions.measure import VALIDATION
 from vauban.edits import EditPlan, plan_cut
-from vauban.export import check_adaptable
+from vauban.edits.modules import refuse_unknown_packing
+from vauban.errors import VaubanWarning
+from vauban.export import check_adaptable, check_layout
 from vauban.pipeline.prompt_sets import PromptSet
 from vauban.pipeline.stages import ADAPTER_HEAD, Opened
 from vauban.search import Strength, StrengthChoice, choose_strength
@@ -77,14 +80,26 @@ def plan_stage(
     return _plan(opened, config, _chosen_layers(config, result), result, strength=chosen)
 
 
-def check_adapter(opened: Opened, config: RunConfig) -> None:
-    """Refuse a cut that no adapter can hold, before anything is measured.
+def check_plan(opened: Opened, config: RunConfig) -> None:
+    """Refuse a cut that cannot be made, or that no file can hold, before anything is measured.
 
-    Blocks that are chosen by their scores are not known yet; `plan_stage` checks those.
+    It is planned with a stand-in for the direction. Blocks that are chosen by their scores are not
+    known yet; `plan_stage` checks those.
     """
-    layers = config.cut.layers
-    if config.output.precision == "adapter" and layers not in _BY_SCORE:
-        _plan(opened, config, layers, mx.ones(opened.info.d_model))
+    layers, output = config.cut.layers, config.output
+    if layers in _BY_SCORE:
+        if output.layout != "hf":
+            return
+        layers = "all"  # Names and shapes are alike, whichever blocks it will be.
+    with warnings.catch_warnings():
+        # The true plan says them again.
+        warnings.simplefilter("ignore", VaubanWarning)
+        plan = _plan(opened, config, layers, mx.ones(opened.info.d_model))
+    modules = dict(opened.model.named_modules())
+    for update in plan.updates:
+        refuse_unknown_packing(modules[update.path])
+    if output.layout == "hf":
+        check_layout(plan, opened.folder, output.precision, output.layout)
 
 
 def calibrate_stage(

@@ -16,7 +16,7 @@ import vauban
 from vauban.config import EditConfig
 from vauban.errors import InputError
 from vauban.evaluation import FactEval, FactScores, measure_perplexity, score_facts
-from vauban.export import check_output
+from vauban.export import check_output, check_place, check_room, export_bytes
 from vauban.export.fact_edits import export_facts
 from vauban.knowledge import (
     Editor,
@@ -29,6 +29,7 @@ from vauban.knowledge import (
     load_facts,
     trace_layers,
 )
+from vauban.pipeline.preflight import open_folder
 from vauban.pipeline.provenance import system, versions
 from vauban.pipeline.stages import Opened, Progress, model_facts, open_model
 from vauban.prompts import load_texts
@@ -68,8 +69,13 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     output = Path(config.output.dir)
     check_output(output, force=config.output.force, source=None)
     facts = load_facts(config.edit.facts)
+    if config.edit.texts is not None:
+        load_texts(config.edit.texts)
+    source, _ = open_folder(config.model.path)
+    check_output(output, force=config.output.force, source=source)
+    check_place(output)
+    check_room(output, export_bytes(source, config.output.precision))
     opened = open_model(config.model.path, progress=progress)
-    check_output(output, force=config.output.force, source=opened.folder)
     settings = EditSettings(
         **{name: getattr(config.edit, name) for name in _SETTINGS}, seed=config.seed
     )

@@ -7,6 +7,7 @@ final place, checked from the file, and renamed. Prints nothing.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,26 @@ from typing import Any
 from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan
-from vauban.errors import InputError
 from vauban.evaluation import EvalResult, GateReport
-from vauban.export import ExportReport, check_output, logits_difference, resume_key, staged
+from vauban.export import ExportReport, logits_difference, resume_key, staged
 from vauban.models import weight_files
 from vauban.pipeline.before_after import (
     comparison_rows,
     contrast_shares,
     control_rows,
     evaluate_models,
+    off_target_stage,
 )
 from vauban.pipeline.cut_plan import (
     ChosenStrength,
     calibrate_stage,
-    check_adapter,
+    check_plan,
     plan_stage,
     strength_stage,
 )
-from vauban.pipeline.prompt_sets import (
-    LABELS,
-    EvalSet,
-    PromptSet,
-    eval_set,
-    overlap_warning,
-    prompt_set,
-)
+from vauban.pipeline.kept_direction import kept_direction
+from vauban.pipeline.preflight import Preflight, check_fits, check_layers, preflight
+from vauban.pipeline.prompt_sets import EvalSet, PromptSet, overlap_warning
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import (
     Opened,
@@ -48,8 +44,8 @@ from vauban.pipeline.stages import (
     leak_warnings,
     measure_stage,
     model_facts,
+    open_configured,
     open_judge,
-    open_model,
     projection_stage,
 )
 from vauban.pipeline.surface_stage import surface_rows, surface_stage, write_surface
@@ -81,6 +77,8 @@ class RunPlan:
     config: RunConfig
     started: float
     """`time.monotonic()` when the run began."""
+    checked: Preflight
+    """What was known before the model was loaded."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,10 @@ def run(
         progress: called with (stage, done, total).
         on_plan: called once, after the model is loaded.
 
+    What can be known is checked before the model is loaded (`preflight`). A measured direction is
+    saved beside the output until the folder is complete (`kept_direction`); with `[measure]
+    direction` a run goes on from such a file and measures nothing.
+
     Raises:
         InputError: a prompt file, an option or the output folder is not what it has to be.
         ModelError, ArchitectureError: the model cannot be loaded or walked correctly.
@@ -134,9 +136,15 @@ def run(
     """
     plan_of_run = open_run(config, progress=progress, on_plan=on_plan)
     opened, measuring = plan_of_run.opened, (plan_of_run.harmful, plan_of_run.harmless)
-    result = measure_stage(opened, config, *measuring, progress=progress)
-    strength = strength_stage(opened, config, result, *measuring, progress=progress)
-    return finish_run(plan_of_run, result, strength, progress=progress)
+    result = plan_of_run.checked.direction
+    if result is None:
+        result = measure_stage(opened, config, *measuring, progress=progress)
+        keeping: AbstractContextManager[Any] = kept_direction(result, Path(config.output.dir))
+    else:
+        keeping = nullcontext()
+    with keeping:
+        strength = strength_stage(opened, config, result, *measuring, progress=progress)
+        return finish_run(plan_of_run, result, strength, progress=progress)
 
 
 def open_run(
@@ -147,32 +155,16 @@ def open_run(
 ) -> RunPlan:
     """Check what can be known beforehand, load the model and read the prompt sets; as `run`."""
     started = time.monotonic()
-    output = Path(config.output.dir)
-    check_output(output, force=config.output.force, source=None)
-    # Files that the user named are read before the model, so that a slip costs no loading time.
-    named = named_sets(config)
-    named_eval = eval_set(config, None) if config.data.eval is not None else None
-    if config.surface.scan and config.surface.rows is not None:
-        surface_rows(config, None)
-
-    opened = open_model(
-        config.model.path,
-        chat_template_args=config.model.chat_template_args,
-        system_prompt=config.data.system_prompt,
-        progress=progress,
-    )
-    source = opened.folder
-    check_output(output, force=config.output.force, source=source)
-    check_layers(config, opened.info.n_layers)
-    check_adapter(opened, config)
+    checked = preflight(config)
+    opened = open_configured(config, progress=progress)
+    info = opened.info
+    check_layers(config, info.n_layers)
+    if checked.direction is not None:
+        check_fits(checked.direction, info.n_layers, info.d_model, config.model.path)
+    check_plan(opened, config)
     opened = open_judge(opened, config, progress=progress)
     plan_of_run = RunPlan(
-        opened,
-        named.get("harmful") or prompt_set(config, "harmful", source),
-        named.get("harmless") or prompt_set(config, "harmless", source),
-        named_eval or eval_set(config, source),
-        config,
-        started,
+        opened, checked.harmful, checked.harmless, checked.held_out, config, started, checked
     )
     if on_plan:
         on_plan(plan_of_run)
@@ -202,6 +194,7 @@ def finish_run(
     leak = leak_stage(opened, plan, held_out, progress=progress)
     projections = projection_stage(opened, plan, result, held_out, progress=progress)
     evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
+    beside = off_target_stage(opened, plan, config, evaluation, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()
     if config.eval.controls:
@@ -225,11 +218,14 @@ def finish_run(
         weight_files(Path(source)).files, stage="hash the source", progress=progress
     )
 
-    key = resume_key(plan, source, config.output.precision)
+    layout = config.output.layout
+    key = resume_key(plan, source, config.output.precision, layout)
     with staged(output, force=config.output.force, source=source, resume_key=key) as folder:
-        report = plan.write(source, folder, precision=config.output.precision, progress=progress)
+        report = plan.write(
+            source, folder, precision=config.output.precision, layout=layout, progress=progress
+        )
         document = _document(plan_of_run, result, plan, evaluation, report, rows, warnings)
-        document |= {"leak": leak, "projections": projections}
+        document |= {"leak": leak, "projections": projections, "off_target": beside.to_dict()}
         document["strength"] = strength and strength.to_dict()
         document |= sections or {}
         document["export"]["logits_difference"] = logits_difference(folder, plan, source)
@@ -249,29 +245,10 @@ def finish_run(
     # The page is drawn from the finished folder: a fault in it costs no run.
     write_report(output)
     span = time.monotonic() - plan_of_run.started
+    warnings = (*warnings, *report.notes)
     if no_picture:
         warnings = (*warnings, f"no maps of the surface: {no_picture}")
     return RunResult(output, document, rows, samples, warnings, span, gates)
-
-
-def named_sets(config: RunConfig) -> dict[str, PromptSet]:
-    """The prompt sets that the configuration names, by label."""
-    return {
-        label: prompt_set(config, label, None)
-        for label in LABELS
-        if getattr(config.data, label) is not None
-    }
-
-
-def check_layers(config: RunConfig, n_layers: int) -> None:
-    """Refuse a block the model does not have before anything is measured for it."""
-    chosen = config.cut.layers if isinstance(config.cut.layers, list) else []
-    for key, blocks in (("layer", [config.measure.layer]), ("layers", chosen)):
-        for block in blocks:
-            if isinstance(block, int) and block >= n_layers:
-                raise InputError(
-                    f"{key}: layer {block} does not exist; the model has blocks 0 to {n_layers - 1}"
-                )
 
 
 def _warnings(plan: RunPlan, result: DirectionResult, before: BehaviourRow) -> tuple[str, ...]:

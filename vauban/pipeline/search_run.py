@@ -20,6 +20,8 @@ from vauban.config import RunConfig
 from vauban.directions import DirectionResult
 from vauban.directions import measure as estimate
 from vauban.errors import CheckError, InputError
+from vauban.export import check_place
+from vauban.pipeline.kept_direction import kept_direction
 from vauban.pipeline.run import RunPlan, RunResult, finish_run, open_run
 from vauban.search import SearchResult, SearchSpace, Strength, Trial, search
 from vauban.search.plots import front_page, front_picture
@@ -112,6 +114,7 @@ def run_search(
     journal = settings.journal(config)
     if journal.is_dir():
         raise InputError(f"--storage {journal} is a folder; expected a file")
+    check_place(journal)
     plan = open_run(config, progress=progress, on_plan=on_plan)
     opened = plan.opened
     prompts = list(plan.harmful.prompts), list(plan.harmless.prompts)
@@ -148,14 +151,16 @@ def run_search(
 
     changed = replace(plan, config=config.model_copy(update={"cut": cut}))
     strength = SearchedStrength(strength_of(best.parameters), best, len(result.trials))
-    done = finish_run(
-        changed,
-        _direction_result(plan, result, best, progress),
-        strength,
-        sections={"search": {**result.to_dict(), "best": best.number}},
-        write_more=write_report,
-        progress=progress,
-    )
+    direction = _direction_result(plan, result, best, progress)
+    with kept_direction(direction, Path(config.output.dir)):
+        done = finish_run(
+            changed,
+            direction,
+            strength,
+            sections={"search": {**result.to_dict(), "best": best.number}},
+            write_more=write_report,
+            progress=progress,
+        )
     return SearchRun(result, done, ())
 
 

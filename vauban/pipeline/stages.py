@@ -109,6 +109,16 @@ def open_model(
     return Opened(model, tokenizer, model_folder(path), describe(model), device_info(), check)
 
 
+def open_configured(config: RunConfig, *, progress: Progress | None = None) -> Opened:
+    """The model of a configuration, in the mode that it says. Raises as `open_model`."""
+    return open_model(
+        config.model.path,
+        chat_template_args=config.model.chat_template_args,
+        system_prompt=config.data.system_prompt,
+        progress=progress,
+    )
+
+
 def measure_stage(
     opened: Opened,
     config: RunConfig,

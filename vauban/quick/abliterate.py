@@ -10,9 +10,16 @@ from vauban.config import RunConfig, make_config
 from vauban.directions import DirectionResult
 from vauban.edits import EditPlan, plan_cut
 from vauban.evaluation import EvalResult
-from vauban.export import ExportReport
+from vauban.export import (
+    ExportReport,
+    check_output,
+    check_place,
+    check_room,
+    export_bytes,
+)
 from vauban.export.calibrate import PROMPTS_PER_CLASS
 from vauban.models import describe, model_folder
+from vauban.pipeline.kept_direction import kept_direction
 from vauban.pipeline.prompt_sets import eval_set, prompt_set
 from vauban.prompts import resolve_prompts, use_system_prompt, use_template_args
 from vauban.search import measure
@@ -100,19 +107,26 @@ def abliterate(
         alpha: share of the direction that is removed.
 
     Raises:
-        InputError: a set that cannot be used, an existing folder.
+        InputError: a set that cannot be used; an existing folder, one that cannot be written or has
+            no room, all before anything is measured. What fails later keeps the direction beside
+            `output_dir` and says where.
     """
+    folder, output = model_folder(model_path), Path(output_dir)
+    check_output(output, source=folder)
+    check_place(output)
+    check_room(output, export_bytes(folder))
     sets = [
         _prompts(tokenizer, given, label)
         for given, label in ((harmful, "harmful"), (harmless, "harmless"))
     ]
     direction = measure_direction(model, tokenizer, *sets)
-    plan = plan_cut(model, direction, alpha=alpha)
-    if describe(model).quantization is not None:
-        plan = plan.calibrated(
-            tokenizer, [p for prompts in sets for p in prompts[:PROMPTS_PER_CLASS]]
-        )
-    export = plan.export(model_folder(model_path), output_dir)
+    with kept_direction(direction, output):
+        plan = plan_cut(model, direction, alpha=alpha)
+        if describe(model).quantization is not None:
+            plan = plan.calibrated(
+                tokenizer, [p for prompts in sets for p in prompts[:PROMPTS_PER_CLASS]]
+            )
+        export = plan.export(folder, output_dir)
     return Abliteration(direction, plan, export, Path(output_dir))
 
 

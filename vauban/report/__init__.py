@@ -45,7 +45,7 @@ from vauban.report.table import (
     markdown_table,
     plain_table,
 )
-from vauban.report.verdict_table import verdict_lines, verdict_markdown
+from vauban.report.verdict_table import off_target_sentence, verdict_lines, verdict_markdown
 
 __all__ = [
     "HEADINGS",
@@ -65,6 +65,7 @@ __all__ = [
     "markdown_row",
     "markdown_table",
     "model_card",
+    "off_target_sentence",
     "percent",
     "pick_samples",
     "plain_table",

@@ -12,7 +12,7 @@ from vauban.report.figures import byte_size, decimal, percent, quantity, shorten
 from vauban.report.samples import Sample
 from vauban.report.source_card import front_matter
 from vauban.report.table import BehaviourRow, markdown_table
-from vauban.report.verdict_table import verdict_markdown
+from vauban.report.verdict_table import off_target_sentence, verdict_markdown
 
 _SAMPLE_WIDTH = 200
 
@@ -164,7 +164,10 @@ def _rounded(run: Mapping[str, Any]) -> str:
 def _verdicts(run: Mapping[str, Any]) -> list[str]:
     """The five verdicts, pairs and length curve; [] for a run that was written without them."""
     evaluation = run.get("evaluation") or {}
-    return [verdict_markdown(evaluation) + "\n"] if "verdicts_original" in evaluation else []
+    if "verdicts_original" not in evaluation:
+        return []
+    beside = off_target_sentence(run.get("off_target"))
+    return [verdict_markdown(evaluation) + "\n", *([beside + "\n"] if beside else [])]
 
 
 def _how_measured(run: Mapping[str, Any]) -> str:
@@ -224,7 +227,7 @@ def _loading(run: Mapping[str, Any]) -> str:
         f"messages = [{_system_turn(run)}{_USER_TURN}]\n"
         "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)\n"
         "print(generate(model, tokenizer, prompt=prompt))\n"
-        "```\n"
+        "```\n" + _programs(run)
     )
 
 
@@ -253,6 +256,21 @@ def _mode(run: Mapping[str, Any]) -> str:
     return f"Every prompt was measured and answered {' and '.join(parts)}. " if parts else ""
 
 
+def _programs(run: Mapping[str, Any]) -> str:
+    """Which programs open the folder, and what of the source it lacks."""
+    export = run["export"]
+    lines = []
+    if export.get("programs"):
+        lines.append(f"Opens in: {', '.join(export['programs'])}.")
+        if "transformers" not in export["programs"] and not _is_adapter(run):
+            lines.append(
+                "transformers and llama.cpp's converter do not read it: they take floats under "
+                "transformers' names (`--precision float` of a source in floats, `--layout hf`)."
+            )
+    lines += [f"- {note}" for note in export.get("notes", ())]
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
+
+
 def _files(run: Mapping[str, Any]) -> str:
     change = (
         "`adapters.safetensors` and `adapter_config.json` the change"
@@ -261,13 +279,18 @@ def _files(run: Mapping[str, Any]) -> str:
     )
     trials = "`search.json` every trial of the search, " if run.get("search") else ""
     return (
-        f"`direction.vauban` holds the direction at every layer, {change}, "
+        f"{_source_readme(run)}`direction.vauban` holds the direction at every layer, {change}, "
         f"{trials}`run.json` the configuration, seeds, versions, hashes and every figure, "
         "`report.html` "
         "the same as one page with charts, `answers.jsonl` every answer in full. Leave that last "
         "file out when you share the folder: "
         "answers to harmful requests may be harmful.\n"
     )
+
+
+def _source_readme(run: Mapping[str, Any]) -> str:
+    there = run["model"].get("card") is not None
+    return "`SOURCE_README.md` is the source's own card; " if there and not _is_adapter(run) else ""
 
 
 def refusal_statement(before: BehaviourRow, threshold: float) -> str | None:

@@ -22,7 +22,7 @@ from vauban.report.figures import decimal, percent, quantity, rate_with_interval
 from vauban.report.html_tables import candidate_table, strength_table
 from vauban.report.samples import pick_samples
 from vauban.report.table import HEADINGS, BehaviourRow, Share, cells, contrast_line
-from vauban.report.verdict_table import verdict_sentences
+from vauban.report.verdict_table import off_target_sentence, verdict_sentences
 
 _WIDTH, _SAMPLES = 220, 6
 _PAGE = Path(__file__).with_name("page.html")
@@ -60,7 +60,11 @@ def html_report(
         headings=HEADINGS,
         table=[cells(row) for row in rows],
         how=_HOW,
-        sentences=[*verdict_sentences(run["evaluation"]), *_contrast(rows)],
+        sentences=[
+            *verdict_sentences(run["evaluation"]),
+            *_contrast(rows),
+            *filter(None, [off_target_sentence(run.get("off_target"))]),
+        ],
         charts=drawn,
         missing=missing,
         tables=[*candidate_table(run), *strength_table(run)],

@@ -17,14 +17,14 @@ _HANDED_ON = (
 )  # fmt: skip
 
 
-def source_card(folder: str | Path) -> dict[str, Any]:
-    """The fields of a model folder's card that its descendants keep; {} without a card.
+def source_card(folder: str | Path) -> dict[str, Any] | None:
+    """The fields of a model folder's card that its descendants keep; None without a card.
 
-    A card whose front matter is no YAML counts as none: it is the source's, and stops no run.
+    Front matter that is no YAML hands nothing on: it is the source's, and stops no run.
     """
     path = Path(folder) / "README.md"
     if not path.is_file():
-        return {}
+        return None
     try:
         fields = metadata_load(path)
     except (yaml.YAMLError, ValueError, UnicodeDecodeError):

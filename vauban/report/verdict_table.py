@@ -57,5 +57,32 @@ def verdict_sentences(evaluation: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def off_target_sentence(found: Mapping[str, Any] | None) -> str:
+    """What changed beside refusal on the answers to harmless prompts, in one sentence; "" where a
+    run has not looked."""
+    if not found:
+        return ""
+    names = {
+        "words": "words an answer", "hedging": "with a hedge", "same_language": "in the prompt's "
+        "language", "json": "JSON tasks in JSON", "turns": "earlier turns remembered",
+    }  # fmt: skip
+    parts = []
+    for name, words in names.items():
+        one = found[name]
+        if one is None:
+            continue
+        if name == "words":
+            text = f"{one['before']:.1f} → {one['after']:.1f} {words}"
+        else:
+            text = f"{words} {percent(one['before'], 0)} → {percent(one['after'], 0)} of {one['n']}"
+        if one["test"] is not None and one["test"]["p_value"] < 0.05:
+            text += f" (p = {one['test']['p_value']:.2g})"
+        if one["interval"] is not None and not one["interval"][0] <= 0 <= one["interval"][1]:
+            low, high = one["interval"]
+            text += f" (difference {low:+.1f} to {high:+.1f})"
+        parts.append(text)
+    return f"Beside the aim, on answers to harmless prompts: {'; '.join(parts)}."
+
+
 def _rate(value: float | None) -> str:
     return "–" if value is None else percent(value, 0)

@@ -24,9 +24,10 @@ from vauban._common import Progress
 from vauban.config import StudyConfig
 from vauban.directions import NoCandidate
 from vauban.errors import InputError, VaubanWarning
-from vauban.export import check_output, staged
+from vauban.export import check_output, check_place, staged
 from vauban.models import weight_files
-from vauban.pipeline.prompt_sets import EvalSet, PromptSet, eval_set, prompt_set
+from vauban.pipeline.preflight import open_folder
+from vauban.pipeline.prompt_sets import LABELS, EvalSet, PromptSet, eval_set, prompt_set
 from vauban.pipeline.provenance import hash_files, system, versions
 from vauban.pipeline.stages import Opened, model_name, open_model
 from vauban.report import json_safe
@@ -86,6 +87,8 @@ def run_study(
     check_output(config.output.dir, force=config.output.force)
     # The chart needs matplotlib: a missing one is an error before the long work.
     require_charts()
+    _check_models(config)
+    check_place(config.output.dir)
     key = _key(config)
     with staged(
         config.output.dir, force=config.output.force, resume_key=key, keep_interrupted=True
@@ -117,6 +120,13 @@ def run_study(
     return StudyResult(Path(config.output.dir), document, seconds, resumed)
 
 
+def _check_models(config: StudyConfig) -> None:
+    """Every model's and the guard's files, before the first one is studied for hours."""
+    guard = config.guard.model
+    for path in [*config.study.models, *([guard] if guard and guard != "stand-in" else [])]:
+        open_folder(path)
+
+
 def _one_model(
     path: str,
     config: StudyConfig,
@@ -141,20 +151,18 @@ def _one_model(
         block = _measure_model(path, opened, config, journal, progress)
     texts = [str(w.message) for w in caught if issubclass(w.category, VaubanWarning)]
     block["warnings"] = list(dict.fromkeys([*texts, *_unread(block["conditions"])]))
-    value = journal.once(done, lambda: json_safe(block))
     del opened
     gc.collect()
     mx.clear_cache()
-    return value
+    return journal.once(done, lambda: json_safe(block))
 
 
 def _measure_model(
     path: str, opened: Opened, config: StudyConfig, journal: Journal, progress: Progress | None
 ) -> dict[str, Any]:
     model, tokenizer, folder = opened.model, opened.tokenizer, opened.folder
-    sets = {label: prompt_set(config, label, folder) for label in ("harmful", "harmless")}
-    rows = eval_set(config, folder)
-    _check_overlap(sets, rows)
+    sets = {label: prompt_set(config, label, folder) for label in LABELS}
+    _check_overlap(sets, rows := eval_set(config, folder))
     fitted, validation = _split(sets, config)
     instruments = Instruments.prepare(model, tokenizer, rows, config)
     fits = fit(model, tokenizer, fitted["harmful"], fitted["harmless"], config, progress)
