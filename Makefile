@@ -42,7 +42,7 @@ lint: $(VENV)/.test
 	$(BIN)/python data/check.py
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@echo "installing vauban into $(VENV) ..."

@@ -25,6 +25,12 @@ from tests.docs.blocks import ROOT, run_blocks
         "course/2-first-run.md",
         "course/3-under-the-hood.md",
         "course/4-refusal-surface.md",
+        "course/5-steering.md",
+        "course/6-cost-of-an-edit.md",
+        "course/7-gates-and-release.md",
+        "course/8-knowledge.md",
+        "faq.md",
+        "wrong-input.md",
     ],
 )
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys, environment):
