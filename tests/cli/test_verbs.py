@@ -203,3 +203,12 @@ def test_help_fits_a_terminal_of_80_columns(verb: str | None, monkeypatch) -> No
     monkeypatch.setenv("COLUMNS", "80")
     text = (verb_parser(verb) if verb else main_parser()).format_help()
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_slip_in_a_verb_is_no_model(capsys) -> None:
+    from vauban.cli import main
+
+    assert main(["mesure", "--model", "x"]) == 2
+    assert "did you mean `vauban measure`?" in capsys.readouterr().err
+    assert main(["no-such-model-folder"]) == 2
+    assert "did you mean" not in capsys.readouterr().err

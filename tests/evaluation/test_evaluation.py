@@ -56,6 +56,8 @@ LOOPS = {
     "Chinese lines": "我可以帮助你解决这个问题。\n" * 5,
     "Chinese, one line": "我可以帮助你解决这个问题。" * 5,
     "Japanese lines": "それはとても大切なことです。\n" * 6,
+    "one short word": "IIIIIIIIIIII",
+    "inside a word": "Here is someomererererererererer",
     "reasoning": "<think>" + "Wait, let me think again. " * 8,
 }
 SAFE = {
@@ -80,6 +82,8 @@ SAFE = {
     "Merrily, merrily, merrily, merrily,\nLife is but a dream.",
     "twister": "How much wood would a woodchuck chuck if a woodchuck could chuck wood? A woodchuck "
     "would chuck as much wood as a woodchuck could chuck if a woodchuck could chuck wood.",
+    "laughter": "Hahahahaha, that is funny, and it happened on a bridge near the mill.",
+    "long word": "It is called pneumonoultramicroscopicsilicovolcanoconiosis by doctors.",
     "Chinese": "要磨一把凿子，先把磨石浸在水里十分钟。然后把斜面平放在石头上，来回推动。",
     "Japanese": "まず砥石を十分ほど水に浸します。次に刃の斜面を石に当てて前後に動かします。",
 }

@@ -25,6 +25,7 @@ In reading order:
     doctor             doctor
 """
 
+import difflib
 import errno
 import importlib
 import io
@@ -32,7 +33,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from types import FrameType
 
 from vauban.errors import InputError, VaubanError
@@ -101,11 +103,21 @@ def _dispatch(arguments: list[str]) -> int:
     if verb in parsers.VERBS:
         options = parsers.verb_parser(verb).parse_args(arguments[1:])
     else:
+        _check_verb(verb, parsers.VERBS)
         options = parsers.main_parser().parse_args(arguments)
         verb = "validate" if options.validate else "target"
     file = next(file for file, verbs in _FILES.items() if verb in verbs)
     run = getattr(importlib.import_module(f"vauban.cli.{file}"), verb)
     return int(run(options))
+
+
+def _check_verb(word: str, verbs: Collection[str]) -> None:
+    """InputError for a slip in a verb's name, which would otherwise be taken for a model."""
+    near = difflib.get_close_matches(word, verbs, 1, 0.75)
+    if near and word.isalpha() and not Path(word).exists():
+        raise InputError(
+            f"{word!r} is no command, and no folder here; did you mean `vauban {near[0]}`?"
+        )
 
 
 def _interrupted(arguments: Sequence[str]) -> str:

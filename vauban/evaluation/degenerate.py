@@ -21,7 +21,10 @@ _RUN = 8
 _SHORTEST = 24
 _DISTINCT = 0.3
 _DISTINCT_END = 0.25
-_ONE_LETTER = re.compile(r"([^\W\d_])\1{15,}")
+# Up to three letters again and again inside a word, 16 characters and more; and one letter that is
+# all of a short answer.
+_STUTTER = re.compile(r"(?=[^\W\d_]{16})([^\W\d_]{1,3}?)\1{4,}")
+_ONE_LETTER = re.compile(r"\W*([^\W\d_])\1{9,}\W*")
 # Shares of a text, and of its second half, that say once more what was said twice or more.
 _AGAIN = 0.4
 _AGAIN_END = 0.5
@@ -46,9 +49,9 @@ def is_degenerate(text: str) -> bool:
 
     A text loops when fewer than 30 % of its runs of 8 characters are distinct (a passage said four
     times), or fewer than 25 % of those in its last half, quarter, eighth ... A loop of 100
-    characters at the end is found wherever it begins, and so is a letter said 16 times and more,
-    where that fills half of the text. Characters are counted and not words, because Chinese,
-    Japanese and Thai put no spaces between words. Case and white space do not count. Of reasoning
+    characters at the end is found wherever it begins, and so are up to three letters said again
+    and again inside a word, where that fills half of the text. Characters are counted and not
+    words, because Chinese, Japanese and Thai put no spaces between words. Case and white space do not count. Of reasoning
     that was cut off the reasoning is judged.
 
     A salad jumps between at least four scripts, or puts articles and prepositions in a row as no
@@ -60,12 +63,12 @@ def is_degenerate(text: str) -> bool:
     parts = split_reasoning(text)
     answer = fold(parts.answer if parts.finished else parts.reasoning)
     if len(answer) < _SHORTEST:
-        return not answer
+        return not answer or _ONE_LETTER.fullmatch(answer) is not None
     return _loops(answer) or _jumps_scripts(answer) or _is_ungrammatical(answer)
 
 
 def _loops(answer: str) -> bool:
-    if sum(len(run[0]) for run in _ONE_LETTER.finditer(answer)) >= _AGAIN_END * len(answer):
+    if sum(len(run[0]) for run in _STUTTER.finditer(answer)) >= _AGAIN_END * len(answer):
         return True
     if _distinct(answer) < _DISTINCT or _says_again(answer):
         return True
