@@ -51,8 +51,8 @@ def is_degenerate(text: str) -> bool:
     times), or fewer than 25 % of those in its last half, quarter, eighth ... A loop of 100
     characters at the end is found wherever it begins, and so are up to three letters said again
     and again inside a word, where that fills half of the text. Characters are counted and not
-    words, because Chinese, Japanese and Thai put no spaces between words. Case and white space do not count. Of reasoning
-    that was cut off the reasoning is judged.
+    words, because Chinese, Japanese and Thai put no spaces between words. Case and white space do
+    not count. Of reasoning that was cut off the reasoning is judged.
 
     A salad jumps between at least four scripts, or puts articles and prepositions in a row as no
     English sentence does ("the of", "to to").

@@ -166,8 +166,35 @@ def _verdicts(run: Mapping[str, Any]) -> list[str]:
     evaluation = run.get("evaluation") or {}
     if "verdicts_original" not in evaluation:
         return []
-    beside = off_target_sentence(run.get("off_target"))
-    return [verdict_markdown(evaluation) + "\n", *([beside + "\n"] if beside else [])]
+    more = (off_target_sentence(run.get("off_target")), _gates(run), _surface(run))
+    return [verdict_markdown(evaluation) + "\n", *(text + "\n" for text in more if text)]
+
+
+def _gates(run: Mapping[str, Any]) -> str:
+    """Which gates the run had to pass, and whether it did; "" where it had none."""
+    gates = run.get("gates")
+    if not gates:
+        return ""
+    parts = []
+    for result in gates["results"]:
+        gate, sign = result["gate"], "≤" if result["gate"]["direction"] == "at_most" else "≥"
+        shown = result["why"] if result["compared"] is None else decimal(result["compared"])
+        mark = "passed" if result["passed"] else "FAILED"
+        parts.append(f"{gate['figure']} {sign} {gate['bound']:g}: {mark} ({shown})")
+    return f"Gates{' (' + gates['preset'] + ')' if gates['preset'] else ''}: {'; '.join(parts)}."
+
+
+def _surface(run: Mapping[str, Any]) -> str:
+    """How much of the refusal surface was refused before and after; "" where it was not mapped."""
+    surface = run.get("surface")
+    if not surface:
+        return ""
+    before, after = (surface[side]["all"] for side in ("before", "after"))
+    return (
+        f"On the {surface['before']['rows']} rows of the refusal surface {before['refused']} of "
+        f"{before['judged']} were refused before, {after['refused']} of {after['judged']} after; "
+        "`surface.png` has the maps."
+    )
 
 
 def _how_measured(run: Mapping[str, Any]) -> str:
