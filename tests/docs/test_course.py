@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import ROOT, run_blocks
 
 COURSE = ROOT / "docs" / "course"
 PARTS = sorted(COURSE.glob("*.md"))
@@ -38,3 +38,9 @@ def test_its_pictures_come_in_light_and_dark(page):
         assert (
             COURSE.parent / "assets/course" / f"{name}-{scheme}.{kind}"
         ).stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("page", PARTS, ids=lambda page: page.name)
+def test_its_code_runs_solutions_included(page, tmp_path, monkeypatch, capsys, environment):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(page, tmp_path, environment)

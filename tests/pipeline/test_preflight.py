@@ -44,7 +44,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> None:
         raise Loaded
 
-    for name in ("pipeline.run", "pipeline.edit_facts", "cli.single_stages"):
+    for name in ("pipeline.stages", "pipeline.edit_facts", "cli.single_stages"):
         monkeypatch.setattr(importlib.import_module(f"vauban.{name}"), "open_model", opened)
 
 
