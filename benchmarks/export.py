@@ -162,8 +162,8 @@ def export(plan: EditPlan, source: Path, target: Path) -> tuple[float, list[floa
     opened = open_source(source)
     key = resume_key(plan, opened.folder, "same")
     draft = draft_plan(opened, plan, "same")
-    write_folder(opened, draft, target, key)
-    write_edit_record(plan, opened, draft, "same", target)
+    placement = write_folder(opened, draft, target, key)
+    write_edit_record(plan, opened, draft, "same", target, placement, placement.notes)
     seconds = time.perf_counter() - started
     checkpoint.store_packed = original
     assert len(rounding) == len(plan.updates), "not every matrix was rounded by store_packed"
