@@ -30,8 +30,8 @@ says it refuses.
 The tests read a folder as follows. **mlx-lm**: its own loader. **MLX Swift apps**: a reader that
 takes every `.safetensors` file under the folder, at any depth, and refuses a tensor that is no
 parameter. **transformers** and **PEFT**: the packages, where torch is installed. **llama.cpp's
-converter**: its table of names, in the `gguf` package. **mlx-vlm** is said of folders that hold a
-vision tower; no test opens it.
+converter**: its table of names, in the `gguf` package. **mlx-vlm**: its own loader, on a
+tiny Qwen 3 VL that transformers has saved, where both packages are installed.
 
 ## Names and shapes
 
