@@ -27,7 +27,7 @@ from vauban.edits.modules import float_module
 from vauban.evaluation.behaviour import answer_tokens, judge_answers
 from vauban.evaluation.likelihood import Scored, with_answers
 from vauban.evaluation.likelihood import compare_sequences as compare
-from vauban.models import decode
+from vauban.generation import decode
 
 
 def as_floats(model: nn.Module) -> nn.Module:

@@ -25,7 +25,7 @@ from mlx_lm.generate import batch_generate
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 
-from vauban.models import batches, generate_tokens, prefix_cache, repeated, shared_prefix
+from vauban.generation import batches, generate_tokens, prefix_cache, repeated, shared_prefix
 
 PREFIX = 30
 FASTER_THAN_LOOP = 2.5

@@ -25,8 +25,9 @@ import mlx.nn as nn
 import numpy as np
 from collect import Numbers, chat_prompts, random_model, random_prompts
 
+from vauban.generation import generate_tokens
 from vauban.interventions import Ablate, Add, Conditional, Flip, Intervention, Project
-from vauban.models import anatomy, generate_tokens
+from vauban.models import anatomy
 from vauban.models.anatomy import is_half
 from vauban.models.parity import relative_difference
 

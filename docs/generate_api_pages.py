@@ -16,7 +16,10 @@ FOLDER = Path(__file__).with_name("reference") / "api"
 # Page: (title, rooms whose public names it lists).
 PAGES = {
     "prompts": ("Prompts", ("vauban.prompts",)),
-    "models": ("Models and the forward pass", ("vauban.models", "vauban.activations")),
+    "models": (
+        "Models and the forward pass",
+        ("vauban.models", "vauban.generation", "vauban.activations"),
+    ),
     "interventions": ("Interventions", ("vauban.interventions",)),
     "directions": ("Directions", ("vauban.directions",)),
     "edits": ("Edits and export", ("vauban.edits", "vauban.export")),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
-    *("prompts", "interventions", "models", "activations", "directions", "rounding", "edits"),
-    *("knowledge", "evaluation", "search", "export", "comparison", "report", "config"),
-    *("pipeline", "study", "quick", "cli"),
+    *("prompts", "interventions", "claims", "models", "generation", "activations", "directions"),
+    *("rounding", "edits", "knowledge", "evaluation", "search", "export", "comparison", "report"),
+    *("config", "pipeline", "study", "quick", "cli"),
 )
 # (from, to, what travels, margin): the way of the data, beside the imports.
 DATA = (

@@ -15,9 +15,9 @@ import vauban
 
 PACKAGE = Path(vauban.__file__).parent
 ORDER = (
-    *("prompts", "interventions", "models", "activations", "directions", "rounding", "edits"),
-    *("knowledge", "evaluation", "search", "export", "comparison", "report", "config"),
-    *("pipeline", "study", "quick", "cli"),
+    *("prompts", "interventions", "claims", "models", "generation", "activations", "directions"),
+    *("rounding", "edits", "knowledge", "evaluation", "search", "export", "comparison", "report"),
+    *("config", "pipeline", "study", "quick", "cli"),
 )
 ROOMS = [
     path.parent for path in sorted(PACKAGE.glob("*/__init__.py")) if path.parent.name != "data"

@@ -24,9 +24,10 @@ _EXPORTS = {
         "SITES Ablate AblateTo Add Conditional Erase Flip Intervention Patch Project"
     ),
     "vauban.models": (
-        "ForwardCheck ForwardOutput ModelInfo Writer describe forward generate load organism_path "
+        "ForwardCheck ForwardOutput ModelInfo Writer describe forward load organism_path "
         "residual_writers unembed verify_forward"
     ),
+    "vauban.generation": "generate",
     "vauban.activations": "ActivationMoments Activations collect_activations winsorize",
     "vauban.directions": (
         "Direction DirectionResult INLPResult LeaceResult SelectionResult SubspaceResult "

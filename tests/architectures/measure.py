@@ -17,17 +17,10 @@ from mlx_lm.models.cache import make_prompt_cache
 import vauban
 from tests.architectures.build import build, module_of
 from vauban._common import probe_tokens
-from vauban.models import (
-    anatomy,
-    branches,
-    can_share,
-    generate_tokens,
-    prefix_cache,
-    repeated,
-    residual_writers,
-)
+from vauban.generation import generate_tokens, prefix_cache, repeated
+from vauban.generation.generate import uneven_batches
+from vauban.models import anatomy, branches, can_share, residual_writers
 from vauban.models.families import family_of
-from vauban.models.generate import uneven_batches
 from vauban.models.module_probe import ProbeReport, compare_with_probe, silenced
 from vauban.models.walk import Pass, by_hand, by_tap
 

@@ -10,8 +10,8 @@ import vauban
 from tests.conftest import TINY, build, random_tokens
 from vauban.directions.causal import choose_causally
 from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds
+from vauban.generation.batching import PromptReader, SharedPrefix, can_skip_blocks
 from vauban.interventions import Ablate, Add, Conditional, Project
-from vauban.models.batching import PromptReader, SharedPrefix, can_skip_blocks
 
 D = mx.random.normal((64,), key=mx.random.key(3))
 

@@ -17,7 +17,8 @@ from vauban.errors import InputError
 from vauban.evaluation.likelihood import Scored
 from vauban.evaluation.likelihood import compare_sequences as compare
 from vauban.export import calibrate
-from vauban.models import anatomy, eos_ids, generate_tokens, module_inputs, output_gradients
+from vauban.generation import eos_ids, generate_tokens
+from vauban.models import anatomy, module_inputs, output_gradients
 from vauban.rounding import Energy, InputMoments
 
 

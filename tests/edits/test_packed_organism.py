@@ -13,7 +13,7 @@ from vauban.edits.modules import float_module, module_weight, repacked_module
 from vauban.evaluation.behaviour import answer_tokens, judge_answers
 from vauban.evaluation.likelihood import Scored
 from vauban.evaluation.likelihood import compare_sequences as compare
-from vauban.models import decode
+from vauban.generation import decode
 from vauban.prompts import encode_chat
 
 

@@ -25,7 +25,7 @@ from vauban.evaluation import (
     wilson_interval,
 )
 from vauban.evaluation.surface_cells import coverage, rate_of
-from vauban.models import can_read_prompts, eos_ids, generate_tokens
+from vauban.generation import can_read_prompts, eos_ids, generate_tokens
 from vauban.prompts import encode_chat, instruction_end, post_instruction_positions
 
 ROW = {

@@ -9,8 +9,8 @@ import pytest
 
 import vauban
 from tests.conftest import build, random_tokens
+from vauban.generation import generate_tokens
 from vauban.interventions import Ablate, AblateTo, Add, Conditional, Erase, Flip, Project
-from vauban.models import generate_tokens
 
 D = mx.random.normal((64,), key=mx.random.key(3))
 BASIS = mx.random.normal((2, 64), key=mx.random.key(4))

@@ -10,8 +10,8 @@ from mlx_lm.models.base import create_attention_mask
 
 import vauban
 from tests.conftest import build, random_tokens
+from vauban.generation import generate_tokens
 from vauban.interventions import Add, Conditional, Patch
-from vauban.models import generate_tokens
 
 VECTORS = 3 * mx.random.normal((2, 64), key=mx.random.key(4))
 

@@ -10,6 +10,7 @@ import pytest
 
 import vauban
 from tests.conftest import build, random_tokens
+from vauban.generation import generate_tokens
 from vauban.interventions import (
     Ablate,
     AblateTo,
@@ -22,7 +23,6 @@ from vauban.interventions import (
     Patch,
     Project,
 )
-from vauban.models import generate_tokens
 
 D = mx.random.normal((64,), key=mx.random.key(3))
 

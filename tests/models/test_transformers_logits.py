@@ -205,7 +205,7 @@ def test_another_form_of_gelu_is_a_thousandth(tmp_path: Path, name: str) -> None
     family, settings = NEARLY[name]
     tokens, expected = saved(tmp_path, family, settings)
     model, _ = vauban.load(tmp_path)
-    (claim,) = vauban.models.unmet_claims(json.loads((tmp_path / "config.json").read_text()), model)
+    (claim,) = vauban.claims.unmet_claims(json.loads((tmp_path / "config.json").read_text()), model)
     assert claim.field == "hidden_act" and claim.minor
     assert apart(vauban.forward(model, tokens, positions=None).logits, expected) <= 1e-3
 

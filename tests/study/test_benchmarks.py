@@ -288,10 +288,10 @@ def test_generated_answers_are_counted_too(bench: Path, organism: Any) -> None:
     assert found.n == 3 and found.num_fewshot == 0
     asked = [row["question"] for row in rows_of("sums_test.jsonl")[:3]]
     model, tokenizer = organism
-    ids = vauban.models.generate_tokens(
+    ids = vauban.generation.generate_tokens(
         model,
         [tokenizer.encode(text) for text in asked],
-        eos=vauban.models.eos_ids(tokenizer),
+        eos=vauban.generation.eos_ids(tokenizer),
         max_tokens=6,
     )
     texts = [tokenizer.decode(i).split(".")[0].strip() for i in ids]

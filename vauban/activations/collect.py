@@ -15,17 +15,9 @@ import numpy as np
 
 from vauban._common import Progress
 from vauban.errors import InputError
+from vauban.generation import batches, prefix_cache, repeated, shared_prefix, token_budget
 from vauban.interventions import Intervention, shares_prefix
-from vauban.models import (
-    batches,
-    can_pad,
-    can_share,
-    forward,
-    prefix_cache,
-    repeated,
-    shared_prefix,
-    token_budget,
-)
+from vauban.models import can_pad, can_share, forward
 from vauban.prompts import encode_chat
 
 

@@ -23,12 +23,12 @@ from vauban.directions.loud_coordinates import (
 from vauban.edits import WriterScale, writer_scales
 from vauban.edits.blocks import BLOCK
 from vauban.export.side_files import beside_index, left_behind, weight_like
+from vauban.generation import measuring_bytes
 from vauban.models import (
     NOT_CUTTABLE,
     Writer,
     compare_with_probe,
     device_info,
-    measuring_bytes,
     residual_writers,
     weight_files,
 )

@@ -9,8 +9,9 @@ from vauban.cli.setting_flags import settings
 from vauban.config import make_config
 from vauban.directions import DirectionResult
 from vauban.errors import InputError
+from vauban.generation import generate
 from vauban.interventions import Add, Project
-from vauban.models import check_measured_on, generate
+from vauban.models import check_measured_on
 from vauban.pipeline.stages import Opened, open_model
 from vauban.prompts import conversation_text, load_prompts
 from vauban.quick import analyze_geometry, probe_prompt, scan_tokens

@@ -32,8 +32,9 @@ from vauban.directions.selection_rule import (
     select_from_scores,
 )
 from vauban.errors import InputError, VaubanWarning
+from vauban.generation import PromptReader, SharedPrefix
 from vauban.interventions import Ablate, Add, Intervention, Project
-from vauban.models import PromptReader, SharedPrefix, anatomy
+from vauban.models import anatomy
 from vauban.prompts import encode_chat
 
 Kind = Literal["ablate", "project", "add"]

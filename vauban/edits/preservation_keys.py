@@ -26,14 +26,8 @@ from vauban.edits.null_space import (
 from vauban.edits.options import finite
 from vauban.edits.update import Protection
 from vauban.errors import InputError
-from vauban.models import (
-    Writer,
-    batches,
-    can_share,
-    forward,
-    module_inputs,
-    residual_writers,
-)
+from vauban.generation import batches
+from vauban.models import Writer, can_share, forward, module_inputs, residual_writers
 from vauban.prompts import encode_chat
 
 # An input this many times as long as the median one is an attention sink or a massive activation.

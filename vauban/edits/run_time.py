@@ -17,8 +17,9 @@ from vauban.edits.embedding import read_head
 from vauban.edits.modules import module_weight
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError, ModelError
+from vauban.generation import batches
 from vauban.interventions import Intervention, ModuleOutputs, ModuleWeights
-from vauban.models import anatomy, batches, forward
+from vauban.models import anatomy, forward
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from vauban.errors import InputError
 from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.intervals import wilson_interval
 from vauban.evaluation.verdicts import LABELS, Label, classify_answer, is_refusal
+from vauban.generation import eos_ids, generate_tokens
 from vauban.interventions import Intervention
-from vauban.models import eos_ids, generate_tokens
 from vauban.prompts import conversation_text, decode_answer, encode_chat, split_reasoning
 
 

@@ -20,17 +20,9 @@ from vauban._common import Progress
 from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import wilson_interval
+from vauban.generation import batches, decode, eos_ids, generate_tokens, token_budget
 from vauban.knowledge import Fact, target_ids
-from vauban.models import (
-    batches,
-    can_pad,
-    check_same_vocabulary,
-    decode,
-    eos_ids,
-    forward,
-    generate_tokens,
-    token_budget,
-)
+from vauban.models import can_pad, check_same_vocabulary, forward
 
 # Tokens of a free answer.
 ANSWER_TOKENS = 24

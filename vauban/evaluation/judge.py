@@ -21,7 +21,7 @@ from vauban.evaluation.answers_fixture import LabelledAnswer, labelled_answers
 from vauban.evaluation.behaviour import Judge, answer_texts, answer_tokens
 from vauban.evaluation.intervals import wilson_interval
 from vauban.evaluation.verdicts import LABELS, Label
-from vauban.models import PromptReader
+from vauban.generation import PromptReader
 from vauban.prompts import conversation_text, encode_chat, strip_thinking
 
 QUESTION = (

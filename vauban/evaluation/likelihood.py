@@ -19,8 +19,9 @@ from vauban._results import to_plain
 from vauban.errors import CheckError, InputError
 from vauban.evaluation.behaviour import answer_tokens
 from vauban.evaluation.intervals import bootstrap_interval
+from vauban.generation import batches
 from vauban.interventions import Intervention
-from vauban.models import anatomy, batches, check_same_vocabulary, forward
+from vauban.models import anatomy, check_same_vocabulary, forward
 from vauban.prompts import encode_chat
 
 # Logits of a batch are (rows, tokens, vocabulary) in float32; keep them under half a gigabyte.

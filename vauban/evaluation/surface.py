@@ -34,9 +34,10 @@ from vauban.evaluation.surface_cells import (
 )
 from vauban.evaluation.surface_rows import LABELS, SurfacePrompt
 from vauban.evaluation.verdicts import Label
+from vauban.generation import PromptReading, can_read_prompts, eos_ids, generate_tokens
 from vauban.interventions import Intervention
 from vauban.linalg import as_direction
-from vauban.models import PromptReading, anatomy, can_read_prompts, eos_ids, generate_tokens
+from vauban.models import anatomy
 from vauban.prompts import encode_chat, instruction_end
 
 MAPS = (("harm", "language"), ("style", "language"), ("category", "harm"), ("framing", "turns"))

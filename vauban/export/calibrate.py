@@ -19,18 +19,14 @@ from vauban._arrays import integers
 from vauban._common import Progress
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
+from vauban.generation import TOKEN_BUDGET, batches, eos_ids, generate_tokens, token_budget
 from vauban.models import (
-    TOKEN_BUDGET,
     anatomy,
-    batches,
-    eos_ids,
     faster_twin,
     forward,
-    generate_tokens,
     load_tokenizer,
     module_inputs,
     output_gradients,
-    token_budget,
     unpacked_shape,
 )
 from vauban.prompts import encode_chat, load_prompts, measuring_paths

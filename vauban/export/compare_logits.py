@@ -11,10 +11,11 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from vauban._common import probe_tokens
+from vauban.claims import translated
 from vauban.edits.plan import EditPlan
 from vauban.errors import ModelError
 from vauban.export.adapter import is_adapter
-from vauban.models import anatomy, describe, forward, model_folder, translated, weight_files
+from vauban.models import anatomy, describe, forward, model_folder, weight_files
 from vauban.models.loading import check_folder
 
 _HALF = (mx.float16, mx.bfloat16)

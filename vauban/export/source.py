@@ -16,11 +16,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban._arrays import flat_parameters
+from vauban.claims import translated
 from vauban.errors import InputError, ModelError
 from vauban.export.expert_stacks import Stack, use_stacks
 from vauban.export.origins import Origin, parameter_origins
 from vauban.export.tensor_files import TensorOnDisk, array_chunks, stored_dtype, stored_tensors
-from vauban.models import model_folder, translated, weight_files
+from vauban.models import model_folder, weight_files
 
 
 @dataclass(frozen=True, eq=False)

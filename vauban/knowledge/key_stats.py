@@ -19,18 +19,10 @@ import numpy as np
 from vauban._arrays import load_arrays, save_arrays
 from vauban._common import Progress, probe_tokens
 from vauban.errors import InputError, ModelError, shown
+from vauban.generation import batches, eos_ids, generate_tokens, token_budget
 from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.linalg import as_array
-from vauban.models import (
-    anatomy,
-    batches,
-    can_pad,
-    eos_ids,
-    forward,
-    generate_tokens,
-    module_inputs,
-    token_budget,
-)
+from vauban.models import anatomy, can_pad, forward, module_inputs
 
 # A text is cut after so many tokens, as in Meng et al.
 LONGEST = 4096

@@ -13,10 +13,11 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban._arrays import as_numpy
+from vauban.generation import batches, token_budget
 from vauban.interventions import Intervention
 from vauban.knowledge.layers import EditedModule
 from vauban.knowledge.tokens import Row
-from vauban.models import batches, can_pad, forward, module_inputs, token_budget
+from vauban.models import can_pad, forward, module_inputs
 
 
 @dataclass(eq=False)

@@ -12,8 +12,8 @@ from typing import Any
 import mlx.nn as nn
 
 from vauban.errors import InputError, shown
+from vauban.generation import decode, eos_ids, generate_tokens
 from vauban.knowledge.facts import Fact
-from vauban.models import decode, eos_ids, generate_tokens
 
 # What contexts start with, and their length in tokens (Meng et al. 2023).
 _STARTS = ("The", "Therefore", "Because", "I", "You")

@@ -19,9 +19,10 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._arrays import as_numpy
+from vauban.generation import can_skip_blocks, entering
 from vauban.knowledge.reading import StreamAt
 from vauban.knowledge.tokens import Row
-from vauban.models import anatomy, caches, can_pad, can_share, can_skip_blocks, entering, forward
+from vauban.models import anatomy, caches, can_pad, can_share, forward
 
 # Loss at which a fact is learnt (Meng et al.), Adam's constants, and how many steps in a row every
 # target has to be the most likely token for `stop="argmax"`.
@@ -61,8 +62,7 @@ class ValueTask:
 class Value:
     """`z` (d,) = h0 + δ in float64, and how the training went; `steps` counts updates.
 
-    `loss` is the last one, `before` the first one; `nll` is the plain prompt's -log p of the whole
-    target before any change.
+    `loss` is the last, `before` the first; `nll` is -log p of the target in the unchanged model.
     """
 
     z: np.ndarray

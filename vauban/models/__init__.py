@@ -1,13 +1,8 @@
-"""Everything that sees a model: loading, its anatomy, the forward pass, writers, generation.
+"""Everything that sees a model: loading, its anatomy, the forward pass, writers.
 
 In reading order:
 
 weight_files   which files of a folder are its weights
-rope_claims    rotary positions: what is said of them, and what a module does
-configuration_translation   a configuration under the names that mlx-lm's classes read
-rope_check     rotary modules against the configuration
-window_claims  sliding windows by the configuration and by the model
-configuration_claims   what the class does not take up, by name
 loading        open a folder or a Hub id, check it, choose its dtype; the bundled organisms
 info           what a report says of a model and of the machine
 anatomy        where the parts of a model are, found by rule
@@ -19,9 +14,6 @@ walk           the explicit loop over the blocks, and the tap
 parity         proof that both give what the model itself gives
 caches         copies of mlx-lm's prompt caches with other rows
 forward        logits and residuals of right-padded rows; what rows may share
-batching       sets of prompts in batches over a common prefix; read again from a block on
-prompt_reading  residuals of prompts, from the pass that generation starts with
-generate       answers, batched, under interventions
 lens           the logit lens
 writers        the matrices that write to the stream, by name
 model_identity  what tells a model from another
@@ -29,24 +21,8 @@ module_probe   single modules while the model runs; the writers by experiment
 """
 
 from vauban.models.anatomy import Anatomy, anatomy, check_same_vocabulary
-from vauban.models.batching import (
-    TOKEN_BUDGET,
-    PromptReader,
-    SharedPrefix,
-    batches,
-    can_skip_blocks,
-    entering,
-    measuring_bytes,
-    prefix_cache,
-    repeated,
-    shared_prefix,
-    token_budget,
-)
-from vauban.models.configuration_claims import Claim, unmet_claims
-from vauban.models.configuration_translation import translated
 from vauban.models.families import NOT_CUTTABLE, family_of
 from vauban.models.forward import ForwardOutput, can_pad, can_share, forward, row_checks
-from vauban.models.generate import decode, eos_ids, generate, generate_tokens
 from vauban.models.info import DeviceInfo, ModelInfo, describe, device_info, folder_of
 from vauban.models.lens import unembed
 from vauban.models.loading import (
@@ -65,7 +41,6 @@ from vauban.models.model_identity import (
 from vauban.models.module_probe import compare_with_probe, module_inputs, output_gradients
 from vauban.models.notes import forget, set_aside
 from vauban.models.parity import ForwardCheck, verify_forward
-from vauban.models.prompt_reading import PromptReading, can_read_prompts
 from vauban.models.swap import Swap, around, swapped
 from vauban.models.taps import Stream, tapped
 from vauban.models.weight_files import (

@@ -22,9 +22,8 @@ from vauban.errors import ArchitectureError, InputError
 from vauban.interventions import Intervention, as_interventions, started
 from vauban.models.anatomy import Anatomy, anatomy
 from vauban.models.caches import described, repeated
-from vauban.models.configuration_claims import warn_beyond_window
 from vauban.models.families import family_of
-from vauban.models.notes import note, notes
+from vauban.models.notes import note, notes, warn_beyond_window
 from vauban.models.parity import relative_difference, tolerance_for, verify_forward
 from vauban.models.walk import Pass, by_hand, by_tap, norm_inputs, several_streams
 
@@ -41,6 +40,14 @@ class ForwardOutput:
 
     logits: mx.array | None
     residual: mx.array | None
+
+
+@dataclass(frozen=True)
+class BatchCheck:
+    """Whether prompts of uneven length may share a batch on this model, and why not."""
+
+    ok: bool
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from mlx_lm.utils import dequantize_model
 from vauban import _backend
 from vauban._arrays import flat_parameters
 from vauban._paths import data_dir
+from vauban.claims.translation import translated
+from vauban.claims.unmet import unmet_claims, unread_biases, warn_of_claims
 from vauban.errors import InputError, ModelError, VaubanWarning
-from vauban.models.configuration_claims import unmet_claims, unread_biases, warn_of_claims
-from vauban.models.configuration_translation import translated
 from vauban.models.info import float_dtype, free_memory, parameter_count
 from vauban.models.notes import forget, note
 from vauban.models.weight_files import weight_files
@@ -116,7 +116,7 @@ def load(path_or_repo: str | Path, *, unpack: bool = False, **options: Any) -> t
     }
     fields = tuple(sorted(told.keys() - given.keys()))
     note(model, folder=folder, source=source, claims=claims, translated=fields)
-    warn_of_claims(model)
+    warn_of_claims(claims)
     return loaded
 
 

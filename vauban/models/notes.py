@@ -6,6 +6,7 @@ it. Knows no module's inside; each fact is found by the file that its comment na
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.nn as nn
 
+from vauban.errors import VaubanWarning
+
 if TYPE_CHECKING:
+    from vauban.claims import Claim
     from vauban.models.anatomy import Anatomy
-    from vauban.models.configuration_claims import Claim
-    from vauban.models.forward import RowChecks
-    from vauban.models.generate import BatchCheck
+    from vauban.models.forward import BatchCheck, RowChecks
     from vauban.models.parity import ForwardCheck
     from vauban.models.taps import Place
 
@@ -46,7 +48,7 @@ class Notes:
     place: Place = 0
     extras: tuple[int, ...] = ()
     several_streams: bool = False
-    # forward, generate: what the rows of a batch may share.
+    # forward, generation: what the rows of a batch may share.
     rows: RowChecks | None = None
     batches: BatchCheck | None = None
     # walk: after how many blocks the stream is evaluated.
@@ -80,3 +82,19 @@ def set_aside(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         object.__setattr__(model, _ATTRIBUTE, before)
+
+
+def warn_beyond_window(model: nn.Module, tokens: int) -> None:
+    """One warning for a model when a text is longer than a window that its class does not keep."""
+    known = notes(model)
+    if not known.claims or known.window_named:
+        return
+    for claim in known.claims:
+        if claim.beyond is not None and tokens > claim.beyond:
+            note(model, window_named=True)
+            warnings.warn(
+                f"a text of {tokens} tokens is longer than {claim}; transformers gives other "
+                "numbers there",
+                VaubanWarning,
+                stacklevel=3,
+            )

@@ -11,9 +11,10 @@ import numpy as np
 from vauban.directions.geometry import unit
 from vauban.errors import InputError
 from vauban.evaluation import SurfaceScan, load_surface_prompts, scan_surface, surface_path
+from vauban.generation import generate
 from vauban.interventions import Project
 from vauban.linalg import as_direction
-from vauban.models import check_measured_on, forward, generate
+from vauban.models import check_measured_on, forward
 from vauban.prompts import encode_chat
 
 

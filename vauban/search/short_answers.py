@@ -19,8 +19,8 @@ from vauban._common import Progress
 from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds, refusal_token_ids
 from vauban.errors import InputError
 from vauban.evaluation import answer_texts, answer_tokens, is_degenerate, is_refusal
+from vauban.generation import PromptReader, SharedPrefix
 from vauban.interventions import Intervention
-from vauban.models import PromptReader, SharedPrefix
 from vauban.prompts import encode_chat
 
 Refusal = Callable[[str], bool]

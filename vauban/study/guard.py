@@ -16,7 +16,7 @@ import mlx.nn as nn
 from vauban._arrays import floats
 from vauban._common import Progress
 from vauban.errors import InputError
-from vauban.models import PromptReader, decode, eos_ids, generate_tokens
+from vauban.generation import PromptReader, decode, eos_ids, generate_tokens
 from vauban.prompts import encode_chat, has_chat_template, split_reasoning, strip_thinking
 from vauban.study.guard_result import GuardResult, GuardVerdict, Verdict
 

@@ -19,8 +19,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban._common import Progress
 from vauban.errors import CheckError, InputError
 from vauban.evaluation.likelihood import Scored, sequence_losses
+from vauban.generation import eos_ids, generate_tokens
 from vauban.interventions import Intervention, shares_prefix, started
-from vauban.models import Stream, eos_ids, generate_tokens, tapped, verify_forward
+from vauban.models import Stream, tapped, verify_forward
 
 # Prompts are read in pieces of this many tokens, and answers are at most so long where a task does
 # not say: mlx-lm's own adapter to lm-eval has the same two.

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import ArchitectureError
-from vauban.models.batching import Batch
+from vauban.generation.batching import Batch
 from vauban.models.families import BLOCKS_NOT_CALLED, family_of
 from vauban.models.taps import Stream
 from vauban.models.walk import several_streams

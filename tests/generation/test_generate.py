@@ -8,9 +8,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 import vauban
 from tests.conftest import TINY, random_tokens
+from vauban.generation import generate_tokens, shared_prefix
+from vauban.generation.generate import uneven_batches
 from vauban.interventions import Add
-from vauban.models import generate_tokens, shared_prefix
-from vauban.models.generate import uneven_batches
 
 
 def greedy(model: Any, tokens: list[int], count: int, eos: frozenset[int]) -> list[int]:

@@ -7,7 +7,6 @@ prompts; elsewhere prompts of equal length are grouped. Knows tokens and caches;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -17,9 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from vauban._arrays import integers
 from vauban._common import Progress, probe_tokens
 from vauban.errors import InputError, ModelError
-from vauban.interventions import Intervention, as_interventions, shares_prefix, started
-from vauban.models.anatomy import anatomy
-from vauban.models.batching import (
+from vauban.generation.batching import (
     Batch,
     batches,
     prefix_cache,
@@ -27,12 +24,13 @@ from vauban.models.batching import (
     shared_prefix,
     token_budget,
 )
+from vauban.generation.prompt_reading import PromptReading
+from vauban.interventions import Intervention, as_interventions, shares_prefix, started
+from vauban.models.anatomy import anatomy
 from vauban.models.caches import keep_rows, merged
-from vauban.models.configuration_claims import warn_beyond_window
-from vauban.models.forward import can_share, check_ids
-from vauban.models.notes import note, notes
+from vauban.models.forward import BatchCheck, can_share, check_ids
+from vauban.models.notes import note, notes, warn_beyond_window
 from vauban.models.parity import relative_difference, tolerance_for, verify_forward
-from vauban.models.prompt_reading import PromptReading
 from vauban.models.taps import Stream, tapped
 from vauban.prompts import encode_chat
 
@@ -40,14 +38,6 @@ from vauban.prompts import encode_chat
 Sampler = Callable[[mx.array, Sequence[int], int], mx.array]
 # Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
 _IDLE = 0.25
-
-
-@dataclass(frozen=True)
-class BatchCheck:
-    """Whether prompts of uneven length may share a batch on this model, and why not."""
-
-    ok: bool
-    reason: str
 
 
 def generate(

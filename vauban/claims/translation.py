@@ -13,8 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from vauban.errors import InputError, ModelError
-from vauban.models.rope_claims import (
+from vauban.claims.rope import (
     BASES,
     FRACTIONS,
     FULL,
@@ -24,6 +23,7 @@ from vauban.models.rope_claims import (
     rope_claims,
     yarn_magnitude,
 )
+from vauban.errors import InputError, ModelError
 
 # A field of mlx-lm's classes, and what transformers 5 calls the same number.
 _RENAMED = {

@@ -12,8 +12,8 @@ from typing import Any
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from vauban.claims.rope import FULL, SLIDING
 from vauban.errors import InputError
-from vauban.models.rope_claims import FULL, SLIDING
 
 # Families whose transformers class gives every block the window where layer_types are not given.
 _EVERY_BLOCK = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2", "gemma2")

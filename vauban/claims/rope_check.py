@@ -11,9 +11,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from vauban.errors import InputError
-from vauban.models.configuration_translation import head_size
-from vauban.models.rope_claims import (
+from vauban.claims.rope import (
     RopeClaim,
     Rotation,
     built_rotation,
@@ -22,6 +20,8 @@ from vauban.models.rope_claims import (
     rotary_modules,
     same_angles,
 )
+from vauban.claims.translation import head_size
+from vauban.errors import InputError
 
 # Families whose transformers class turns only a share of each head.
 _PARTIAL = (

@@ -20,9 +20,9 @@ import vauban
 from tests.architectures import build as architectures
 from tests.conftest import build, random_tokens
 from tests.export.checkpoints import save_checkpoint, unit
+from vauban.claims import translated, unmet_claims
+from vauban.claims.translation import class_of
 from vauban.errors import InputError, ModelError, VaubanWarning
-from vauban.models import translated, unmet_claims
-from vauban.models.configuration_translation import class_of
 from vauban.models.notes import notes
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}

@@ -11,17 +11,16 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.nn as nn
 
+from vauban.claims.rope_check import rope_departures
+from vauban.claims.translation import class_of, head_size
+from vauban.claims.window import missed_window
 from vauban.errors import VaubanWarning, shown
-from vauban.models.configuration_translation import class_of, head_size
-from vauban.models.notes import note, notes
-from vauban.models.rope_check import rope_departures
-from vauban.models.window_claims import missed_window
 
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, 1)
 # Numbers that scale, cap or clip something, by how such fields are named.
@@ -126,9 +125,9 @@ def unmet_claims(config: Mapping[str, Any], model: nn.Module) -> tuple[Claim, ..
     return tuple(claims)
 
 
-def warn_of_claims(model: nn.Module) -> None:
+def warn_of_claims(claims: Sequence[Claim]) -> None:
     """One warning of the fields that matter for any text."""
-    listed = [str(c) for c in notes(model).claims if not c.minor and c.beyond is None]
+    listed = [str(claim) for claim in claims if not claim.minor and claim.beyond is None]
     if listed:
         warnings.warn(
             "config.json sets what mlx-lm's class does not take up, so that transformers would "
@@ -136,22 +135,6 @@ def warn_of_claims(model: nn.Module) -> None:
             VaubanWarning,
             stacklevel=3,
         )
-
-
-def warn_beyond_window(model: nn.Module, tokens: int) -> None:
-    """One warning for a model when a text is longer than a window that its class does not keep."""
-    known = notes(model)
-    if not known.claims or known.window_named:
-        return
-    for claim in known.claims:
-        if claim.beyond is not None and tokens > claim.beyond:
-            note(model, window_named=True)
-            warnings.warn(
-                f"a text of {tokens} tokens is longer than {claim}; transformers gives other "
-                "numbers there",
-                VaubanWarning,
-                stacklevel=3,
-            )
 
 
 def unread_biases(config: Mapping[str, Any], error: BaseException) -> str:

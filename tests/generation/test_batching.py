@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 import vauban
-from vauban.models import batches, device_info, token_budget
-from vauban.models import batching as module
+from vauban.generation import batches, token_budget
+from vauban.generation import batching as module
+from vauban.models import device_info
 
 
 def test_batches_hold_every_prompt_once_longest_first() -> None:
