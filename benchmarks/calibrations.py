@@ -25,8 +25,8 @@ from organism import CALIBRATE, cut_float, cut_naive, packed
 
 from vauban.edits.modules import float_module
 from vauban.evaluation.behaviour import answer_tokens, judge_answers
-from vauban.evaluation.likelihood import Scored, with_answers
 from vauban.evaluation.likelihood import compare_sequences as compare
+from vauban.evaluation.sequences import Scored, with_answers
 from vauban.generation import decode
 
 

@@ -22,8 +22,8 @@ from mlx.utils import tree_unflatten
 
 from vauban.edits.modules import module_weight, repacked_module
 from vauban.evaluation.behaviour import answer_tokens, judge_answers
-from vauban.evaluation.likelihood import Scored, with_answers
 from vauban.evaluation.likelihood import compare_sequences as compare
+from vauban.evaluation.sequences import Scored, with_answers
 from vauban.generation import decode
 
 # Of the harmful and of the harmless measuring prompts each: what a run takes.

@@ -14,8 +14,8 @@ from tests.edits.test_null_space import Letters
 from vauban.edits import Update, pack_edited
 from vauban.edits.modules import unpack
 from vauban.errors import InputError
-from vauban.evaluation.likelihood import Scored
 from vauban.evaluation.likelihood import compare_sequences as compare
+from vauban.evaluation.sequences import Scored
 from vauban.export import calibrate
 from vauban.generation import eos_ids, generate_tokens
 from vauban.models import anatomy, module_inputs, output_gradients

@@ -11,8 +11,8 @@ from mlx.utils import tree_unflatten
 import vauban
 from vauban.edits.modules import float_module, module_weight, repacked_module
 from vauban.evaluation.behaviour import answer_tokens, judge_answers
-from vauban.evaluation.likelihood import Scored
 from vauban.evaluation.likelihood import compare_sequences as compare
+from vauban.evaluation.sequences import Scored
 from vauban.generation import decode
 from vauban.prompts import encode_chat
 

@@ -14,7 +14,8 @@ import vauban
 from tests.study.guards import CHATML, guard_tokenizer, random_guard
 from vauban.evaluation import is_degenerate, judge_answers, measure_behaviour
 from vauban.evaluation.judge import parse_verdict
-from vauban.evaluation.likelihood import Scored, compare_sequences
+from vauban.evaluation.likelihood import compare_sequences
+from vauban.evaluation.sequences import Scored
 from vauban.pipeline.before_after import comparison_rows
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import vauban
 from tests.study.guards import CHATML, guard_tokenizer, random_guard
 from vauban.evaluation import bootstrap_interval
-from vauban.evaluation.likelihood import Scored, compare_sequences, sequence_losses
+from vauban.evaluation.likelihood import compare_sequences, sequence_losses
+from vauban.evaluation.sequences import Scored
 from vauban.prompts import answer_chats
 
 TEXTS = [

@@ -10,6 +10,7 @@ In reading order:
     answers_fixture  packaged answers with their verdicts, macro F1
     judge        a model as judge, its check, κ
     guards       guard models, one protocol each
+    sequences    prompts with answers, read in batches: log-probabilities where they count
     likelihood   perplexity and KL over the same tokens
     perplexity   perplexity of texts and answered requests
     eval_result  what a comparison says: figures, pairs, verdicts
@@ -55,7 +56,6 @@ from vauban.evaluation.likelihood import (
     compare_likelihood,
     compare_sequences,
     kl_divergence,
-    with_answers,
 )
 from vauban.evaluation.named_figures import SHORT_NAMES, Figure, find_figure
 from vauban.evaluation.off_target import (
@@ -67,6 +67,7 @@ from vauban.evaluation.off_target import (
 )
 from vauban.evaluation.pairs import PairedResult, paired_test, paired_verdicts
 from vauban.evaluation.perplexity import TextPerplexity, measure_perplexity, perplexity
+from vauban.evaluation.sequences import with_answers
 from vauban.evaluation.surface import (
     MAPS,
     SurfacePoint,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vauban._results import to_plain
+from vauban.evaluation.likelihood import Likelihood
 from vauban.evaluation.pairs import PairedResult
 from vauban.evaluation.verdicts import Label
 
@@ -43,7 +44,8 @@ class EvalResult:
     `first_token_kl` is the KL of the answers' first token alone. It is blind where `first_token`
     says that the original begins every answer alike. `repeated` are sentences on prompts that stand
     twice. `kappa` is Cohen's κ of the judge's and the phrases' verdicts on all answers, None where
-    phrases judged.
+    phrases judged. `beside` holds the likelihoods of further changes on the same answers, as
+    `evaluate` was asked for them.
     """
 
     refusal_rate_original: float | None
@@ -72,6 +74,7 @@ class EvalResult:
     answers: dict[str, list[dict[str, Any]]] = field(repr=False)
     answer_tokens: list[list[int]] = field(repr=False)
     kappa: float | None = None
+    beside: list[Likelihood] = field(default_factory=list, repr=False)
 
     def summary(self) -> str:
         rows = [

@@ -17,15 +17,9 @@ from vauban.evaluation.behaviour import Behaviour, Judge, answer_texts, answer_t
 from vauban.evaluation.eval_result import EvalResult, LengthPoint
 from vauban.evaluation.intervals import wilson_interval
 from vauban.evaluation.judge import LocalJudge, agreement, model_judge
-from vauban.evaluation.likelihood import (
-    Likelihood,
-    Scored,
-    compare_sequences,
-    exponential,
-    sequence_losses,
-    with_answers,
-)
+from vauban.evaluation.likelihood import Likelihood, compare_changes, exponential, sequence_losses
 from vauban.evaluation.pairs import paired_verdicts
+from vauban.evaluation.sequences import Scored, with_answers
 from vauban.evaluation.verdicts import is_refusal
 from vauban.interventions import Intervention
 from vauban.models import check_same_vocabulary
@@ -43,6 +37,7 @@ def evaluate(
     *,
     harmless: Sequence[Any] | None = None,
     judge: Any = None,
+    beside: Sequence[Sequence[Intervention]] = (),
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> EvalResult:
@@ -59,6 +54,8 @@ def evaluate(
         judge: a `LocalJudge`, which has to pass its check; (model, tokenizer) or None, the
             original model, which are asked for yes or no without one; or a function
             (prompt, answer) -> True, False or None.
+        beside: further changes of `original` (a control's cut) whose likelihood is measured on the
+            same answers, in the same pass: `EvalResult.beside`.
 
     Raises:
         InputError: an empty set, a mode, judge or change that is none, or models of different
@@ -114,7 +111,7 @@ def evaluate(
     pairs: dict[str, list[Behaviour]] = {}
     for name, texts in sets.items():
         unlikely = _perplexities(
-            original, tokenizer, texts, ids[name][1], batch_size=batch_size, progress=reading
+            original, tokenizer, texts, *ids[name], batch_size=batch_size, progress=reading
         )
         read += len(texts)
         pairs[name] = [
@@ -125,16 +122,15 @@ def evaluate(
             )
             for answers, perplexities in zip(ids[name], (None, unlikely), strict=True)
         ]  # fmt: skip
-    likelihood = compare_sequences(
-        original, other, scored, changes, batch_size=batch_size, progress=reading
-    )
+    likelihood, *others = compare_changes(
+        original, [(other, changes), *((original, change) for change in beside)], scored,
+        batch_size=batch_size, progress=reading,
+    )  # fmt: skip
     reading("", len(scored), 0)
-    first = [Scored(s.ids[: s.start + 1], s.start) for s in scored]
-    first_kl = compare_sequences(original, other, first, changes, batch_size=batch_size).kl
     curve = length_curve(tokenizer, sets["harmful"], ids["harmful"], max_tokens, refusal_phrases)
     return _result(
         sets, pairs, likelihood, ids["harmless"][0], refusal_mode,
-        length_curve=curve, first_token_kl=first_kl,
+        length_curve=curve, first_token_kl=likelihood.first_token_kl, beside=others,
         kappa=_kappa(pairs, refusal_phrases, refusal_mode),
         first_token=_first_token(tokenizer, ids["harmful"][0] + ids["harmless"][0]),
     )  # fmt: skip
@@ -173,13 +169,22 @@ def _perplexities(
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[Any],
-    answers: Sequence[Sequence[int]],
+    before: Sequence[Sequence[int]],
+    after: Sequence[Sequence[int]],
     *,
     batch_size: int | None,
     progress: Progress | None,
 ) -> list[float | None]:
-    """Of each answer's beginning under the unchanged model; None for answers too short to tell."""
-    sequences = with_answers(tokenizer, prompts, [list(answer[:_READ]) for answer in answers])
+    """Of the beginning of each answer after the change, under the unchanged model.
+
+    None for answers too short to tell, and for those that begin as they did before.
+    """
+    read = [list(answer[:_READ]) for answer in after]
+    same = [list(old[:_READ]) == new for old, new in zip(before, read, strict=True)]
+    sequences = [
+        Scored(s.ids, len(s.ids)) if unchanged else s
+        for s, unchanged in zip(with_answers(tokenizer, prompts, read), same, strict=True)
+    ]
     losses = sequence_losses(model, sequences, batch_size=batch_size, progress=progress)
     return [exponential(total / n) if n >= _FEWEST else None for total, n in losses]
 

@@ -19,18 +19,16 @@ from vauban._results import to_plain
 from vauban.errors import CheckError, InputError
 from vauban.evaluation.behaviour import answer_tokens
 from vauban.evaluation.intervals import bootstrap_interval
-from vauban.generation import batches
+from vauban.evaluation.sequences import Scored, SequenceReading, answer_ids, with_answers
 from vauban.interventions import Intervention
-from vauban.models import anatomy, check_same_vocabulary, forward
-from vauban.prompts import encode_chat
-
-# Logits of a batch are (rows, tokens, vocabulary) in float32; keep them under half a gigabyte.
-_LOGIT_BUDGET = 128_000_000
+from vauban.models import check_same_vocabulary
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """Over `tokens` scored tokens; `kl` is KL(original || modified), nats per token.
+
+    `first_token_kl` is its mean over the first scored token of every answer.
 
     The intervals are 95 % bootstraps that draw answers (2000 resamples, seed 0); None where there
     is one answer, or a figure is infinite.
@@ -43,6 +41,7 @@ class Likelihood:
     perplexity_original_interval: tuple[float, float] | None = None
     perplexity_modified_interval: tuple[float, float] | None = None
     kl_interval: tuple[float, float] | None = None
+    first_token_kl: float | None = None
 
     def summary(self) -> str:
         span = "" if self.kl_interval is None else " [{:.4f}, {:.4f}]".format(*self.kl_interval)
@@ -55,47 +54,9 @@ class Likelihood:
         return to_plain(self)
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """A sequence and where its scored tokens start: ids[start:] are scored, each from its past."""
-
-    ids: list[int]
-    start: int
-
-
 def _kl(a: mx.array, b: mx.array) -> mx.array:
     """Σ_v p (log p - log q) over the last axis; a token that p rules out adds nothing."""
     return mx.where(a == -mx.inf, 0.0, mx.exp(a) * (a - b)).sum(-1)
-
-
-def _batches(
-    model: nn.Module, sequences: Sequence[Scored], batch_size: int | None
-) -> Iterable[Any]:
-    width = max(len(s.ids) for s in sequences)
-    rows = max(1, min(32, _LOGIT_BUDGET // (width * anatomy(model).vocabulary)))
-    return batches([s.ids for s in sequences], batch_size=batch_size or rows)
-
-
-def _mask(sequences: Sequence[Scored], batch: Any) -> mx.array:
-    """(B, T-1) of the predictions that count: column t predicts token t + 1."""
-    column = mx.arange(batch.tokens.shape[1] - 1)[None]
-    start = mx.array([sequences[i].start - 1 for i in batch.rows])[:, None]
-    end = mx.array([n - 1 for n in batch.lengths])[:, None]
-    return (column >= start) & (column < end)
-
-
-def _logs(
-    model: nn.Module, batch: Any, interventions: Sequence[Intervention]
-) -> tuple[mx.array, mx.array]:
-    """(B, T-1, V) float32 log-probabilities and (B, T-1) of the token that comes next."""
-    out = forward(
-        model, batch.tokens, lengths=batch.lengths, positions=None, interventions=interventions
-    )
-    assert out.logits is not None
-    x = out.logits[:, :-1].astype(mx.float32)
-    total = mx.logsumexp(x, axis=-1, keepdims=True)
-    # Lazy: where only the next token matters, the whole table is never computed.
-    return x - total, (mx.take_along_axis(x, batch.tokens[:, 1:, None], -1) - total)[..., 0]
 
 
 def sequence_losses(
@@ -118,9 +79,11 @@ def sequence_losses(
         return losses
     chosen = [sequences[i] for i in kept]
     done = 0
-    for batch in _batches(model, chosen, batch_size):
-        mask = _mask(chosen, batch)
-        _, at = _logs(model, batch, interventions)
+    reading = SequenceReading(model, chosen, interventions, batch_size)
+    cache = reading.cache(model, interventions)
+    for batch in reading.batches:
+        columns, mask = reading.scored(batch)
+        _, at = reading.logs(model, batch, columns, interventions, cache)
         totals, counts = mx.where(mask, -at, 0).sum(axis=1), mask.sum(axis=1)
         mx.eval(totals, counts)
         for row, total, count in zip(batch.rows, floats(totals), integers(counts), strict=True):
@@ -156,37 +119,72 @@ def compare_sequences(
     `interventions` act on `modified`. Raises InputError when there is nothing to score and for
     models of different vocabularies, CheckError when the logits of either are NaN.
     """
-    check_same_vocabulary(original, modified, "KL")
-    interventions = tuple(interventions)
+    return compare_changes(
+        original, [(modified, interventions)], sequences, batch_size=batch_size, progress=progress
+    )[0]
+
+
+def compare_changes(
+    original: nn.Module,
+    changed: Sequence[tuple[nn.Module, Iterable[Intervention]]],
+    sequences: Sequence[Scored],
+    *,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[Likelihood]:
+    """As `compare_sequences`, for several (model, interventions); the original is read once."""
+    for model, _ in changed:
+        check_same_vocabulary(original, model, "KL")
     kept = [s for s in sequences if len(s.ids) > s.start]
     if not kept:
         raise InputError("no tokens to score: all answers are empty")
-    losses_a: list[float] = []
-    losses_b: list[float] = []
-    kls: list[float] = []
+    sides = [(original, ()), *((model, tuple(changes)) for model, changes in changed)]
+    every = [change for _, changes in sides for change in changes]
+    reading = SequenceReading(original, kept, every, batch_size)
+    caches = [reading.cache(*side) for side in sides]
+    # Of each side: loss, KL and KL of the first token, one number a sequence.
+    sums: list[list[list[float]]] = [[[], [], []] for _ in sides]
     counts: list[int] = []
-    for batch in _batches(original, kept, batch_size):
-        mask = _mask(kept, batch)
-        a, at_a = _logs(original, batch, ())
-        b, at_b = _logs(modified, batch, interventions)
-        # One sum per sequence: the intervals draw sequences.
-        sums = [mx.where(mask, term, 0).sum(axis=1) for term in (-at_a, -at_b, _kl(a, b), mask)]
-        mx.eval(sums)
-        losses_a += [_number(v, "the original model") for v in floats(sums[0])]
-        losses_b += [_number(v, "the modified model") for v in floats(sums[1])]
-        kls += [_number(v, "the modified model") for v in floats(sums[2])]
-        counts += integers(sums[3])
+    for batch in reading.batches:
+        columns, mask = reading.scored(batch)
+        terms: list[tuple[mx.array, ...]] = []
+        for side, cache in zip(sides, caches, strict=True):
+            logs, at = reading.logs(side[0], batch, columns, side[1], cache)
+            if not terms:
+                before = logs
+            divergence = mx.where(mask, _kl(before, logs), 0) if terms else mx.zeros_like(at)
+            # One sum per sequence: the intervals draw sequences.
+            loss = mx.where(mask, -at, 0).sum(axis=1)
+            terms.append((loss, divergence.sum(axis=1), divergence[:, 0]))
+            mx.eval(terms[-1])
+        for kinds, values in zip(sums, terms, strict=True):
+            for kind, numbers in zip(kinds, values, strict=True):
+                kind += floats(numbers)
+        counts += integers(mask.sum(axis=1))
         if progress:
             progress("score", len(counts), len(kept))
+    losses = [_number(v, "the original model") for v in sums[0][0]]
+    return [
+        _likelihood(losses, [[_number(v, "the modified model") for v in k] for k in kinds], counts)
+        for kinds in sums[1:]
+    ]
+
+
+def _likelihood(
+    before: Sequence[float], changed: Sequence[Sequence[float]], counts: Sequence[int]
+) -> Likelihood:
+    """Means over tokens with their intervals; `changed` are losses, KL and the first tokens' KL."""
+    after, kl, first = changed
     count = sum(counts)
     return Likelihood(
-        exponential(sum(losses_a) / count),
-        exponential(sum(losses_b) / count),
-        max(sum(kls) / count, 0.0),
+        exponential(sum(before) / count),
+        exponential(sum(after) / count),
+        max(sum(kl) / count, 0.0),
         count,
-        _interval(losses_a, counts, exponential),
-        _interval(losses_b, counts, exponential),
-        _interval(kls, counts, lambda mean: max(mean, 0.0)),
+        _interval(before, counts, exponential),
+        _interval(after, counts, exponential),
+        _interval(kl, counts, lambda mean: max(mean, 0.0)),
+        max(sum(first) / len(first), 0.0),
     )
 
 
@@ -207,17 +205,6 @@ def exponential(cross_entropy: float) -> float:
     1.0
     """
     return math.exp(min(cross_entropy, 700))
-
-
-def with_answers(
-    tokenizer: Any, prompts: Sequence[Any], answers: Sequence[Sequence[int]]
-) -> list[Scored]:
-    """Prompt and answer ids joined; the answer tokens are scored."""
-    joined = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        head = encode_chat(tokenizer, prompt)
-        joined.append(Scored(head + list(answer), len(head)))
-    return joined
 
 
 def compare_likelihood(
@@ -244,30 +231,11 @@ def compare_likelihood(
     ... ).kl > 0
     True
     """
-    ids = [_answer_ids(tokenizer, a) for a in answers]
+    ids = [answer_ids(tokenizer, a) for a in answers]
     sequences = with_answers(tokenizer, prompts, ids)
     return compare_sequences(
         model, model, sequences, interventions, batch_size=batch_size, progress=progress
     )
-
-
-def _answer_ids(tokenizer: Any, answer: str | Sequence[int]) -> list[int]:
-    if isinstance(answer, str):
-        return list(tokenizer.encode(answer, add_special_tokens=False))
-    return [int(i) for i in answer]
-
-
-def scored_entry(tokenizer: Any, entry: Any, where: str, max_length: int | None = None) -> Scored:
-    """A text, scored from its second token on, or a chat, whose last answer is scored.
-
-    `max_length` cuts a text to that many tokens, special tokens included; chats stay whole.
-    """
-    if isinstance(entry, str):
-        return Scored([int(i) for i in tokenizer.encode(entry)][:max_length], 1)
-    if entry and entry[-1].get("role") == "assistant":
-        head = encode_chat(tokenizer, list(entry[:-1]))
-        return Scored(head + _answer_ids(tokenizer, entry[-1]["content"]), len(head))
-    raise InputError(f"{where} is neither a text nor a chat that ends with an assistant message")
 
 
 def kl_divergence(

@@ -16,7 +16,8 @@ from vauban._common import Progress
 from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import bootstrap_interval
-from vauban.evaluation.likelihood import exponential, scored_entry, sequence_losses
+from vauban.evaluation.likelihood import exponential, sequence_losses
+from vauban.evaluation.sequences import scored_entry
 from vauban.interventions import Intervention
 
 MAX_LENGTH = 256

@@ -22,6 +22,7 @@ from vauban.errors import InputError
 from vauban.interventions import Intervention, shares_prefix
 from vauban.models import caches
 from vauban.models.anatomy import anatomy, is_half
+from vauban.models.families import LOOPS, family_of
 from vauban.models.forward import ForwardOutput, can_pad, can_share, forward
 from vauban.models.info import device_info
 from vauban.models.notes import notes
@@ -150,7 +151,7 @@ def can_skip_blocks(model: nn.Module) -> bool:
     """Whether blocks hand on one plain array, so that the stream can enter at any block."""
     check = verify_forward(model)
     plain = not any(notes(model).extras) and not several_streams(model)
-    return check.path == "manual" and plain
+    return check.path == "manual" and plain and family_of(model) not in LOOPS
 
 
 def entering(model: nn.Module, start: int, stream: mx.array | None) -> AbstractContextManager[None]:

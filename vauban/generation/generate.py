@@ -19,6 +19,7 @@ from vauban.errors import InputError, ModelError
 from vauban.generation.batching import (
     Batch,
     batches,
+    can_skip_blocks,
     prefix_cache,
     repeated,
     shared_prefix,
@@ -31,6 +32,7 @@ from vauban.models.caches import keep_rows, merged
 from vauban.models.forward import BatchCheck, can_share, check_ids
 from vauban.models.notes import note, notes, warn_beyond_window
 from vauban.models.parity import relative_difference, tolerance_for, verify_forward
+from vauban.models.swap import around, swapped
 from vauban.models.taps import Stream, tapped
 from vauban.prompts import encode_chat
 
@@ -165,7 +167,19 @@ def _batch_cache(model: nn.Module, prefix: list[Any] | None, batch: Batch) -> li
 def _prefill(model: nn.Module, batch: Batch, cache: list[Any]) -> mx.array:
     """(B, V) logits behind each row's last token; the caches are then ready to decode."""
     last = mx.array([n - 1 for n in batch.lengths])[:, None, None]
-    logits = mx.take_along_axis(model(batch.tokens, cache=cache), last, axis=1)[:, 0]
+
+    def ends(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = inner(*args, **kwargs)
+        if isinstance(out, tuple):
+            return (mx.take_along_axis(out[0], last, axis=1), *out[1:])
+        return mx.take_along_axis(out, last, axis=1)
+
+    # The norm and the head read the rows' ends alone, where the explicit loop is shown to be right:
+    # it ends in the same way.
+    short = can_skip_blocks(model)
+    with swapped([around(anatomy(model).layers[-1], ends)] if short else []):
+        logits = model(batch.tokens, cache=cache)
+    logits = (logits if short else mx.take_along_axis(logits, last, axis=1))[:, 0]
     if len(set(batch.lengths)) > 1:
         for state in cache:
             state.finalize()

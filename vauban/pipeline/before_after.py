@@ -18,7 +18,6 @@ from vauban.evaluation import (
     EvalResult,
     OffTarget,
     compare_answers,
-    compare_likelihood,
     evaluate,
     measure_behaviour,
     measure_off_target,
@@ -36,12 +35,14 @@ def evaluate_models(
     config: RunConfig,
     held_out: EvalSet,
     *,
+    beside: Sequence[Sequence[Intervention]] = (),
     progress: Progress | None = None,
 ) -> EvalResult:
     """`vauban.evaluate` with the settings of the configuration.
 
     Args:
         modified: a model, a plan or interventions, as `vauban.evaluate` takes them.
+        beside: changes whose likelihood is measured in the same pass.
     """
     settings = config.eval
     tell(progress, "evaluate", 0, 2 * (len(held_out.harmful) + len(held_out.harmless)))
@@ -55,6 +56,7 @@ def evaluate_models(
         "judge" if opened.judge else settings.refusal_mode,
         harmless=held_out.texts("harmless"),
         judge=opened.judge,
+        beside=beside,
         progress=progress,
     )
 
@@ -103,38 +105,39 @@ def off_target_stage(
     return replace(found, json=parts[0], turns=parts[1])
 
 
+def random_cut(
+    opened: Opened,
+    config: RunConfig,
+    result: DirectionResult,
+    strength: ChosenStrength | None = None,
+) -> tuple[Intervention, ...]:
+    """A seeded unit Gaussian vector through the same plan as the direction, at run time."""
+    noise = mx.random.normal((result.d_model,), key=mx.random.key(config.seed))
+    plan = control_plan(opened, config, result, noise / mx.linalg.norm(noise), strength)
+    return plan.virtual()
+
+
 def control_rows(
     opened: Opened,
     config: RunConfig,
     result: DirectionResult,
     held_out: EvalSet,
     evaluation: EvalResult,
-    strength: ChosenStrength | None = None,
+    random_cut: Sequence[Intervention],
     *,
     progress: Progress | None = None,
 ) -> tuple[BehaviourRow, BehaviourRow]:
     """What the cut is to be compared with: a random direction, and adding instead of cutting.
 
-    The random direction is a seeded unit Gaussian vector that goes through the same plan; if it
-    changed behaviour as much, the cut would be damage and not an effect of the direction. The
+    `evaluation` has the likelihood of `random_cut` beside its own. If the random direction changed
+    behaviour as much, the cut would be damage and not an effect of the direction. The
     addition puts the raw difference back once, at its source, on harmless how-to requests; if
     they are refused, the direction does not only accompany refusal.
     """
-    noise = mx.random.normal((result.d_model,), key=mx.random.key(config.seed))
-    random_cut = control_plan(
-        opened, config, result, noise / mx.linalg.norm(noise), strength
-    ).virtual()
     behaviour = _behaviour(
         opened, config, held_out, "harmful", random_cut, progress, "random direction"
     )
-    likelihood = compare_likelihood(
-        opened.model,
-        opened.tokenizer,
-        held_out.texts("harmless"),
-        evaluation.answer_tokens,
-        interventions=random_cut,
-        progress=lambda _, done, n: tell(progress, "random direction, likelihood", done, n),
-    )
+    likelihood = evaluation.beside[0]
     addition = (Add.from_result(result, 1.0),)
     added = _behaviour(opened, config, held_out, "how_to", addition, progress, "addition")
     return (

@@ -24,6 +24,7 @@ from vauban.pipeline.before_after import (
     control_rows,
     evaluate_models,
     off_target_stage,
+    random_cut,
 )
 from vauban.pipeline.cut_plan import (
     ChosenStrength,
@@ -193,14 +194,18 @@ def finish_run(
     )
     leak = leak_stage(opened, plan, held_out, progress=progress)
     projections = projection_stage(opened, plan, result, held_out, progress=progress)
-    evaluation = evaluate_models(opened, plan, config, held_out, progress=progress)
+    controlled = config.eval.controls
+    random = random_cut(opened, config, result, strength) if controlled else ()
+    evaluation = evaluate_models(
+        opened, plan, config, held_out, beside=[random] if controlled else [], progress=progress
+    )
     beside = off_target_stage(opened, plan, config, evaluation, progress=progress)
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()
-    if config.eval.controls:
+    if controlled:
         contrast = contrast_shares(opened, plan, config, held_out, progress=progress)
         controls = control_rows(
-            opened, config, result, held_out, evaluation, strength, progress=progress
+            opened, config, result, held_out, evaluation, random, progress=progress
         )
     rows = (*comparison_rows(evaluation, contrast), *controls)
     surface = None

@@ -17,7 +17,8 @@ import numpy as np
 from vauban._common import Progress
 from vauban.errors import CheckError, InputError, ModelError
 from vauban.evaluation import answer_tokens, is_degenerate, with_answers
-from vauban.evaluation.likelihood import Scored, sequence_losses
+from vauban.evaluation.likelihood import sequence_losses
+from vauban.evaluation.sequences import Scored
 from vauban.interventions import Intervention
 from vauban.search.front import dominates
 from vauban.search.short_answers import FIRST_PROMPTS, Class, Replies, ShortAnswers

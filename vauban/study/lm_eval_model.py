@@ -18,7 +18,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vauban._common import Progress
 from vauban.errors import CheckError, InputError
-from vauban.evaluation.likelihood import Scored, sequence_losses
+from vauban.evaluation.likelihood import sequence_losses
+from vauban.evaluation.sequences import Scored
 from vauban.generation import eos_ids, generate_tokens
 from vauban.interventions import Intervention, shares_prefix, started
 from vauban.models import Stream, tapped, verify_forward
