@@ -18,7 +18,7 @@ import vauban
 from tests.architectures.build import build, module_of
 from vauban._common import probe_tokens
 from vauban.generation import generate_tokens, prefix_cache, repeated
-from vauban.generation.generate import uneven_batches
+from vauban.generation.uneven import uneven_batches
 from vauban.models import anatomy, branches, can_share, residual_writers
 from vauban.models.families import family_of
 from vauban.models.module_probe import ProbeReport, compare_with_probe, silenced

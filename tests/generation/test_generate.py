@@ -8,9 +8,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 import vauban
 from tests.conftest import TINY, random_tokens
-from vauban.generation import generate_tokens, shared_prefix
-from vauban.generation.generate import uneven_batches
-from vauban.interventions import Add
+from vauban.generation import generate_groups, generate_tokens, shared_prefix
+from vauban.generation.uneven import uneven_batches
+from vauban.interventions import Add, ModuleOutputs, ModuleWeights
 
 
 def greedy(model: Any, tokens: list[int], count: int, eos: frozenset[int]) -> list[int]:
@@ -43,6 +43,50 @@ def test_batched_answers_equal_single_ones(tiny: Any, name: str, prefix: int) ->
     expected = [greedy(model, t, 6, eos) for t in lists]
     assert generate_tokens(model, lists, eos=eos, max_tokens=6) == expected
     assert generate_tokens(model, lists, eos=eos, max_tokens=6, batch_size=2) == expected
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("prefix", [0, 7])
+def test_rows_under_different_changes_answer_as_alone(tiny: Any, name: str, prefix: int) -> None:
+    """Stream sites, module outputs, prompt interventions and no change in one batch."""
+    model = tiny(name)
+    width = vauban.describe(model).d_model
+    unit = mx.random.normal((width,), key=mx.random.key(3))
+    unit /= mx.linalg.norm(unit)
+    writers = [w.path for w in vauban.residual_writers(model) if w.path.endswith("_proj")]
+    changes: list[list[Any]] = [
+        [],
+        [vauban.Ablate(unit)],
+        [ModuleOutputs({path: (unit[None], 1.0) for path in writers[:2]})],
+        [Add(400.0 * unit, 1.0, 1)],
+        [vauban.Conditional(unit, 0.0, vauban.Ablate(unit), layer=1)],
+    ]
+    lists = prompts(prefix)
+    groups = [(change, lists[: n + 1]) for n, change in enumerate(changes)]
+    eos = frozenset({greedy(model, lists[1], 6, frozenset())[2]})
+    expected = [
+        generate_tokens(model, some, eos=eos, max_tokens=6, interventions=change)
+        for change, some in groups
+    ]
+    for chosen in (slice(None), slice(0, 4)):  # the last one cannot share a prefix
+        together = generate_groups(model, groups[chosen], eos=eos, max_tokens=6)
+        assert together == expected[chosen]
+    assert len({str(answers[0]) for answers in expected}) > 1
+
+
+def test_groups_that_cannot_share_a_batch_are_answered_one_by_one(tiny: Any) -> None:
+    model = tiny("llama")
+    path = "model.layers.0.mlp.down_proj"
+    other = ModuleWeights({path: -dict(model.named_modules())[path].weight}, {})
+    seen: list[tuple[int, int]] = []
+    lists = prompts(0)
+    plain, changed, empty = generate_groups(
+        model, [((), lists), ([other], lists), ((), [])], eos=frozenset(), max_tokens=3,
+        progress=lambda _, done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert plain == generate_tokens(model, lists, eos=frozenset(), max_tokens=3)
+    assert changed != plain and empty == []
+    assert seen == sorted(seen) and seen[-1] == (10, 10)
 
 
 def test_the_shared_prefix_is_found() -> None:

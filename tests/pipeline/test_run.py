@@ -42,7 +42,7 @@ def test_progress_never_goes_back_and_every_stage_ends(plain):
     assert order == [
         *("load model", "verify forward pass", "measure", "first tokens", "choose by answers"),
         *("strength", "choose strength", "project", "evaluate", "likelihood", "contrast prompts"),
-        *("random direction", "random direction, likelihood", "addition"),
+        *("random direction", "addition"),
         *("hash the source", "write", "read back"),
     ]
     for name in order:

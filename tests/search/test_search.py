@@ -236,7 +236,9 @@ def test_a_search_finds_cuts_that_end_refusal(
     best = result.best()
     assert best in result.front and best.refused <= 0.13 and best.kl < 0.1
     assert result.trials[0].state == "complete"
-    assert all(t.over_refused is not None for t in result.front)
+    # Harmless prompts are answered where over-refusal is an objective, and on fresh prompts.
+    assert all(t.over_refused is None for t in result.front)
+    assert result.baseline["over_refused"] is not None
     # Nothing that was stopped would have beaten what stopped it.
     for stopped in (t for t in result.trials if t.state == "pruned"):
         at_best = stopped.failed * stopped.prompts / 8, stopped.kl

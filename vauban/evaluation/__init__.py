@@ -29,6 +29,7 @@ In reading order:
 from vauban.evaluation.answers_fixture import LabelledAnswer, labelled_answers, macro_f1
 from vauban.evaluation.behaviour import (
     Behaviour,
+    answer_groups,
     answer_texts,
     answer_tokens,
     judge_answers,
@@ -133,6 +134,7 @@ __all__ = [
     "Threshold",
     "Verdict",
     "agreement",
+    "answer_groups",
     "answer_texts",
     "answer_tokens",
     "bootstrap_interval",

@@ -17,7 +17,7 @@ from vauban.errors import InputError
 from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.intervals import wilson_interval
 from vauban.evaluation.verdicts import LABELS, Label, classify_answer, is_refusal
-from vauban.generation import eos_ids, generate_tokens
+from vauban.generation import eos_ids, generate_groups
 from vauban.interventions import Intervention
 from vauban.prompts import conversation_text, decode_answer, encode_chat, split_reasoning
 
@@ -104,15 +104,30 @@ def answer_tokens(
     progress: Progress | None = None,
 ) -> list[list[int]]:
     """Greedy answers as token ids."""
-    return generate_tokens(
-        model,
-        [encode_chat(tokenizer, prompt) for prompt in prompts],
-        eos=eos_ids(tokenizer),
-        max_tokens=max_tokens,
-        interventions=interventions,
-        batch_size=batch_size,
+    return answer_groups(
+        model, tokenizer, [(interventions, prompts)], max_tokens=max_tokens,
+        batch_size=batch_size, progress=progress,
+    )[0]  # fmt: skip
+
+
+def answer_groups(
+    model: nn.Module,
+    tokenizer: Any,
+    groups: Sequence[tuple[Iterable[Intervention], Sequence[Any]]],
+    *,
+    max_tokens: int,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[list[list[int]]]:
+    """As `answer_tokens`, for several (interventions, prompts) whose rows share batches."""
+    encoded = [
+        (changes, [encode_chat(tokenizer, prompt) for prompt in prompts])
+        for changes, prompts in groups
+    ]
+    return generate_groups(
+        model, encoded, eos=eos_ids(tokenizer), max_tokens=max_tokens, batch_size=batch_size,
         progress=progress,
-    )
+    )  # fmt: skip
 
 
 def answer_texts(

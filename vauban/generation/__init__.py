@@ -3,7 +3,9 @@
 In reading order:
     batching         sets of prompts in batches over a common prefix; read again from a block on
     prompt_reading   residuals of prompts, from the pass that generation starts with
-    generate         answers, batched, under interventions
+    decoding         one batch, from its caches to its last token
+    uneven           whether rows of uneven length may share a batch
+    generate         answers, batched, under interventions; several changes in one batch
 """
 
 from vauban.generation.batching import (
@@ -19,7 +21,7 @@ from vauban.generation.batching import (
     shared_prefix,
     token_budget,
 )
-from vauban.generation.generate import decode, eos_ids, generate, generate_tokens
+from vauban.generation.generate import decode, eos_ids, generate, generate_groups, generate_tokens
 from vauban.generation.prompt_reading import PromptReading, can_read_prompts
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "entering",
     "eos_ids",
     "generate",
+    "generate_groups",
     "generate_tokens",
     "measuring_bytes",
     "prefix_cache",

@@ -6,40 +6,41 @@ prompts; elsewhere prompts of equal length are grouped. Knows tokens and caches;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from vauban._arrays import integers
-from vauban._common import Progress, probe_tokens
-from vauban.errors import InputError, ModelError
+from vauban._common import Progress
+from vauban.errors import InputError
 from vauban.generation.batching import (
     Batch,
+    answer_rows,
     batches,
-    can_skip_blocks,
     prefix_cache,
-    repeated,
     shared_prefix,
     token_budget,
 )
+from vauban.generation.decoding import Answers, batch_cache, decode_batch, sampler
 from vauban.generation.prompt_reading import PromptReading
-from vauban.interventions import Intervention, as_interventions, shares_prefix, started
+from vauban.generation.uneven import uneven_batches
+from vauban.interventions import (
+    ByRow,
+    Intervention,
+    ModuleChange,
+    ModuleWeights,
+    as_interventions,
+    check_width,
+    shares_prefix,
+    started,
+)
 from vauban.models.anatomy import anatomy
-from vauban.models.caches import keep_rows, merged
-from vauban.models.forward import BatchCheck, can_share, check_ids
-from vauban.models.notes import note, notes, warn_beyond_window
-from vauban.models.parity import relative_difference, tolerance_for, verify_forward
-from vauban.models.swap import around, swapped
-from vauban.models.taps import Stream, tapped
+from vauban.models.forward import can_share, check_ids
+from vauban.models.notes import warn_beyond_window
+from vauban.models.parity import verify_forward
 from vauban.prompts import encode_chat
-
-# (logits (B, V), the prompts' numbers, step) -> token ids (B,)
-Sampler = Callable[[mx.array, Sequence[int], int], mx.array]
-# Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
-_IDLE = 0.25
 
 
 def generate(
@@ -117,213 +118,131 @@ def generate_tokens(
 
     `reading` takes residuals from the pass over the prompts; right where `can_read_prompts`.
     """
+    return generate_groups(
+        model, [(interventions, token_lists)], eos=eos, max_tokens=max_tokens,
+        batch_size=batch_size, temperature=temperature, seed=seed, reading=reading,
+        progress=progress,
+    )[0]  # fmt: skip
+
+
+def generate_groups(
+    model: nn.Module,
+    groups: Sequence[tuple[Iterable[Intervention], Sequence[Sequence[int]]]],
+    *,
+    eos: frozenset[int],
+    max_tokens: int = 100,
+    batch_size: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    reading: PromptReading | None = None,
+    progress: Progress | None = None,
+) -> list[list[list[int]]]:
+    """As `generate_tokens`, for several (interventions, token lists) whose rows share batches.
+
+    A step of decoding reads all weights however few rows it serves: ten changes on eight prompts
+    each take the steps of one. Where rows cannot be mixed the groups are answered one by one.
+    """
     if max_tokens < 1:
         raise InputError(f"max_tokens is {max_tokens}; expected at least 1")
-    if not token_lists:
-        return []
-    if all(token_lists):
-        check_ids(min(map(min, token_lists)), max(map(max, token_lists)), anatomy(model))
+    changes = [as_interventions(given) for given, _ in groups]
+    flat = [tokens for _, lists in groups for tokens in lists]
+    owners = [number for number, (_, lists) in enumerate(groups) for _ in lists]
+    if not flat:
+        return [[] for _ in groups]
+    if all(flat):
+        check_ids(min(map(min, flat)), max(map(max, flat)), anatomy(model))
+    for change in changes:
+        check_width(change, anatomy(model).d_model)
     verify_forward(model)
-    warn_beyond_window(model, max(map(len, token_lists)) + max_tokens)
-    interventions = as_interventions(interventions)
-    sample = _sampler(temperature, seed)
-    shared = len(token_lists) > 1 and can_share(model) and shares_prefix(interventions)
+    warn_beyond_window(model, max(map(len, flat)) + max_tokens)
+    uneven = len({len(tokens) for tokens in flat}) > 1
+    if len(groups) > 1 and not _can_mix(model, changes):
+        return _one_by_one(
+            model, groups, progress, eos=eos, max_tokens=max_tokens, batch_size=batch_size,
+            temperature=temperature, seed=seed, reading=reading,
+        )  # fmt: skip
+    sample = sampler(temperature, seed)
+    shared = len(flat) > 1 and can_share(model) and all(map(shares_prefix, changes))
     keep = -min(reading.positions) if reading else 1
-    skip = shared_prefix(token_lists, keep=keep) if shared else 0
-    prefix = prefix_cache(model, token_lists[0][:skip], interventions)
-    uneven = len({len(t) for t in token_lists}) > 1
+    skip = shared_prefix(flat, keep=keep) if shared else 0
+    prefixes = [prefix_cache(model, flat[0][:skip], change) for change in changes]
     grouped = uneven and not uneven_batches(model).ok
-    options: dict[str, Any] = {"batch_size": batch_size, "equal_lengths": grouped}
+    most = answer_rows(model, max(map(len, flat)) + max_tokens)
     answers: dict[int, list[int]] = {}
-    for batch in batches(token_lists, skip=skip, budget=token_budget(model), **options):
-        rows = _Answers(batch.rows, eos)
-        running = started(interventions, batch.lengths)
+    for batch in batches(
+        flat, skip=skip, budget=token_budget(model), most=most, batch_size=batch_size,
+        equal_lengths=grouped,
+    ):  # fmt: skip
+        batch = _by_owner(batch, owners)
+        numbers = [row - owners.index(owners[row]) for row in batch.rows]
+        rows = Answers(numbers, eos)
+        present = [owners[row] for row in batch.rows]
 
-        def tell(before: int = len(answers), rows: _Answers = rows) -> None:
+        def tell(before: int = len(answers), rows: Answers = rows) -> None:
             if progress:
-                progress("generate", before + len(rows.finished), len(token_lists))
+                progress("generate", before + len(rows.finished), len(flat))
 
-        cache = _batch_cache(model, prefix, batch)
-        _decode(model, batch, cache, running, rows, max_tokens, sample, tell, reading)
+        running = _started(changes, present, batch.lengths)
+        cache = batch_cache(model, prefixes, batch, present)
+        decode_batch(model, batch, cache, running, rows, max_tokens, sample, tell, reading)
         answers |= zip(batch.rows, rows.answers, strict=True)
         if progress:
-            progress("generate", len(answers), len(token_lists))
-    return [answers[row] for row in range(len(token_lists))]
+            progress("generate", len(answers), len(flat))
+    each = iter(answers[row] for row in range(len(flat)))
+    return [[next(each) for _ in lists] for _, lists in groups]
 
 
-def _batch_cache(model: nn.Module, prefix: list[Any] | None, batch: Batch) -> list[Any]:
-    """Caches for one batch: mlx-lm's batched kinds for rows of uneven length, else plain ones."""
-    rows = len(batch.rows)
-    plain = prefix if prefix is not None else make_prompt_cache(model)
-    if len(set(batch.lengths)) == 1:
-        return repeated(prefix, rows) or plain
-    padding = [max(batch.lengths) - n for n in batch.lengths]
-    joined = [merged(state, rows) for state in plain]
-    for state in joined:
-        state.prepare(lengths=list(batch.lengths), right_padding=padding)
-    return joined
+def _can_mix(model: nn.Module, changes: Sequence[Sequence[Intervention]]) -> bool:
+    """Whether rows under different changes may share a batch on this model.
 
-
-def _prefill(model: nn.Module, batch: Batch, cache: list[Any]) -> mx.array:
-    """(B, V) logits behind each row's last token; the caches are then ready to decode."""
-    last = mx.array([n - 1 for n in batch.lengths])[:, None, None]
-
-    def ends(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        out = inner(*args, **kwargs)
-        if isinstance(out, tuple):
-            return (mx.take_along_axis(out[0], last, axis=1), *out[1:])
-        return mx.take_along_axis(out, last, axis=1)
-
-    # The norm and the head read the rows' ends alone, where the explicit loop is shown to be right:
-    # it ends in the same way.
-    short = can_skip_blocks(model)
-    with swapped([around(anatomy(model).layers[-1], ends)] if short else []):
-        logits = model(batch.tokens, cache=cache)
-    logits = (logits if short else mx.take_along_axis(logits, last, axis=1))[:, 0]
-    if len(set(batch.lengths)) > 1:
-        for state in cache:
-            state.finalize()
-    return logits
-
-
-class _Answers:
-    """The answers of a batch so far; `present` are the rows that are still computed."""
-
-    def __init__(self, prompts: Sequence[int], eos: frozenset[int]) -> None:
-        self.prompts = prompts
-        self.eos = eos
-        self.answers: list[list[int]] = [[] for _ in prompts]
-        self.finished: set[int] = set()
-        self.present = list(range(len(prompts)))
-
-    @property
-    def numbers(self) -> list[int]:
-        """The present rows, as the caller numbers its prompts."""
-        return [self.prompts[row] for row in self.present]
-
-    def take(self, tokens: mx.array, sound: mx.array, step: int) -> list[int]:
-        """Add one token to each unfinished row; the places of the rows that go on."""
-        for row, token, good in zip(self.present, integers(tokens), integers(sound), strict=True):
-            if row in self.finished:
-                continue
-            if not good:
-                raise ModelError(
-                    f"prompt {self.prompts[row]}: the logits of answer token {step} hold NaN or "
-                    "inf; the model or an intervention overflows (float32 or bfloat16 help)"
-                )
-            if token in self.eos:
-                self.finished.add(row)
-            else:
-                self.answers[row].append(token)
-        return [place for place, row in enumerate(self.present) if row not in self.finished]
-
-
-def _decode(
-    model: nn.Module,
-    batch: Batch,
-    cache: list[Any],
-    running: Sequence[Intervention],
-    rows: _Answers,
-    max_tokens: int,
-    sample: Sampler,
-    tell: Callable[[], None],
-    reading: PromptReading | None = None,
-) -> None:
-    """Answer a batch of prompts: `rows` takes the tokens; `tell` is called at every step."""
-
-    def drawn(logits: mx.array, step: int) -> tuple[mx.array, mx.array]:
-        """The next tokens, and whether each row's logits allow a choice; not awaited here."""
-        tokens = sample(logits, rows.numbers, step)
-        # The arg-max of NaN is some token, so a broken model would seem to answer.
-        sound = mx.isfinite(logits.max(axis=-1))
-        mx.async_eval(tokens, sound)
-        return tokens, sound
-
-    recording = Stream(recording=reading is not None, prefill=True)
-    with tapped(model, running, stream=recording) as stream:
-        tokens, sound = drawn(_prefill(model, batch, cache), 0)
-        stream.prefill = stream.recording = False
-        if reading is not None:
-            reading.take(batch, stream, len(anatomy(model).layers))
-        for step in range(1, max_tokens + 1):
-            following = tokens, sound
-            if step < max_tokens:
-                # The next token is computed while this one is looked at.
-                following = drawn(model(tokens[:, None], cache=cache)[:, -1], step)
-            keep = rows.take(tokens, sound, step)
-            tell()
-            if not keep:
-                break
-            tokens, sound = following
-            if len(keep) <= (1 - _IDLE) * len(rows.present):
-                index = mx.array(keep)
-                keep_rows(cache, index, len(rows.present))
-                for state in running:
-                    if hasattr(state, "filter"):
-                        state.filter(index)
-                rows.present = [rows.present[k] for k in keep]
-                tokens, sound = tokens[index], sound[index]
-
-
-def _sampler(temperature: float, seed: int) -> Sampler:
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature is {temperature}; expected 0 or more")
-    if temperature == 0:
-        return lambda logits, rows, step: mx.argmax(logits, axis=-1)
-
-    def sample(logits: mx.array, rows: Sequence[int], step: int) -> mx.array:
-        # Gumbel-max with one key per (seed, row, step).
-        keys = [mx.random.key(hash((seed, row, step)) % 2**63) for row in rows]
-        noise = mx.stack([mx.random.gumbel((logits.shape[-1],), key=key) for key in keys])
-        return mx.argmax(logits.astype(mx.float32) / temperature + noise, axis=-1)
-
-    return sample
-
-
-def uneven_batches(model: nn.Module) -> BatchCheck:
-    """Try two prompts of different length together and alone, prefill and one decoded token.
-
-    mlx-lm's batched caches are right on most families, not on all; this decides it by running
-    them. Once per loaded model.
+    A change of weights holds for all rows, and routed experts see tokens without their rows.
     """
-    known = notes(model).batches
-    if known is not None:
-        return known
-    check = _try_uneven(model)
-    note(model, batches=check)
-    return check
+    every = [intervention for change in changes for intervention in change]
+    paths = {path for i in every if isinstance(i, ModuleChange) for path in i.paths}
+    routed = any(
+        path in paths and isinstance(module, SwitchLinear | QuantizedSwitchLinear)
+        for path, module in (model.named_modules() if paths else ())
+    )
+    weights = any(isinstance(i, ModuleWeights) for i in every)
+    return not weights and not routed and uneven_batches(model).ok
 
 
-def _try_uneven(model: nn.Module) -> BatchCheck:
-    top = anatomy(model).vocabulary
-    lists = [probe_tokens(11, top), probe_tokens(6, top, 1)]
-    for head in [[], probe_tokens(5, top, 2)] if can_share(model) else [[]]:
-        try:
-            together = _decoded(model, lists, prefix_cache(model, head, ()))
-        except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-            return BatchCheck(False, f"batching fails: {type(error).__name__}: {error}")
-        alone = [_decoded(model, [head + tokens], None, row) for row, tokens in enumerate(lists)]
-        single = mx.concatenate(alone)
-        difference = relative_difference(together, single)
-        if not difference <= tolerance_for(single.dtype in (mx.float16, mx.bfloat16)):
-            return BatchCheck(
-                False, f"uneven batches differ from single prompts by {difference:.1e}"
-            )
-    return BatchCheck(True, "")
+def _one_by_one(
+    model: nn.Module, groups: Sequence[tuple[Iterable[Intervention], Sequence[Sequence[int]]]],
+    progress: Progress | None, **options: Any,
+) -> list[list[list[int]]]:  # fmt: skip
+    total = sum(len(lists) for _, lists in groups)
+    found: list[list[list[int]]] = []
+    for change, lists in groups:
+        before = sum(len(answers) for answers in found)
+
+        def tell(label: str, done: int, _: int, before: int = before) -> None:
+            if progress:
+                progress(label, before + done, total)
+
+        found += generate_groups(model, [(change, lists)], progress=tell, **options)
+    return found
 
 
-def _decoded(
-    model: nn.Module, lists: list[list[int]], prefix: list[Any] | None, first: int = 0
-) -> mx.array:
-    """(B, 3, V) logits behind each row and behind two fixed tokens after it."""
-    widths = [len(tokens) for tokens in lists]
-    padded = [tokens + [0] * (max(widths) - len(tokens)) for tokens in lists]
-    batch = Batch(list(range(len(lists))), mx.array(padded), widths)
-    cache = _batch_cache(model, prefix, batch)
-    steps = [_prefill(model, batch, cache)]
-    for token in (1, 3):
-        following = mx.array([[token + first + row] for row in batch.rows])
-        steps.append(model(following, cache=cache)[:, -1])
-    out = mx.stack(steps, axis=1)
-    mx.eval(out)
-    return out
+def _by_owner(batch: Batch, owners: Sequence[int]) -> Batch:
+    """The same rows, those of one group side by side."""
+    order = sorted(range(len(batch.rows)), key=lambda place: owners[batch.rows[place]])
+    return Batch(
+        [batch.rows[place] for place in order],
+        batch.tokens[mx.array(order)],
+        [batch.lengths[place] for place in order],
+    )
+
+
+def _started(
+    changes: Sequence[Sequence[Intervention]], owners: Sequence[int], lengths: Sequence[int]
+) -> list[Intervention]:
+    """The interventions of a batch whose rows stand by their owners."""
+    if len(changes) == 1:
+        return started(changes[0], lengths)
+    groups, counts = [], []
+    for number, change in enumerate(changes):
+        own = [n for owner, n in zip(owners, lengths, strict=True) if owner == number]
+        groups.append(started(change, own) if own else [])
+        counts.append(len(own))
+    return [ByRow(groups, counts)]

@@ -6,9 +6,11 @@ protocol         what an intervention is, its sites and scopes, and how one is s
 removal          take a direction out or set it: `Ablate`, `Project`, `Flip`, `Erase`, `AblateTo`
 steering         put something in: `Add`, `Patch`, and `Conditional` for some prompts only
 module_changes   the run-time form of a weight edit, at the outputs of named modules
+by_row           other interventions for other rows of a batch
 """
 
-from vauban.interventions.module_changes import ModuleOutputs, ModuleWeights
+from vauban.interventions.by_row import ByRow
+from vauban.interventions.module_changes import ModuleChange, ModuleOutputs, ModuleWeights
 from vauban.interventions.protocol import (
     SITES,
     Change,
@@ -16,6 +18,7 @@ from vauban.interventions.protocol import (
     PromptIntervention,
     as_interventions,
     check_width,
+    composed,
     shares_prefix,
     started,
 )

@@ -7,11 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import mlx.core as mx
 
 from vauban.interventions.protocol import Change
 from vauban.linalg import project_out
+
+
+@runtime_checkable
+class ModuleChange(Protocol):
+    """What is done to the outputs of the modules at `paths`, and to what a tied head reads."""
+
+    @property
+    def paths(self) -> frozenset[str]: ...
+
+    def output_change(self, path: str) -> Change | None:
+        """The function for the output of the module at `path`, None where it is left alone."""
+        ...
+
+    def head_change(self, path: str) -> Change | None:
+        """The function for what the tied head at `path` reads, None where it is left alone."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +46,10 @@ class ModuleOutputs:
     heads: Mapping[str, tuple[mx.array, float]] = field(default_factory=dict)
 
     @property
+    def paths(self) -> frozenset[str]:
+        return frozenset((*self.factors, *self.heads))
+
+    @property
     def width(self) -> int | None:
         """Components of the factors; all writers put out vectors of the stream."""
         bases = [basis for basis, _ in (*self.factors.values(), *self.heads.values())]
@@ -39,11 +60,9 @@ class ModuleOutputs:
         return None
 
     def output_change(self, path: str) -> Change | None:
-        """The function for the output of the module at `path`, None where it is left alone."""
         return _cut(*self.factors[path]) if path in self.factors else None
 
     def head_change(self, path: str) -> Change | None:
-        """The function for what the tied head at `path` reads, None where it is left alone."""
         return _cut(*self.heads[path]) if path in self.heads else None
 
 

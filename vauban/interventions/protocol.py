@@ -24,6 +24,20 @@ Change = Callable[[mx.array], mx.array]
 """A function of the stream, or of one of its terms: (..., T, d) in, same shape and dtype out."""
 
 
+def composed(changes: Sequence[Change | None]) -> Change | None:
+    """One function that applies the given ones in order; None when there is nothing to do."""
+    steps = [change for change in changes if change is not None]
+    if not steps:
+        return None
+
+    def run(h: mx.array) -> mx.array:
+        for step in steps:
+            h = step(h)
+        return h
+
+    return run
+
+
 @runtime_checkable
 class Intervention(Protocol):
     """A run-time change of the residual stream: any object with this one method.

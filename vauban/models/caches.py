@@ -65,24 +65,30 @@ def repeated(cache: Sequence[Any], rows: int) -> list[Any]:
     return [_mapped(state, change) for state in cache]
 
 
-def merged(state: Any, rows: int) -> Any:
-    """mlx-lm's batched kind of a cache, holding what `state` holds for every row.
+def merged(states: Sequence[Any], owners: Sequence[int]) -> Any:
+    """mlx-lm's batched kind of a cache; row i holds what `states[owners[i]]` holds.
 
     Raises AttributeError for a kind that mlx-lm cannot batch.
     """
-    inner = getattr(state, "caches", None)
+    first, rows = states[0], len(owners)
+    inner = getattr(first, "caches", None)
     if isinstance(inner, list | tuple):
-        joined = copy.copy(state)
-        joined.caches = type(inner)(merged(c, rows) for c in inner)
+        joined = copy.copy(first)
+        parts = zip(*(state.caches for state in states), strict=True)
+        joined.caches = type(inner)(merged(part, owners) for part in parts)
         return joined
     # Older mlx-lm cannot merge caches that are empty.
-    if state.empty() and isinstance(state, KVCache):
+    if first.empty() and isinstance(first, KVCache):
         return BatchKVCache([0] * rows)
-    if state.empty() and isinstance(state, RotatingKVCache):
-        return BatchRotatingKVCache(state.max_size, [0] * rows)
-    if state.empty() and isinstance(state, ArraysCache):
-        return ArraysCache(len(state.cache), left_padding=[0] * rows)
-    return type(state).merge([state] * rows)
+    if first.empty() and isinstance(first, RotatingKVCache):
+        return BatchRotatingKVCache(first.max_size, [0] * rows)
+    if first.empty() and isinstance(first, ArraysCache):
+        return ArraysCache(len(first.cache), left_padding=[0] * rows)
+    batched = type(first).merge(list(states))
+    if isinstance(batched, BatchKVCache | BatchRotatingKVCache):
+        batched.filter(mx.array(list(owners)))
+        return batched
+    return type(first).merge([states[owner] for owner in owners])
 
 
 def stretched(cache: Sequence[Any], length: int, loud: float = 32.0) -> list[Any]:

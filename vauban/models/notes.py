@@ -53,6 +53,8 @@ class Notes:
     batches: BatchCheck | None = None
     # walk: after how many blocks the stream is evaluated.
     stride: int | None = None
+    # batching: what a token of a prompt takes in the caches.
+    cache_bytes: int | None = None
 
 
 def notes(model: nn.Module) -> Notes:

@@ -20,9 +20,10 @@ from vauban.errors import ArchitectureError, InputError
 from vauban.interventions import (
     Change,
     Intervention,
-    ModuleOutputs,
+    ModuleChange,
     ModuleWeights,
     check_width,
+    composed,
 )
 from vauban.models.anatomy import anatomy
 from vauban.models.families import BLOCKS_NOT_CALLED, family_of
@@ -118,23 +119,9 @@ def stream_changes(
 ) -> Steps:
     """The composed change at one site."""
     return {
-        prefill: _composed([i.change(site, layer, n_layers, prefill) for i in interventions])
+        prefill: composed([i.change(site, layer, n_layers, prefill) for i in interventions])
         for prefill in (True, False)
     }
-
-
-def _composed(changes: Sequence[Change | None]) -> Change | None:
-    """One function that applies the given ones in order; None when there is nothing to do."""
-    steps = [change for change in changes if change is not None]
-    if not steps:
-        return None
-
-    def run(h: mx.array) -> mx.array:
-        for step in steps:
-            h = step(h)
-        return h
-
-    return run
 
 
 def _output_changed(module: nn.Module, steps: Steps, stream: Stream, factor: float = 1.0) -> Swap:
@@ -202,13 +189,13 @@ def _block_taps(
 def _module_changes(
     model: nn.Module, interventions: Sequence[Intervention], stream: Stream
 ) -> list[Swap]:
-    """The swaps of every `ModuleOutputs` (the run-time cut), composed per module."""
-    cuts = [i for i in interventions if isinstance(i, ModuleOutputs)]
+    """The swaps of every `ModuleChange` (the run-time cut), composed per module."""
+    cuts = [i for i in interventions if isinstance(i, ModuleChange)]
     swaps: list[Swap] = []
-    for path, module in _named(model, {p for cut in cuts for p in (*cut.factors, *cut.heads)}):
-        step = _composed([cut.output_change(path) for cut in cuts])
+    for path, module in _named(model, {path for cut in cuts for path in cut.paths}):
+        step = composed([cut.output_change(path) for cut in cuts])
         methods = dict(_output_changed(module, {True: step, False: step}, stream)[1])
-        head = _composed([cut.head_change(path) for cut in cuts])
+        head = composed([cut.head_change(path) for cut in cuts])
         if head is not None:
             # A tied head reads the changed stream.
             methods |= around(module, lambda inner, h, f=head: inner(f(h)), "as_linear")[1]

@@ -115,36 +115,40 @@ def score_fresh(
 ) -> Rescored:
     """Score `changes` {trial number: run-time change}, 0 among them, on `answers`' prompts."""
     names: tuple[Class, ...] = ("harmful", "harmless")
-    verdicts: dict[int | None, list[bool]] = {}
+    numbers: list[int | None] = [None, *sorted(changes)]
+    every: dict[int | None, Sequence[Intervention]] = {None: ()}
+    every.update(changes.items())
+    total, done = len(numbers) * sum(map(len, answers.prompts.values())), 0
 
-    def measure(number: int | None, change: Sequence[Intervention], kl: float) -> FreshScore:
-        replies = Replies(kl)
-        for name in names:
-            answers.extend(replies, change, len(answers.prompts[name]), name)
-        refused = {name: [answers.refusal(text) for text in replies.texts[name]] for name in names}
-        verdicts[number] = refused["harmful"]
-        rates = {name: sum(found) / len(found) for name, found in refused.items()}
-        spans = {name: wilson_interval(sum(found), len(found)) for name, found in refused.items()}
-        loops = [is_degenerate(text) for text in replies.texts["harmful"]]
-        paired = None
-        if number:
-            paired = paired_test(verdicts[0], verdicts[number])
+    def tell(label: str = "", answered: int = 0, _: int = 0) -> None:
+        if progress:
+            progress("score the front again", done + answered, total)
+
+    tell()
+    replies = {n: Replies(answers.kl(every[n]) if n is not None else 0.0) for n in numbers}
+    for name in names:
+        count = len(answers.prompts[name])
+        asked = [(replies[number], every[number]) for number in numbers]
+        answers.extend(asked, count, name, progress=tell)
+        done += len(numbers) * count
+    tell()
+    refused = {
+        number: {name: [answers.refusal(text) for text in reply.texts[name]] for name in names}
+        for number, reply in replies.items()
+    }
+
+    def score(number: int | None) -> FreshScore:
+        found = refused[number]
+        rates = {name: sum(said) / len(said) for name, said in found.items()}
+        spans = {name: wilson_interval(sum(said), len(said)) for name, said in found.items()}
+        loops = [is_degenerate(text) for text in replies[number].texts["harmful"]]
+        paired = paired_test(refused[0]["harmful"], found["harmful"]) if number else None
         return FreshScore(
             number, rates["harmful"], spans["harmful"], rates["harmless"], spans["harmless"],
-            kl, sum(loops) / len(loops), paired,
+            replies[number].kl, sum(loops) / len(loops), paired,
         )  # fmt: skip
 
-    def tell() -> None:
-        if progress:
-            progress("score the front again", len(scores), len(changes) + 1)
-
-    scores: dict[int | None, FreshScore] = {}
-    tell()
-    scores[None] = measure(None, (), 0.0)
-    for number in sorted(changes):
-        tell()
-        scores[number] = measure(number, changes[number], answers.kl(changes[number]))
-    tell()
+    scores = {number: score(number) for number in numbers}
 
     def loss(trial: Trial) -> dict[str, float]:
         again = scores[trial.number]

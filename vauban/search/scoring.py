@@ -77,7 +77,7 @@ class Scorer:
                 progress("unchanged answers", done, total)
 
         tell(0)
-        figures = self._score((), (), tell)
+        figures = self._score((), (), tell, ("harmful", "harmless"))
         self._no_cut = self._values(figures)
         return figures
 
@@ -97,12 +97,14 @@ class Scorer:
 
         After every round the prompts that are still to come count as answered well. A change that
         even so is dominated is stopped, and what was measured of it is kept. The harmless prompts
-        are asked last, or not at all where the harmful ones have decided already. A change under
-        which the logits overflow answers nothing: all of it counts as degenerate, at infinite KL.
-        `answered` is called with the number of new answers after every round.
+        are asked where over-refusal is an objective, and last: the harmful ones may have decided.
+        A change under which the logits overflow answers nothing: all of it counts as degenerate, at
+        infinite KL. `answered` is called with the number of new answers after every round.
         """
+        wanted = "over_refused" in self.objectives
+        names: tuple[Class, ...] = ("harmful", "harmless") if wanted else ("harmful",)
         try:
-            return self._score(change, front, answered)
+            return self._score(change, front, answered, names)
         except (ModelError, CheckError):
             return _OVERFLOW
 
@@ -111,6 +113,7 @@ class Scorer:
         change: Sequence[Intervention],
         front: Sequence[tuple[float, ...]],
         answered: Callable[[int], None] | None,
+        names: Sequence[Class],
     ) -> Figures:
         started = time.monotonic()
         replies = Replies(self.answers.kl(change))
@@ -135,7 +138,6 @@ class Scorer:
             values = tuple(best[name] for name in self.objectives)
             return any(dominates(other, values) for other in rivals)
 
-        names: tuple[Class, ...] = ("harmful", "harmless")
         for name in names:
             for count in _rounds(self._count(name)):
                 before = len(replies.texts[name])
@@ -153,7 +155,7 @@ class Scorer:
         self, replies: Replies, change: Sequence[Intervention], name: Class, count: int
     ) -> None:
         started = time.monotonic()
-        self.answers.extend(replies, change, count, name)
+        self.answers.extend([(replies, change)], count, name)
         self._spent("answers", started)
 
     def _spent(self, name: str, started: float) -> None:

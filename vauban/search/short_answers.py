@@ -18,7 +18,7 @@ import numpy as np
 from vauban._common import Progress
 from vauban.directions.refusal_odds import last_token_kl, refusal_log_odds, refusal_token_ids
 from vauban.errors import InputError
-from vauban.evaluation import answer_texts, answer_tokens, is_degenerate, is_refusal
+from vauban.evaluation import answer_groups, answer_texts, is_degenerate, is_refusal
 from vauban.generation import PromptReader, SharedPrefix
 from vauban.interventions import Intervention
 from vauban.prompts import encode_chat
@@ -157,18 +157,32 @@ class ShortAnswers:
         return float(last_token_kl(reader.baseline, reader.logits(change)).mean())
 
     def extend(
-        self, replies: Replies, change: Sequence[Intervention], count: int, *names: Class
+        self,
+        asked: Sequence[tuple[Replies, Sequence[Intervention]]],
+        count: int,
+        *names: Class,
+        progress: Progress | None = None,
     ) -> None:
-        """Answer those of the first `count` prompts of the named classes that are not answered."""
-        fresh = {name: self.prompts[name][len(replies.texts[name]) : count] for name in names}
-        prompts = [prompt for name in names for prompt in fresh[name]]
-        ids = answer_tokens(
-            self.model, self.tokenizer, prompts, max_tokens=self.max_tokens,
-            interventions=change, batch_size=self.batch_size,
+        """Answer those of the first `count` prompts of the named classes that are not answered.
+
+        All changes are asked together: their rows share batches.
+        """
+        fresh = [
+            {name: self.prompts[name][len(replies.texts[name]) : count] for name in names}
+            for replies, _ in asked
+        ]
+        groups = [
+            (change, [prompt for name in names for prompt in new[name]])
+            for (_, change), new in zip(asked, fresh, strict=True)
+        ]
+        every = answer_groups(
+            self.model, self.tokenizer, groups, max_tokens=self.max_tokens,
+            batch_size=self.batch_size, progress=progress,
         )  # fmt: skip
-        texts = iter(answer_texts(self.tokenizer, prompts, ids))
-        for name in names:
-            replies.texts[name] += [next(texts) for _ in fresh[name]]
+        for (replies, _), (_, prompts), new, ids in zip(asked, groups, fresh, every, strict=True):
+            texts = iter(answer_texts(self.tokenizer, prompts, ids))
+            for name in names:
+                replies.texts[name] += [next(texts) for _ in new[name]]
 
     def rounds(
         self,
@@ -187,20 +201,28 @@ class ShortAnswers:
         replies = {key: Replies(kl[key]) for key in changes}
         standing = [(key, 0, {"kl": r.kl}) for key, r in replies.items()]
         plan = halving(len(changes), min(FIRST_PROMPTS, self.most), self.most)
-        total, done = sum(count for count, _ in plan), 0
+        # The last round asks the harmless prompts as well.
+        counts = [0, *(prompts for _, prompts in plan)]
+        work = [n * (new - old) for (n, _), old, new in zip(plan, counts, counts[1:], strict=False)]
+        total, done = sum(work) + plan[-1][0] * self.most, 0
+
+        def tell(label: str, answered: int, _: int) -> None:
+            if progress:
+                progress(stage, done + answered, total)
+
         for number, (going_on, prompts) in enumerate(plan):
             last = number == len(plan) - 1
             names: tuple[Class, ...] = ("harmful", "harmless") if last else ("harmful",)
-            for place, (key, _, _) in enumerate(standing[:going_on]):
-                if last:
+            keys = [key for key, _, _ in standing[:going_on]]
+            if last:
+                for key in keys:
                     replies[key].kl = self.kl(changes[key])
-                self.extend(replies[key], changes[key], prompts, *names)
-                rates = replies[key].rates(self.refusal, prompts)
-                standing[place] = key, prompts, rates
-                done += 1
-                if progress:
-                    progress(stage, done, total)
-            standing[:going_on] = sorted(standing[:going_on], key=lambda row: cost_of(*_turn(row)))
+            asked = [(replies[key], changes[key]) for key in keys]
+            self.extend(asked, prompts, *names, progress=tell)
+            done += work[number] + (going_on * self.most if last else 0)
+            rows = [(key, prompts, replies[key].rates(self.refusal, prompts)) for key in keys]
+            standing[:going_on] = sorted(rows, key=lambda row: cost_of(*_turn(row)))
+            tell("", 0, 0)
         return standing
 
 
