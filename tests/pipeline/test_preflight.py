@@ -44,8 +44,10 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> None:
         raise Loaded
 
-    for name in ("pipeline.stages", "pipeline.edit_facts", "cli.single_stages"):
-        monkeypatch.setattr(importlib.import_module(f"vauban.{name}"), "open_model", opened)
+    names = ("pipeline.stages", "pipeline.edit_facts", "cli.single_stages")
+    # All are imported before one is changed: the later ones would take the changed name over.
+    for module in [importlib.import_module(f"vauban.{name}") for name in names]:
+        monkeypatch.setattr(module, "open_model", opened)
 
 
 def told(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

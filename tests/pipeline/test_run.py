@@ -41,8 +41,7 @@ def test_progress_never_goes_back_and_every_stage_ends(plain):
     order = list(dict.fromkeys(stage for stage, _, _ in stages))
     assert order == [
         *("load model", "verify forward pass", "measure", "first tokens", "choose by answers"),
-        *("strength", "choose strength", "project", "evaluate", "likelihood", "contrast prompts"),
-        *("random direction", "addition"),
+        *("strength", "choose strength", "project", "evaluate", "likelihood", "controls"),
         *("hash the source", "write", "read back"),
     ]
     for name in order:

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from vauban._common import Progress
 from vauban.edits import EditPlan
 from vauban.errors import InputError
-from vauban.evaluation.behaviour import Behaviour, Judge, answer_texts, answer_tokens, judge_answers
+from vauban.evaluation.behaviour import Behaviour, Judge, answer_groups, answer_texts, judge_answers
 from vauban.evaluation.eval_result import EvalResult, LengthPoint
 from vauban.evaluation.intervals import wilson_interval
 from vauban.evaluation.judge import LocalJudge, agreement, model_judge
@@ -83,23 +83,25 @@ def evaluate(
     other, changes = _modified(original, modified)
     check_same_vocabulary(original, other, "evaluate")
     sets = {"harmful": list(prompts), "harmless": list(harmless)}
-    total = 2 * sum(len(p) for p in sets.values())
-    done = 0
+    # (name, model, changes) of the four sets of answers; those of one model share batches.
+    sides = [(original, ()), (other, changes)]
+    asked = [(name, model, change) for model, change in sides for name in sets]
+    total, done = len(sides) * sum(len(texts) for texts in sets.values()), 0
 
     def step(label: str, at: int, n: int) -> None:
         if progress:
             progress("evaluate", done + at, total)
 
-    ids: dict[str, list[list[list[int]]]] = {"harmful": [], "harmless": []}
-    for name, texts in sets.items():
-        for model, interventions in ((original, ()), (other, changes)):
-            ids[name].append(
-                answer_tokens(
-                    model, tokenizer, texts, max_tokens=max_tokens, interventions=interventions,
-                    batch_size=batch_size, progress=step,
-                )
-            )  # fmt: skip
-            done += len(texts)
+    ids: dict[str, list[list[list[int]]]] = {name: [] for name in sets}
+    pools = [asked] if other is original else [asked[:2], asked[2:]]
+    for pool in pools:
+        answered = answer_groups(
+            pool[0][1], tokenizer, [(change, sets[name]) for name, _, change in pool],
+            max_tokens=max_tokens, batch_size=batch_size, progress=step,
+        )  # fmt: skip
+        for (name, _, _), answers in zip(pool, answered, strict=True):
+            ids[name].append(answers)
+            done += len(answers)
     scored = with_answers(tokenizer, sets["harmless"], ids["harmless"][0])
     reads = sum(map(len, sets.values())) + len(scored)
     read = 0

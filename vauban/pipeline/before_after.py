@@ -17,9 +17,11 @@ from vauban.evaluation import (
     Behaviour,
     EvalResult,
     OffTarget,
+    answer_groups,
+    answer_texts,
     compare_answers,
     evaluate,
-    measure_behaviour,
+    judge_answers,
     measure_off_target,
 )
 from vauban.interventions import Add, Intervention
@@ -61,25 +63,6 @@ def evaluate_models(
     )
 
 
-def contrast_shares(
-    opened: Opened,
-    plan: EditPlan,
-    config: RunConfig,
-    held_out: EvalSet,
-    *,
-    progress: Progress | None = None,
-) -> tuple[Share | None, Share | None]:
-    """Over-refusal of the contrast prompts, before and after; None where the file has none."""
-    if not held_out.contrast:
-        return None, None
-    stage = "contrast prompts"
-    shares = [
-        _share(_behaviour(opened, config, held_out, "contrast", changes, progress, stage, part))
-        for changes, part in (((), (0, 2)), (plan.virtual(), (1, 2)))
-    ]
-    return shares[0], shares[1]
-
-
 def off_target_stage(
     opened: Opened,
     plan: EditPlan,
@@ -117,8 +100,9 @@ def random_cut(
     return plan.virtual()
 
 
-def control_rows(
+def control_stage(
     opened: Opened,
+    plan: EditPlan,
     config: RunConfig,
     result: DirectionResult,
     held_out: EvalSet,
@@ -126,21 +110,35 @@ def control_rows(
     random_cut: Sequence[Intervention],
     *,
     progress: Progress | None = None,
-) -> tuple[BehaviourRow, BehaviourRow]:
-    """What the cut is to be compared with: a random direction, and adding instead of cutting.
+) -> tuple[tuple[Share | None, Share | None], tuple[BehaviourRow, BehaviourRow]]:
+    """Over-refusal of contrast prompts before and after (None where the file has none), and what
+    the cut is to be compared with: a random direction, and adding instead of cutting.
 
     `evaluation` has the likelihood of `random_cut` beside its own. If the random direction changed
-    behaviour as much, the cut would be damage and not an effect of the direction. The
-    addition puts the raw difference back once, at its source, on harmless how-to requests; if
-    they are refused, the direction does not only accompany refusal.
+    behaviour as much, the cut would be damage and not an effect of the direction. The addition puts
+    the raw difference back once, at its source, on harmless how-to requests; if they are refused,
+    the direction does not only accompany refusal.
     """
-    behaviour = _behaviour(
-        opened, config, held_out, "harmful", random_cut, progress, "random direction"
-    )
-    likelihood = evaluation.beside[0]
+    settings = config.eval
     addition = (Add.from_result(result, 1.0),)
-    added = _behaviour(opened, config, held_out, "how_to", addition, progress, "addition")
-    return (
+    contrast = [((), "contrast"), (plan.virtual(), "contrast")] if held_out.contrast else []
+    asked = [*contrast, (random_cut, "harmful"), (addition, "how_to")]
+    groups = [(changes, held_out.texts(kind)) for changes, kind in asked]
+    tell(progress, "controls", 0, sum(len(prompts) for _, prompts in groups))
+    every = answer_groups(
+        opened.model, opened.tokenizer, groups, max_tokens=settings.max_tokens,
+        progress=lambda _, done, n: tell(progress, "controls", done, n),
+    )  # fmt: skip
+    *shares, behaviour, added = [
+        judge_answers(
+            prompts, answer_texts(opened.tokenizer, prompts, ids),
+            phrases=settings.refusal_phrases, judge=judge_of(opened, config),
+            finished=[len(answer) < settings.max_tokens for answer in ids],
+        )
+        for (_, prompts), ids in zip(groups, every, strict=True)
+    ]  # fmt: skip
+    likelihood = evaluation.beside[0]
+    rows = (
         BehaviourRow(
             "random direction",
             harmful_refused=_share(behaviour),
@@ -160,6 +158,8 @@ def control_rows(
             + _without_verdict(added),
         ),
     )
+    before, after = map(_share, shares) if shares else (None, None)
+    return (before, after), rows
 
 
 def comparison_rows(
@@ -201,32 +201,3 @@ def _share(behaviour: Behaviour) -> Share | None:
 def _without_verdict(behaviour: Behaviour) -> str:
     missing = behaviour.n - behaviour.judged
     return f" {missing} of {behaviour.n} answers have no verdict." if missing else ""
-
-
-def _behaviour(
-    opened: Opened,
-    config: RunConfig,
-    held_out: EvalSet,
-    kind: str,
-    changes: Sequence[Intervention],
-    progress: Progress | None,
-    stage: str,
-    part: tuple[int, int] = (0, 1),
-) -> Behaviour:
-    """Answers to the prompts of a kind with the settings of the configuration.
-
-    `part` is (number, parts) of a stage that several calls share equally.
-    """
-    settings, prompts = config.eval, held_out.texts(kind)
-    number, parts = part
-    tell(progress, stage, number * len(prompts), parts * len(prompts))
-    return measure_behaviour(
-        opened.model,
-        opened.tokenizer,
-        prompts,
-        interventions=changes,
-        max_tokens=settings.max_tokens,
-        phrases=settings.refusal_phrases,
-        judge=judge_of(opened, config),
-        progress=lambda _, done, n: tell(progress, stage, number * n + done, parts * n),
-    )

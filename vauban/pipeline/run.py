@@ -20,8 +20,7 @@ from vauban.export import ExportReport, logits_difference, resume_key, staged
 from vauban.models import weight_files
 from vauban.pipeline.before_after import (
     comparison_rows,
-    contrast_shares,
-    control_rows,
+    control_stage,
     evaluate_models,
     off_target_stage,
     random_cut,
@@ -203,9 +202,8 @@ def finish_run(
     contrast: tuple[Share | None, Share | None] = (None, None)
     controls: tuple[BehaviourRow, ...] = ()
     if controlled:
-        contrast = contrast_shares(opened, plan, config, held_out, progress=progress)
-        controls = control_rows(
-            opened, config, result, held_out, evaluation, random, progress=progress
+        contrast, controls = control_stage(
+            opened, plan, config, result, held_out, evaluation, random, progress=progress
         )
     rows = (*comparison_rows(evaluation, contrast), *controls)
     surface = None
