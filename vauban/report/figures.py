@@ -20,13 +20,13 @@ def json_safe(value: Any) -> Any:
     return value
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share in 0..1 as a percentage.
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share in 0..1 as a percentage; a dash for one that was not measured.
 
-    >>> percent(1.0), percent(0.015625)
-    ('100.0%', '1.6%')
+    >>> percent(1.0), percent(0.015625), percent(None)
+    ('100.0%', '1.6%', '–')
     """
-    return f"{100 * share:.{digits}f}%"
+    return "–" if share is None else f"{100 * share:.{digits}f}%"
 
 
 def rate_with_interval(rate: float, interval: Sequence[float]) -> str:
