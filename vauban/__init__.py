@@ -48,13 +48,14 @@ _EXPORTS = {
         "emmet_update load_facts penalty prune rect ridge_update rome_update sphere"
     ),
     "vauban.evaluation": (
-        "DEFAULT_REFUSAL_PHRASES Behaviour EvalResult FactEval Gate GateReport HiddenShift "
-        "Likelihood LocalJudge OffTarget PairedResult SurfaceComparison SurfacePrompt SurfaceScan "
-        "Verdict agreement bootstrap_interval check_gates classify_answer compare_answers "
-        "compare_likelihood compare_surfaces evaluate evaluate_facts hidden_shift is_degenerate "
-        "is_refusal judge_answers kl_divergence load_surface_prompts measure_behaviour "
-        "measure_harmfulness measure_off_target measure_perplexity paired_test perplexity "
-        "scan_surface wilson_interval"
+        "DEFAULT_REFUSAL_PHRASES Behaviour Capability EvalResult FactEval Gate GateReport "
+        "HiddenShift Likelihood LocalJudge OffTarget PairedResult SurfaceComparison "
+        "SurfacePrompt SurfaceScan Verdict agreement bootstrap_interval check_gates "
+        "classify_answer compare_answers compare_likelihood compare_surfaces evaluate "
+        "evaluate_facts hidden_shift is_degenerate is_refusal judge_answers kl_divergence "
+        "load_surface_prompts measure_behaviour measure_capability measure_harmfulness "
+        "measure_off_target measure_perplexity paired_test perplexity scan_surface "
+        "wilson_interval"
     ),
     "vauban.search": (
         "AnswerChoice KernelSpace SearchResult SearchSpace Strength StrengthChoice StrengthKernel "

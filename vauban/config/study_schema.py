@@ -165,7 +165,17 @@ class GuardSection(Section):
 
 
 class BenchSection(Section):
-    """Capability benchmarks through lm-eval (extra `bench`)."""
+    """What a model can do: tasks written here, and benchmarks through lm-eval (extra `bench`)."""
+
+    capability: bool | None = key(
+        BOOLEAN,
+        "Arithmetic, facts and code (run against its tests in a process of its own). Not set: for "
+        "models that bring no prompts of their own.",
+        None, example="true",
+    )  # fmt: skip
+    capability_limit: Positive | None = key(
+        POSITIVE, "At most so many of these tasks of each kind; not set: all.", None, example="20"
+    )
 
     tasks: list[Text] = key(
         "a list of lm-eval task names",

@@ -16,6 +16,8 @@ In reading order:
     eval_result  what a comparison says: figures, pairs, verdicts
     evaluate     a model before and after a change
     off_target   length, hedging, language, JSON, memory over turns
+    run_program  whether a program that a model wrote passes its tests
+    capability   arithmetic, facts and code with answers that can be checked
     facts        what a model says of facts
     hidden_shift  how far an edit moves the stream elsewhere
     surface_rows  prompts with every axis on which refusal may differ
@@ -35,6 +37,7 @@ from vauban.evaluation.behaviour import (
     judge_answers,
     measure_behaviour,
 )
+from vauban.evaluation.capability import Capability, measure_capability
 from vauban.evaluation.degenerate import is_degenerate
 from vauban.evaluation.eval_result import EvalResult, LengthPoint
 from vauban.evaluation.evaluate import evaluate, length_curve
@@ -102,6 +105,7 @@ __all__ = [
     "PROTOCOLS",
     "SHORT_NAMES",
     "Behaviour",
+    "Capability",
     "Cell",
     "CellChange",
     "CellRate",
@@ -161,6 +165,7 @@ __all__ = [
     "load_surface_prompts",
     "macro_f1",
     "measure_behaviour",
+    "measure_capability",
     "measure_harmfulness",
     "measure_off_target",
     "measure_perplexity",

@@ -29,6 +29,7 @@ BETTER: Mapping[str, Better] = MappingProxyType(
         "perplexity": "lower",
         "cross_entropy": "lower",
         "task_accuracy": "higher",
+        "capability": "higher",
         "mmlu": "higher",
         "arc_cloze": "higher",
         "arc_letter5": "higher",

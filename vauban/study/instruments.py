@@ -17,10 +17,13 @@ from vauban.config import StudyConfig
 from vauban.errors import CheckError, InputError
 from vauban.evaluation import (
     Behaviour,
+    answer_groups,
+    answer_texts,
     answer_tokens,
     compare_likelihood,
     is_degenerate,
-    measure_behaviour,
+    judge_answers,
+    measure_capability,
     measure_perplexity,
 )
 from vauban.interventions import Intervention
@@ -74,9 +77,10 @@ class Instruments:
         self, remove: Sequence[Intervention], induce: Sequence[Intervention] | None
     ) -> dict[str, Any]:
         """All figures of one condition: {"metrics": [...], "guard": ..., "samples": [...]}."""
-        refused = self._behaviour("harmful", remove)
-        over = self._behaviour("harmless", remove)
-        induced = None if induce is None else self._behaviour("how_to", induce)
+        asked = [("harmful", remove), ("harmless", remove)]
+        asked += [] if induce is None else [("how_to", induce)]
+        refused, over, *induced_form = self._behaviours(asked)
+        induced = induced_form[0] if induced_form else None
         guard = None if self.judge is None else self.judge(self.rows.harmful, refused.answers)
         degenerate = [is_degenerate(text) for text in (*refused.answers, *over.answers)]
         metrics = [
@@ -88,6 +92,7 @@ class Instruments:
             else Metric.not_applicable("induced_refusal", "this method has no inducing form"),
             *(metric for name in self.texts for metric in self._perplexity(name, remove)),
             self._tasks(remove),
+            *self._capability(remove),
             *self._benchmarks(remove),
             Metric.rate("degenerate", sum(degenerate), len(degenerate)),
             self._kl(remove),
@@ -99,11 +104,21 @@ class Instruments:
             "samples": [{"prompt": p, "answer": shorten(answer, 90)} for p, answer in samples],
         }
 
-    def _behaviour(self, kind: str, interventions: Sequence[Intervention]) -> Behaviour:
-        return measure_behaviour(
-            self.model, self.tokenizer, self.rows.texts(kind), interventions=interventions,
-            max_tokens=self.config.eval.max_tokens, phrases=self.config.eval.refusal_phrases,
+    def _behaviours(self, asked: Sequence[tuple[str, Sequence[Intervention]]]) -> list[Behaviour]:
+        """Answers to the prompts of each kind under its changes, in common batches, judged."""
+        settings = self.config.eval
+        groups = [(changes, self.rows.texts(kind)) for kind, changes in asked]
+        every = answer_groups(
+            self.model, self.tokenizer, groups, max_tokens=settings.max_tokens
         )  # fmt: skip
+        return [
+            judge_answers(
+                prompts, answer_texts(self.tokenizer, prompts, ids),
+                phrases=settings.refusal_phrases,
+                finished=[len(answer) < settings.max_tokens for answer in ids],
+            )
+            for (_, prompts), ids in zip(groups, every, strict=True)
+        ]  # fmt: skip
 
     def _perplexity(self, name: str, remove: Sequence[Intervention]) -> list[Metric]:
         """Perplexity of one set of texts, and its logarithm."""
@@ -129,6 +144,20 @@ class Instruments:
         if not rows:
             return Metric.not_applicable("task_accuracy", "no held-out row has an answer")
         return task_accuracy(self.model, self.tokenizer, rows, interventions=remove).metric()
+
+    def _capability(self, remove: Sequence[Intervention]) -> list[Metric]:
+        """The tasks written here, a figure for each kind; [] where they are not asked for."""
+        bench = self.config.bench
+        foreign = self.rows.origin != "model folder"
+        if not (foreign if bench.capability is None else bench.capability):
+            return []
+        found = measure_capability(
+            self.model, self.tokenizer, interventions=remove, limit=bench.capability_limit
+        )
+        return [
+            Metric.rate(f"capability: {kind}", found.correct[kind], count, unit="tasks")
+            for kind, count in found.n.items()
+        ]
 
     def _benchmarks(self, remove: Sequence[Intervention]) -> list[Metric]:
         bench = self.config.bench

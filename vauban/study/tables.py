@@ -21,6 +21,7 @@ TITLES = {
     "perplexity": "perplexity",
     "cross_entropy": "log-perplexity",
     "task_accuracy": "tasks exact",
+    "capability": "tasks",
     "mmlu": "MMLU",
     "arc_cloze": "ARC (cloze)",
     "arc_letter5": "ARC (letters)",
