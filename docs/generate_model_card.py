@@ -51,9 +51,13 @@ def page(text: str) -> str:
         raise ValueError(f"{PAGE.name} explains {marked}; the card has {list(parts)}")
 
     def quoted(match: re.Match[str]) -> str:
-        # Indented and not fenced: the card has a fence of its own.
-        inside = textwrap.indent(parts[match[1]], "    ")
-        return f"<!-- card: {match[1]} -->\n\n{inside}\n\n<!-- /card -->"
+        name, inside = match[1], parts[match[1]]
+        if name == "front matter":
+            shown = textwrap.indent(inside, "    ")
+        else:  # as a reader sees it, but for the heading, which is the page's own
+            body = re.sub(r"\A# (.*)\n", r"**\1**\n", re.sub(r"\A## .*\n+", "", inside))
+            shown = re.sub(r"^", "> ", body, flags=re.M).replace("> \n", ">\n")
+        return f"<!-- card: {name} -->\n\n{shown}\n\n<!-- /card -->"
 
     return MARK.sub(quoted, written)
 
