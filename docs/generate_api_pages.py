@@ -7,6 +7,7 @@ Knows names and where they are defined; the text is the docstrings'.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import vauban
@@ -37,6 +38,8 @@ def place(name: str, owner: object = vauban) -> str:
     'vauban.search.measure.measure'
     """
     value = getattr(owner, name)
+    if inspect.ismodule(value):  # a room that can be called like its function
+        value = type(value).__call__
     module = getattr(value, "__module__", None)
     if module is None or not module.startswith("vauban"):  # a constant
         module = vauban._HOME[name]
@@ -47,8 +50,9 @@ def pages() -> dict[str, str]:
     """The text of every page, by file name."""
     texts = {}
     for file, (title, rooms) in PAGES.items():
+        homes = {**vauban._HOME, **{name: f"vauban.{name}" for name in vauban._CALLABLE}}
         names = sorted(
-            (name for name, room in vauban._HOME.items() if _room(room) in rooms), key=str.casefold
+            (name for name, room in homes.items() if _room(room) in rooms), key=str.casefold
         )
         texts[f"{file}.md"] = _page(title, [place(name) for name in names])
     lines = sorted(quick.__all__, key=str.casefold)

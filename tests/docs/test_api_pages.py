@@ -1,5 +1,6 @@
 """The API's pages name every public name, and each says what it does, with its source of truth."""
 
+import doctest
 import importlib.util
 import inspect
 from pathlib import Path
@@ -27,7 +28,7 @@ def test_the_pages_are_up_to_date() -> None:
 
 def test_every_public_name_stands_on_one_page() -> None:
     text = "".join(_script().pages().values())
-    for name in vauban._HOME:
+    for name in vauban.__all__:
         assert text.count(f".{name}\n") >= 1, name
 
 
@@ -46,3 +47,16 @@ def test_every_public_name_says_what_it_does(owner, name: str) -> None:
     assert text and not text.startswith(f"{name}("), "a docstring of its own, not dataclass's"
     first = text.split("\n\n")[0]
     assert len(first) > 15 and first.rstrip()[-1] in ".:"
+
+
+def test_examples_and_fields_of_docstrings_are_rendered_as_shown() -> None:
+    pytest.importorskip("griffe", reason="the pages are made where mkdocstrings is installed")
+    path = DOCS / "doctest_blocks.py"
+    spec = importlib.util.spec_from_file_location("doctest_blocks", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = doctest.testmod(module)
+    assert result.attempted >= 2 and not result.failed
+    prose = "Two spaces.  They end a sentence\nhere, and name no field."
+    assert module.listed(prose) == prose

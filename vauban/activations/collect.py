@@ -26,6 +26,12 @@ class Activations:
     """values (n, L+1, P, d) float32, in the order of the prompts; residual index on axis 1.
 
     `positions` are negative, counted from each prompt's last token.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> acts = vauban.collect_activations(model, tokenizer, ["Say hello.", "Name a colour."])
+    >>> acts.values.shape, acts.at(4, -1).shape
+    ((2, 7, 1, 128), (2, 128))
     """
 
     values: mx.array
@@ -122,6 +128,8 @@ def collect_activations(
     progress: Progress | None = None,
 ) -> Activations:
     """Residuals of all prompts at `positions`: values (n, L+1, P, d) float32.
+
+    Raises InputError for no prompts, a position before a prompt's start, and NaN or inf.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))

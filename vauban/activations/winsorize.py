@@ -14,6 +14,10 @@ def winsorize(values: mx.array, quantile: float) -> mx.array:
     `values` is (n, R, ...): thresholds are computed per residual (axis 1), pooled over the
     prompts of both classes and all components, so that a "massive activation" of a few
     components cannot dominate a class mean. 0 clips nothing; raises InputError outside [0, 0.5).
+
+    >>> import mlx.core as mx
+    >>> winsorize(mx.array([[[0.0, 1.0, 2.0, 3.0, 900.0]]]), 0.25).tolist()
+    [[[1.0, 1.0, 2.0, 3.0, 3.0]]]
     """
     if not 0.0 <= quantile < 0.5:
         raise InputError(f"clip_quantile is {quantile}; expected 0 <= q < 0.5")

@@ -51,6 +51,12 @@ class RunComparison:
         common: prompts that both runs evaluated, by label.
         only_a, only_b: prompts that one run alone evaluated.
         notes: sentences that a reader has to know.
+
+    >>> import vauban
+    >>> test = vauban.paired_test([True, True], [True, False])
+    >>> found = RunComparison({}, {}, (), {"refusal": test}, {"harmful": 2}, 0, 0, ())
+    >>> found.to_dict()["paired"]["refusal"]["only_before"]
+    1
     """
 
     a: Mapping[str, Any]
@@ -87,6 +93,22 @@ def compare_runs(run_a: str | Path, run_b: str | Path) -> RunComparison:
     Raises:
         InputError: a folder without run.json, a run of another kind, an answers file that is cut
             off or broken (with its line).
+
+    >>> import json, tempfile
+    >>> from pathlib import Path
+    >>> row = {"label": "harmful", "prompt": "Rob a shop.", "degenerate_modified": False}
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     for name, refused in (("a", True), ("b", False)):
+    ...         (folder := Path(place, name)).mkdir()
+    ...         _ = (folder / "answers.jsonl").write_text(
+    ...             json.dumps({**row, "refused_modified": refused})
+    ...         )
+    ...         figures = {"refusal_rate_modified": float(refused), "num_prompts": 1}
+    ...         run = {"model": {"name": "m"}, "evaluation": {**figures, "num_harmless": 0}}
+    ...         _ = (folder / "run.json").write_text(json.dumps(run))
+    ...     found = compare_runs(f"{place}/a", f"{place}/b")
+    >>> found.paired["refusal"].only_before
+    1
     """
     folders = [Path(run_a), Path(run_b)]
     documents = [read_run(folder) for folder in folders]

@@ -62,6 +62,8 @@ def collect_candidates(
 
     The output of the last block is no candidate (Arditi et al. 2024, section 2.3).
 
+    Raises InputError for positions that are none, and where no prompt is given.
+
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
     >>> found = collect_candidates(model, tokenizer, ["Rob a shop."], ["Name a colour."])

@@ -20,6 +20,11 @@ class Direction:
     """A fitted direction: `vector` (d,) raw, not normalised; w.x + bias > 0 says harmful.
 
     `masked` are the coordinates that the estimator left out.
+
+    >>> import mlx.core as mx
+    >>> fitted = fit_mean_difference(mx.array([[0.0, 1], [2, 1]]), mx.array([0, 1]))
+    >>> fitted.unit.tolist(), fitted.bias, fitted.method
+    ([1.0, 0.0], -2.0, 'mean_difference')
     """
 
     vector: mx.array
@@ -67,7 +72,10 @@ def check_labelled(X: mx.array, y: mx.array) -> tuple[mx.array, np.ndarray]:
 def fit_mean_difference(X: mx.array, y: mx.array) -> Direction:
     """Difference in means v = mean(X | 1) - mean(X | 0), bias at the midpoint.
 
-    Arditi et al. 2024 (arXiv 2406.11717), eq. 1; Belrose (2023) on why it is the right default.
+    X (n, d), y (n,) in {0, 1}. Arditi et al. 2024 (arXiv 2406.11717), eq. 1; Belrose (2023) on why
+    it is the right default.
+
+    Raises InputError for one class, wrong shapes or labels, NaN, and means that are equal.
 
     >>> import mlx.core as mx
     >>> fit_mean_difference(mx.array([[0.0, 1], [2, 1]]), mx.array([0, 1])).vector.tolist()
@@ -82,11 +90,11 @@ def fit_masked_difference(
 ) -> Direction:
     """Difference in means, zero where the harmless mean exceeds a multiple of the median.
 
-    Class-blind: the mask is read off the harmless rows alone, |mean_c| > loud_multiple times the
-    median over coordinates. A coordinate of a size far beyond the others' (a massive activation,
-    Sun et al. 2024, arXiv 2402.17762) rules the plain difference whatever it tells of the classes.
-    Where nothing stands out, the vector is `fit_mean_difference`'s, bit for bit. `masked` names
-    the coordinates.
+    X (n, d), y (n,) in {0, 1}. Class-blind: the mask is read off the harmless rows alone, where
+    |mean_c| exceeds loud_multiple times the median over coordinates. A coordinate of a size far
+    beyond the others' (a massive activation, Sun et al. 2024, arXiv 2402.17762) rules the plain
+    difference whatever it tells of the classes. Where nothing stands out, the vector is
+    `fit_mean_difference`'s, bit for bit. `masked` names the coordinates.
 
     Raises InputError for a multiple of 1 or less, and for a mask that leaves nothing.
 
@@ -108,10 +116,12 @@ def fit_masked_difference(
 def fit_scaled_difference(X: mx.array, y: mx.array) -> Direction:
     """Difference in means over the shrunk within-class variance of each coordinate.
 
-    Weights of a diagonal linear discriminant analysis (Dudoit, Fridlyand and Speed 2002), the
-    variances shrunk towards their median (Opgen-Rhein and Strimmer 2007); `mean_estimators` has
-    the formula. A coordinate counts by how well it tells the classes apart, not by its size. The
-    vector's length is the gap of the class means along it.
+    X (n, d), y (n,) in {0, 1}. Weights of a diagonal linear discriminant analysis (Dudoit,
+    Fridlyand and Speed 2002), the variances shrunk towards their median (Opgen-Rhein and Strimmer
+    2007); `mean_estimators` has the formula. A coordinate counts by how well it tells the classes
+    apart, not by its size. The vector's length is the gap of the class means along it.
+
+    Raises InputError for one class, wrong shapes or labels, NaN, and means that are equal.
 
     >>> import mlx.core as mx
     >>> X = mx.array([[0.0, 0], [0.2, 40], [1.0, 0], [1.2, 44]] * 20)

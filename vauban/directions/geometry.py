@@ -17,7 +17,13 @@ from vauban.linalg import numpy_basis, unit
 
 @dataclass(frozen=True)
 class Geometry:
-    """A set of directions: all cosines, and which pairs are independent."""
+    """A set of directions: all cosines, and which pairs are independent.
+
+    >>> import mlx.core as mx
+    >>> found = analyze_geometry({"a": mx.array([1.0, 0.0]), "b": mx.array([0.6, 0.8])})
+    >>> round(found.cosines[0][1], 6), found.independent
+    (0.6, ())
+    """
 
     names: tuple[str, ...]
     cosines: tuple[tuple[float, ...], ...]

@@ -38,6 +38,14 @@ class INLPResult:
     threshold     what an accuracy had to reach
     mean_cosines  |cosine| of each direction with the mean row: near 1 the common mean is removed
     scale         X was divided by this
+
+    >>> import mlx.core as mx
+    >>> y = mx.arange(40) % 2
+    >>> X = mx.random.normal((40, 6), key=mx.random.key(0)) + 6 * y[:, None] * mx.eye(6)[0]
+    >>> found = fit_inlp(X, y)
+    >>> erased = X @ found.projection()
+    >>> float(mx.abs(erased @ found.directions.T).max()) < 1e-4
+    True
     """
 
     directions: mx.array

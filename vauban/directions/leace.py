@@ -23,6 +23,11 @@ class LeaceResult:
 
     k is 1 for a binary concept, where `left` is parallel to the mean difference and only the
     read-out `right` knows the covariance. `shrinkage` is the weight of the sample covariance.
+
+    >>> import mlx.core as mx
+    >>> eraser = fit_leace(mx.array([[0.0, 1], [0, 3], [4, 1], [4, 3]]), mx.array([0, 0, 1, 1]))
+    >>> eraser.rank, eraser.mean.tolist(), eraser(mx.array([0.0, 7.0])).tolist()
+    (1, [2.0, 2.0], [2.0, 7.0])
     """
 
     left: mx.array
@@ -200,7 +205,9 @@ def fit_mean_projection(X: mx.array, y: mx.array, *, affine: bool = True) -> Lea
     """Orthogonal projection off the span of the class means (Haghighatkhah et al. 2022).
 
     For two classes this is ablation of the mean difference, about the overall mean when `affine`.
-    It guards like LEACE and changes X more.
+    It guards like LEACE and changes X (n, d) more; `y` as there.
+
+    Raises InputError for one class, wrong shapes, NaN, or means that are equal.
 
     >>> import mlx.core as mx
     >>> X = mx.array([[0.0, 1], [0, 3], [4, 1], [4, 3]])

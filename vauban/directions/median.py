@@ -17,6 +17,8 @@ def geometric_median(X: mx.array, *, tolerance: float = 1e-12, max_steps: int = 
     Weiszfeld 1937 with the step of Vardi and Zhang (2000), which leaves a data point that the
     iteration lands on unless it is the median itself. A few outliers cannot move it far.
 
+    Raises InputError for another shape, no rows, and NaN or inf.
+
     >>> import mlx.core as mx
     >>> m = geometric_median(mx.array([[0.0, 0], [0, 0], [0, 0], [900, 0]]))
     >>> [round(v, 6) for v in m.tolist()]
@@ -52,6 +54,8 @@ def fit_geometric_median(X: mx.array, y: mx.array) -> Direction:
     """Difference of the classes' geometric medians, bias at their midpoint.
 
     X (n, d), y (n,) in {0, 1}. The robust form of the mean difference.
+
+    Raises InputError for one class, wrong shapes or labels, NaN, and medians that are equal.
 
     >>> import mlx.core as mx
     >>> X = mx.array([[0.0, 0], [0, 0], [2, 0], [2, 0]])

@@ -33,6 +33,15 @@ class DirectionResult:
     cosine_scores   L values, the seed's gap of mean projections (grows with the residual norm)
     scores          per-layer lists: gap, cohens_d, auc, cosine, silhouette (held-out prompts)
     projections     class means along `direction` at the chosen layer, relative to zero
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> sets = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> result = vauban.measure(model, tokenizer, *sets, layer=3)
+    >>> result.layer_index, result.residual_index, result.directions.shape, result.means.shape
+    (3, 4, (6, 128), (2, 6, 128))
+    >>> result.direction.tolist() == result.directions[3].tolist()
+    True
     """
 
     direction: mx.array

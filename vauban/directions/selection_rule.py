@@ -27,9 +27,14 @@ class SelectionResult:
     dropped    the others, each with its `reason`
     records    all candidates in the order given: position, layer, bypass, induce, kl; a score is
                None where it was not needed
-    direction  the chosen candidate as it was given, None from `select_from_scores`
+    direction  (d,) the chosen candidate as given, None from `select_from_scores`
     baseline   mean refusal log-odds without intervention: harmful, harmless
     mass       probability of the refusal tokens on the harmful prompts without intervention
+
+    >>> rows = [{"position": -1, "layer": r, "bypass": -r, "induce": 1, "kl": r} for r in (0, 1)]
+    >>> found = select_from_scores(rows, 2)
+    >>> found.layer, found.dropped[0]["reason"]
+    (0, 'residual 1 is beyond the first 1')
     """
 
     position: int

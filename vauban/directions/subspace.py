@@ -30,6 +30,13 @@ class SubspaceResult:
 
     singular_values (k,) of the paired differences; explained_variance (k,) shares of all their
     squared singular values. Indices as in `DirectionResult`: residual = layer_index + 1.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> sets = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> found = vauban.measure_subspace(model, tokenizer, *sets, top_k=2)
+    >>> found.basis.shape, round(float(found.explained_variance.sum()), 4)
+    ((2, 128), 1.0)
     """
 
     basis: mx.array

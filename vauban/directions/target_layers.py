@@ -16,6 +16,8 @@ def select_target_layers(
 
     Never empty: where all scores are equal nothing is above the median and all blocks are taken.
 
+    Raises InputError for another strategy, no scores, NaN or inf, and top_k below 1.
+
     >>> select_target_layers([0.1, 0.9, 0.5], "top_k", top_k=2)
     [1, 2]
     """

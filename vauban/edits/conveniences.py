@@ -91,11 +91,11 @@ class Conveniences:
 
         Raises InputError for an empty list of prompts, and for prompts without a tokenizer.
 
-        >>> import vauban
+        >>> import mlx.core as mx, vauban
         >>> model, tokenizer = vauban.load(vauban.organism_path("4bit"))
         >>> plan = vauban.plan_cut(model, mx.random.normal((128,)))
         >>> plan.calibrated(tokenizer, ["Name a colour."]).settings["calibration"]["modules"]
-        13
+        12
         """
         from vauban.export.calibrate import calibrate
 

@@ -19,6 +19,8 @@ def sparsify_direction(direction: mx.array, sparsity: float) -> mx.array:
 
     0 keeps all, 0.9 the largest tenth (at least one component). Returns (d,) float32 of norm 1.
 
+    Raises InputError for a share outside [0, 1), and a direction that is zero or not finite.
+
     >>> import mlx.core as mx
     >>> [round(v, 3) for v in sparsify_direction(mx.array([3.0, 0.1, -4.0, 0.2]), 0.5).tolist()]
     [0.6, 0.0, -0.8, 0.0]

@@ -89,8 +89,15 @@ def cut_biprojected(
 ) -> dict[str, mx.array]:
     """`cut` along the part of the refusal direction that is orthogonal to the harmless one.
 
-    Pass the harmless mean of the layer, `result.harmless_mean(result.layer_index)`. Raises
-    InputError when the two directions are parallel.
+    Both are (d,), or results that hold one. Pass the harmless mean of the layer,
+    `result.harmless_mean(result.layer_index)`. Raises InputError when the two are parallel.
+
+    >>> import mlx.core as mx
+    >>> weights = {"model.layers.0.mlp.down_proj.weight": mx.eye(2)}
+    >>> after = cut_biprojected(weights, mx.array([0.6, 0.8]), mx.array([1.0, 0.0]), [0])
+    >>> matrix = after["model.layers.0.mlp.down_proj.weight"]
+    >>> bool(mx.allclose(matrix, mx.diag(mx.array([1.0, 0.0]))))
+    True
     """
     return cut(
         weights,
@@ -109,7 +116,16 @@ def cut_subspace(
     norm_preserve: bool | str = False,
     layer_weights: Mapping[int, float] | None = None,
 ) -> dict[str, mx.array]:
-    """`cut` along all rows of `basis` (k, d) jointly; the rows need not be orthogonal."""
+    """`cut` along all rows of `basis` (k, d) jointly; the rows need not be orthogonal.
+
+    Raises InputError as `cut` does, and for rows that are linearly dependent.
+
+    >>> import mlx.core as mx
+    >>> weights = {"model.layers.0.mlp.down_proj.weight": mx.eye(3)}
+    >>> after = cut_subspace(weights, mx.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]), "all")
+    >>> [round(float(mx.abs(row).max()), 5) for row in after["model.layers.0.mlp.down_proj.weight"]]
+    [0.0, 0.0, 1.0]
+    """
     rows = as_basis(basis, "cut")
     _check_dictionary(weights)
     existing = {int(m["index"]) for name in weights if (m := _BLOCK.match(name))}

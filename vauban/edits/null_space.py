@@ -27,7 +27,13 @@ DEFAULT_LIMIT = 4.0
 
 @dataclass(frozen=True, eq=False)
 class NullSpace:
-    """`basis` (r, in) row-orthonormal: what is preserved; all `singular_values` of the keys."""
+    """`basis` (r, in) row-orthonormal: what is preserved; all `singular_values` of the keys.
+
+    >>> import mlx.core as mx
+    >>> space = null_space(mx.array([[3.0, 4.0, 0.0]]), rank=1)
+    >>> space.rank, [round(abs(v), 6) for v in space.basis[0].tolist()]
+    (1, [0.6, 0.8, 0.0])
+    """
 
     basis: mx.array
     singular_values: mx.array

@@ -36,7 +36,15 @@ _SINK = 10.0
 
 @dataclass(frozen=True, eq=False)
 class PreservationKeys:
-    """Per writer path the keys of the matrix, or of each expert (None: never routed to)."""
+    """Per writer path the keys of the matrix, or of each expert (None: never routed to).
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> path = "model.layers.0.mlp.down_proj"
+    >>> found = vauban.collect_preservation_keys(model, tokenizer, ["Say hello."], [path])
+    >>> list(found.keys) == [path], found.keys[path][0].rows == found.n_tokens
+    (True, True)
+    """
 
     keys: Mapping[str, tuple[Keys | None, ...]]
     n_prompts: int
@@ -69,6 +77,13 @@ class Preserve:
     `energy` or `rank` as in `null_space`; mode "project" or "least_squares", which needs
     `targets`: keys of prompts that carry the direction. A fitted row is at most `limit` times as
     long as the one that a plain cut removes. `protection_report` says what became of the cut.
+
+    >>> import mlx.core as mx, vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> keys = vauban.collect_preservation_keys(model, tokenizer, ["Say hello."])
+    >>> plan = vauban.plan_cut(model, mx.ones(128), preserve=Preserve(keys, rank=1))
+    >>> 0.0 < vauban.protection_report(plan, keys).mean_removable < 1.0
+    True
     """
 
     keys: PreservationKeys
@@ -119,6 +134,12 @@ def collect_preservation_keys(
     not say which token they came from; where a model cannot go on from a cache, it is told by its
     place, which routed rows do not have.
     Raises InputError for no prompts, or a path the model does not have.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> found = collect_preservation_keys(model, tokenizer, ["Say hello.", "Name a colour."])
+    >>> found.n_prompts, len(found.keys)
+    (2, 12)
     """
     if not prompts:
         raise InputError("no preservation prompts; expected at least one")

@@ -25,7 +25,14 @@ Side = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class SparseProjectionResult:
-    """One matrix. Shares in [0, 1]; projections are |w_i . r| (input) or |d_i| ‖d^T W‖ (output)."""
+    """One matrix. Shares in [0, 1]; projections are |w_i . r| (input) or |d_i| ‖d^T W‖ (output).
+
+    >>> import mlx.core as mx
+    >>> surgeon = SparseDirectionSurgeon(sparsity=0.25)
+    >>> found = surgeon.analyze_weight_matrix(mx.eye(4), mx.array([0.8, 0.6, 0, 0]), side="output")
+    >>> found.n_rows_modified, round(found.energy_removed, 6)
+    (1, 0.64)
+    """
 
     layer_idx: int
     n_rows_total: int
@@ -48,7 +55,14 @@ class SparseProjectionResult:
 
 @dataclass(frozen=True)
 class SparseSurgeryPlan:
-    """Several matrices, one a layer; empty plans hold zeros and the surgeon's own sparsity."""
+    """Several matrices, one a layer; empty plans hold zeros and the surgeon's own sparsity.
+
+    >>> import mlx.core as mx
+    >>> d = mx.array([0.8, 0.6, 0.0, 0.0])
+    >>> plan = SparseDirectionSurgeon().plan_surgery({3: mx.eye(4)}, {3: d}, side="output")
+    >>> plan.most_sparse_layer, list(plan.per_layer)
+    (3, [3])
+    """
 
     per_layer: dict[int, SparseProjectionResult]
     recommended_sparsity: float

@@ -76,7 +76,15 @@ class FactScores:
 
 @dataclass(frozen=True)
 class FactEval:
-    """`original` and `modified`, and `in_context`: the original with each fact told before it."""
+    """`original` and `modified`, and `in_context`: the original with each fact told before it.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> facts = [vauban.Fact("Where is the {} ?", "lamp", "river", "house")]
+    >>> found = evaluate_facts(model, model, tokenizer, facts, generate=False)
+    >>> found.facts, found.original == found.modified
+    (1, True)
+    """
 
     original: FactScores
     modified: FactScores

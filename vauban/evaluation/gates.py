@@ -49,6 +49,9 @@ class Gate:
             interval. None: the end that speaks against the figure (upper for at_most), and the
             estimate of a figure that has no interval.
         reason: why the bound is what it is.
+
+    >>> print(Gate("kl", "at_most", 0.1, end="estimate"))
+    kl <= 0.1
     """
 
     figure: str
@@ -134,7 +137,12 @@ class GateResult:
 
 @dataclass(frozen=True)
 class GateReport:
-    """All gates of a run; `ok` where every one passed."""
+    """All gates of a run; `ok` where every one passed.
+
+    >>> report = check_gates({"kl": 0.2}, [Gate("kl", "at_most", 0.1)])
+    >>> report.ok, report.results[0].passed
+    (False, False)
+    """
 
     results: tuple[GateResult, ...]
     preset: str | None = None

@@ -31,6 +31,12 @@ class HiddenShift:
     overlap    shared area of the two marginal densities along either principal component
     inside     share of the points after that lie in the 95 % ellipse of those before
     before, after   (n, 2) coordinates on the principal components of the points before
+
+    >>> import numpy as np
+    >>> before = np.random.default_rng(0).normal(size=(20, 4))
+    >>> shift = shift_of(before, 2 * before)
+    >>> round(shift.relative, 6), round(shift.cka, 6)
+    (1.0, 1.0)
     """
 
     layer: int
@@ -66,6 +72,12 @@ def hidden_shift(
 
     Raises InputError for fewer than three prompts, for a block that does not exist, and for models
     of different vocabularies or shapes.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> texts = ["The lamp is in the", "Name a colour", "Say hello"]
+    >>> hidden_shift(model, model, tokenizer, texts, layer=2).relative
+    0.0
     """
     if isinstance(prompts, str) or len(prompts) < 3:
         raise InputError("a shift needs at least three prompts")

@@ -16,6 +16,8 @@ _Z = 1.959963984540054
 def wilson_interval(k: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a rate k/n (Wilson 1927); (0, 1) for n = 0.
 
+    Raises InputError for a count below 0 or above n.
+
     >>> low, high = wilson_interval(0, 100)
     >>> low, round(high, 3)
     (0.0, 0.037)

@@ -118,6 +118,11 @@ class LocalJudge:
 
         judge = LocalJudge(*vauban.load("path/to/an-instruct-model"))
         print(judge.check().summary())
+
+    >>> import vauban
+    >>> judge = LocalJudge(*vauban.load(vauban.organism_path("dense")))
+    >>> judge.limit, judge.certain  # what its check and each of its verdicts have to reach
+    (0.8, 0.5)
     """
 
     def __init__(
@@ -235,6 +240,8 @@ def agreement(a: Sequence[Any], b: Sequence[Any]) -> float:
     1 where they agree everywhere, 0 where they agree as often as chance would; 1 as well where
     both give one and the same verdict to all, so that chance explains everything. None is a
     verdict like any other.
+
+    Raises InputError for lists that are empty or of unequal length.
 
     >>> agreement(["refused", "answered"], ["refused", "answered"])
     1.0

@@ -32,6 +32,12 @@ class Likelihood:
 
     The intervals are 95 % bootstraps that draw answers (2000 resamples, seed 0); None where there
     is one answer, or a figure is infinite.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> cost = vauban.compare_likelihood(model, tokenizer, ["Say hello."] * 2, ["Hello.", "Hi."])
+    >>> cost.kl < 1e-6, cost.perplexity_original == cost.perplexity_modified, cost.tokens > 2
+    (True, True, True)
     """
 
     perplexity_original: float
@@ -223,6 +229,8 @@ def compare_likelihood(
     are encoded again: where a tokenizer drops a leading space (SentencePiece), other tokens are
     then scored than the model wrote.
 
+    Raises InputError where there is nothing to score, CheckError for logits that are NaN.
+
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
     >>> change = vauban.Ablate(mx.ones(128))
@@ -252,6 +260,8 @@ def kl_divergence(
     """KL(a || b) in nats per token over the tokens of a's greedy answers to `prompts`.
 
     `interventions` act on b, which may be the same model. `compare_likelihood` gives the interval.
+
+    Raises InputError for other vocabularies and empty answers, CheckError for logits that are NaN.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))

@@ -62,6 +62,10 @@ class OffTarget:
     same_language   share of answers in their prompt's language
     json            share of JSON tasks whose answer is JSON and nothing else
     turns           share of conversations whose last answer holds what an earlier turn said
+
+    >>> found = compare_answers(["How do I bake it?"] * 2, ["In the oven."] * 2, ["Bake."] * 2)
+    >>> found.words.before, found.words.after, found.json
+    (3.0, 1.0, None)
     """
 
     words: Compared | None
@@ -168,6 +172,11 @@ def compare_answers(
     """Length, hedging and language of answers to the same prompts; reasoning does not count.
 
     Raises InputError unless every prompt has an answer on both sides.
+
+    >>> before, after = ["You can do it in the oven."], ["Vous pouvez le faire."]
+    >>> found = compare_answers(["How do I bake bread at home?"], before, after)
+    >>> found.same_language.before, found.same_language.after
+    (1.0, 0.0)
     """
     if not prompts or len({len(prompts), len(before), len(after)}) != 1:
         raise InputError(
@@ -202,6 +211,12 @@ def measure_off_target(
     """(json, turns): the packaged JSON tasks and conversations, without and with interventions.
 
     Greedy answers of at most `max_tokens`.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> tasks, conversations = measure_off_target(model, tokenizer, [], max_tokens=4)
+    >>> tasks.n, conversations.n, tasks.before == tasks.after
+    (8, 8, True)
     """
     rows = [row for _, row in read_objects(data_dir() / "prompts" / "off_target.jsonl")]
     prompts = [row.get("prompt") or row["messages"] for row in rows]

@@ -29,6 +29,10 @@ class PairedResult:
         difference: in [-1, 1]: (only_after - only_before) / n.
         interval: 95 % score interval of the difference.
         n: pairs in all, the unchanged ones included.
+
+    >>> result = paired_test([True, True, False], [False, True, False])
+    >>> result.only_before, result.only_after, result.n, round(result.difference, 2)
+    (1, 0, 3, -0.33)
     """
 
     only_before: int

@@ -134,6 +134,8 @@ def perplexity(
 
     Texts are scored whole unless `max_length` cuts them.
 
+    Raises InputError for texts of fewer than two tokens, and a `max_length` below 2.
+
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
     >>> vauban.perplexity(model, tokenizer, ["The sky is blue."]) > 1

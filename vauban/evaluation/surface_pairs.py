@@ -40,6 +40,17 @@ class SurfaceComparison:
         before, after: the scans of the common rows, in the same order.
         paired: exact tests of refusal over all rows, and over each label; None without pairs.
         only_before, only_after: rows that one scan alone has.
+
+    >>> import vauban
+    >>> from vauban.evaluation.surface import SurfacePoint
+    >>> row = vauban.load_surface_prompts()[0]
+    >>> scans = [
+    ...     SurfaceScan((SurfacePoint(row, 1.0, x, "refused", r, "..."),), {}, {}, None, 8, True)
+    ...     for x, r in ((60.0, True), (0.0, False))
+    ... ]
+    >>> found = compare_surfaces(*scans)
+    >>> found.paired["all"].only_before, found.only_after
+    (1, 0)
     """
 
     before: SurfaceScan
@@ -93,6 +104,15 @@ def compare_surfaces(before: SurfaceScan, after: SurfaceScan) -> SurfaceComparis
     """Compare two scans row by row: McNemar's exact test on the rows that both have.
 
     Rows are matched by their prompt. Raises InputError where the scans share none.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> sets = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> result = vauban.measure(model, tokenizer, *sets)
+    >>> rows = vauban.load_surface_prompts()[:2]
+    >>> scan = vauban.scan_surface(model, tokenizer, result, rows, max_tokens=4)
+    >>> compare_surfaces(scan, scan).paired["all"].difference
+    0.0
     """
     left, right = _by_prompt(before), _by_prompt(after)
     common = [text for text in left if text in right]

@@ -43,6 +43,10 @@ class SurfacePrompt:
         framing: what is said around the request ("none", "novel", "seminar", a system prompt ...).
         harm: from 0 (an everyday request) to 1 (a crime); 0 or 1 by label where a file does not
             say.
+
+    >>> row = SurfacePrompt("Name a colour.", "harmless", "home", "direct", "en", 1, "none", 0.0)
+    >>> row.to_dict()["style"]
+    'direct'
     """
 
     prompt: Any

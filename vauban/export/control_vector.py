@@ -51,8 +51,8 @@ def export_control_vector(
     Raises InputError for another suffix, block 0, a block that does not exist, vectors that are
     zero or not finite, and where `gguf` is not installed.
 
-    >>> import tempfile, vauban
-    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +SKIP
+    >>> import tempfile, numpy as np, vauban
+    >>> with tempfile.TemporaryDirectory() as folder:
     ...     vauban.export_control_vector(np.ones(8), f"{folder}/all.gguf", layers=range(1, 4)).name
     'all.gguf'
     """

@@ -35,7 +35,20 @@ def verify_export(
     each bias writes with what was planned for it. With `source` the tensors that were not edited
     are compared byte by byte, a head that was untied with the table it was given. With `plan` the
     folder is loaded as a model and its logits on a probe compared with the run-time cut of the
-    plan's model. Raises InputError when the folder is no export of a plan.
+    plan's model.
+
+    Raises InputError when the folder is no export of a plan, or an adapter, CheckError where an
+    edited module is not in it.
+
+    >>> import tempfile, mlx.core as mx, vauban
+    >>> source = vauban.organism_path("dense")
+    >>> model, _ = vauban.load(source)
+    >>> plan = vauban.plan_cut(model, mx.ones(128), alpha=0.5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = plan.export(source, f"{folder}/half")
+    ...     report = verify_export(f"{folder}/half", source=source)
+    >>> report.ok, report.untouched_identical, round(report.direction_left, 1)
+    (True, True, 0.5)
     """
     folder = Path(output_dir).expanduser()
     if is_adapter(folder):

@@ -47,6 +47,15 @@ def export_model(
     `weights` is a flat dictionary of every parameter, as `cut` returns it; `model_path` (a folder
     or Hub id) gives tokenizer and configuration. Modules that were packed there and are float
     here get their entry in the configuration. `layout` as for `plan.export`.
+
+    >>> import tempfile, mlx.core as mx, vauban
+    >>> from mlx.utils import tree_flatten
+    >>> source = vauban.organism_path("dense")
+    >>> weights = dict(tree_flatten(vauban.load(source)[0].parameters()))
+    >>> changed = vauban.cut(weights, mx.ones(128), "all")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (export_model(source, changed, f"{folder}/cut") / "config.json").is_file()
+    True
     """
     source = open_source(model_path)
     draft = draft_weights(source, weights)

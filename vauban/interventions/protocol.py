@@ -18,7 +18,11 @@ from vauban.errors import InputError
 SITES = ("block_input", "attention_output", "mlp_output")
 """Where the stream can be changed. "block_input" is the residual stream as a block reads it;
 "attention_output" and "mlp_output" are the two terms as a block adds them to the stream, after
-post-norm and multiplier."""
+post-norm and multiplier.
+
+>>> SITES
+('block_input', 'attention_output', 'mlp_output')
+"""
 
 Change = Callable[[mx.array], mx.array]
 """A function of the stream, or of one of its terms: (..., T, d) in, same shape and dtype out."""

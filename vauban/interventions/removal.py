@@ -67,6 +67,13 @@ class Project(Checked):
     undo itself at the next block. For a set S of blocks the stream is therefore changed once, at
     the input of min(S), and after that only the terms that the blocks of S add to it. With S = all
     blocks this equals the weights W <- P_α W.
+
+    >>> import mlx.core as mx
+    >>> reflect = Project(mx.array([1.0, 0.0]), alpha=2.0)
+    >>> reflect.change("block_input", 0, 4, True)(mx.array([[3.0, 4.0]])).tolist()
+    [[-3.0, 4.0]]
+    >>> reflect.change("block_input", 1, 4, True) is None  # the stream is reflected already
+    True
     """
 
     basis: Annotated[Any, as_basis]
@@ -161,6 +168,12 @@ class Erase(Checked):
     `eraser` is a `LeaceResult` (anything with left (d, k), right (k, d), mean (d,)) used at all
     `layers`, or {residual: eraser} with one fitted at each; then `layers` defaults to its keys.
     "all" is every residual from the embedding to the output of the last block.
+
+    >>> import mlx.core as mx, vauban
+    >>> X = mx.array([[0.0, 1], [0, 3], [4, 1], [4, 3]])
+    >>> erase = Erase(vauban.fit_leace(X, mx.array([0, 0, 1, 1])), layers=[2])
+    >>> erase.change("block_input", 2, 4, True)(X).tolist()
+    [[2.0, 1.0], [2.0, 3.0], [2.0, 1.0], [2.0, 3.0]]
     """
 
     eraser: Annotated[Any, _erasers]

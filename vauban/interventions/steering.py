@@ -43,6 +43,11 @@ class Add(Checked):
 
     `direction` (d,), or a result that holds one, is used as given, not normalised. `positions`
     "all" adds at every token in prefill and decoding, "prompt" only while the prompt is read.
+
+    >>> import mlx.core as mx
+    >>> add = Add(mx.array([1.0, 0.0]), 2.0, layer=3)
+    >>> add.change("block_input", 3, 4, True)(mx.array([[5.0, 7.0]])).tolist()
+    [[7.0, 7.0]]
     """
 
     direction: Annotated[Any, as_vector]
@@ -195,6 +200,13 @@ class Conditional(Checked):
     compared with `threshold`, > with `above`, else <=. Rows that meet it are changed from that
     residual on, all tokens, and at every site while decoding; the others are left exactly as they
     are. `forward` takes the tokens it is given as the prompt.
+
+    >>> import mlx.core as mx
+    >>> addition = Add(mx.array([0.0, 9.0]), 1.0, layer=0)
+    >>> only = Conditional(mx.array([1.0, 0.0]), 0.5, addition, layer=0)
+    >>> prompts = mx.array([[[1.0, 0.0]], [[0.0, 1.0]]])  # two of one token: along it, across it
+    >>> only.start([1, 1]).change("block_input", 0, 4, True)(prompts).tolist()
+    [[[1.0, 9.0]], [[0.0, 1.0]]]
     """
 
     condition_direction: Annotated[Any, as_direction]

@@ -39,7 +39,13 @@ class LayerOutcome:
 
 @dataclass(frozen=True)
 class FactReport:
-    """What one call edited; `penalties` with the numbers that "auto" stood for."""
+    """What one call edited; `penalties` with the numbers that "auto" stood for.
+
+    >>> fact = FactOutcome("1", "The lamp is in the", "river", 9, 0.04, 0.7, 0.1, 0.9, False, False)
+    >>> report = FactReport((fact,), (LayerOutcome(2, 0.5, 0.1),), ("memit (lam 8)",))
+    >>> report.summary(), report.failed
+    ('1 of 1 facts edited (block 2: 50.00%)', ())
+    """
 
     facts: tuple[FactOutcome, ...]
     layers: tuple[LayerOutcome, ...]

@@ -76,6 +76,11 @@ def load_facts(path: str | Path) -> list[Fact]:
     gets it. A fact without an id is numbered by its line.
 
     Raises InputError naming file, line, what was expected and what was given.
+
+    >>> import vauban
+    >>> fact = load_facts(vauban.organism_path("facts") / "facts.jsonl")[0]
+    >>> "{}" in fact.prompt, fact.subject in fact.text
+    (True, True)
     """
     path = Path(path).expanduser()
     facts = []

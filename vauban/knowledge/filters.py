@@ -16,7 +16,7 @@ def rect(update: Any, weight: Any, *, keep: float = 0.4) -> mx.array:
     """The update (d1, d0) where it changes `weight` most, relatively; zero elsewhere.
 
     The share `keep` of the entries with the largest |Δ/(W + 1e-8)| stays (Gu et al. 2024,
-    arXiv 2401.04700).
+    arXiv 2401.04700). Raises InputError for unequal shapes, and a share outside (0, 1].
 
     >>> rect([[1.0, 1.0]], [[1.0, 10.0]], keep=0.5).tolist()
     [[1.0, 0.0]]
@@ -29,10 +29,15 @@ def rect(update: Any, weight: Any, *, keep: float = 0.4) -> mx.array:
 
 
 def prune(update: Any, weight: Any) -> mx.array:
-    """The update of a whole sequence with its singular values above W's largest dampened.
+    """The update (d1, d0) of a sequence with its singular values above W's largest dampened.
 
     σ > m becomes ln σ - ln m + m, m the largest singular value of the unedited `weight` (Ma et al.
-    2025, arXiv 2405.16821). Applied once, at the end, to W_T - W_0.
+    2025, arXiv 2405.16821). Applied once, at the end, to W_T - W_0. Raises InputError for other
+    shapes than one.
+
+    >>> update = prune([[8.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]])  # ln 8 - ln 2 + 2
+    >>> [[round(v, 3) for v in row] for row in update.tolist()]
+    [[3.386, 0.0], [0.0, 1.0]]
     """
     delta, w = _pair(update, weight)
     limit = np.linalg.norm(w, 2)
@@ -43,10 +48,14 @@ def prune(update: Any, weight: Any) -> mx.array:
 
 
 def sphere(update: Any, weight: Any, *, eta: float = 0.5, alpha: float = 0.5) -> mx.array:
-    """Δ (I - α UᵀU): less of the update along the main directions of the weight's rows.
+    """Δ (I - α UᵀU), (d1, d0): less of the update along the main directions of the weight's rows.
 
     U are the leading eigenvectors of W̄ᵀW̄, W̄ the weight with unit rows, that hold the share `eta`
-    of its trace (SPHERE, ICLR 2026).
+    of its trace (SPHERE, ICLR 2026). Raises InputError for unequal shapes, eta outside (0, 1].
+
+    >>> update = sphere([[4.0, 6.0]], [[5.0, 0.0]])  # the weight's only direction is the first
+    >>> [round(v, 5) for v in update[0].tolist()]
+    [2.0, 6.0]
     """
     delta, w = _pair(update, weight)
     _share(eta, "eta")

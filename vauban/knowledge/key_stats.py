@@ -38,6 +38,11 @@ class KeyStats:
 
     `corpus` and `model` are hashes of the texts' tokens and of the layer's matrix, "" for a moment
     that was given.
+
+    >>> import mlx.core as mx
+    >>> stats = KeyStats.from_moment(mx.eye(3), count=10, layer=2)
+    >>> stats.moment.shape, stats.count, stats.layer
+    ((3, 3), 10, 2)
     """
 
     moment: mx.array = field(repr=False)

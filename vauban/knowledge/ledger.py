@@ -42,6 +42,9 @@ class EditSettings:
                   sum of all
 
     Raises InputError for what cannot be.
+
+    >>> EditSettings(method="alphaedit", layers=[2, 3], energy=0.9).keeps_history
+    True
     """
 
     method: str = "memit_seq"
@@ -154,7 +157,12 @@ class LedgerBatch:
 
 @dataclass(eq=False)
 class Ledger:
-    """Everything that was done to a model, in order: what `undo` and `replay` need."""
+    """Everything that was done to a model, in order: what `undo` and `replay` need.
+
+    >>> ledger = Ledger(EditSettings(layers=[2]))
+    >>> ledger.facts, ledger.contexts
+    ([], ('{}',))
+    """
 
     settings: EditSettings
     contexts: tuple[str, ...] = ("{}",)

@@ -48,6 +48,12 @@ class Penalty:
 
     `moment` is C (d0, d0); `method` and `settings` say what it was made from, with the numbers that
     "auto" stood for.
+
+    >>> import mlx.core as mx
+    >>> stats = KeyStats.from_moment(mx.array([[4.0, 0.0], [0.0, 1.0]]), count=100, layer=0)
+    >>> rule = penalty(stats, "memit", lam=0.5)
+    >>> rule.scale, rule.size, rule.inverse([[1.0, 1.0]]).tolist()
+    (0.5, 2, [[0.5, 2.0]])
     """
 
     method: str

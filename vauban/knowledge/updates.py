@@ -68,6 +68,12 @@ def rome_update(
     prompt without a context.
 
     Raises InputError for more than one fact.
+
+    >>> import mlx.core as mx
+    >>> from vauban.knowledge import KeyStats, penalty
+    >>> stats = KeyStats.from_moment(mx.eye(2), count=10, layer=0)
+    >>> rome_update([2.0, 0.0], [6.0], penalty=penalty(stats, "memit", lam=1.0)).tolist()
+    [[3.0, 0.0]]
     """
     k, r = _checked(keys, residuals, penalty)
     if len(k) != 1:
@@ -80,7 +86,18 @@ def rome_update(
 def emmet_update(keys: Any, residuals: Any, *, penalty: Penalty, slack: float = 0.1) -> mx.array:
     """Δ = Rᵀ (K M⁻¹Kᵀ + slack I)⁻¹ K M⁻¹ (d1, d0): ROME for many facts (Gupta et al. 2024).
 
-    With slack 0 every fact is met exactly: Δ k = r. M is `penalty(stats, "encore")`, λC + λn I.
+    keys (u, d0), residuals (u, d1). With slack 0 every fact is met exactly: Δ k = r. M is
+    `penalty(stats, "encore")`, λC + λn I.
+
+    Raises InputError for shapes that do not fit, and for NaN or inf.
+
+    >>> import mlx.core as mx
+    >>> from vauban.knowledge import KeyStats, penalty
+    >>> stats = KeyStats.from_moment(mx.eye(2), count=10, layer=0)
+    >>> rule = penalty(stats, "encore", lam=1.0, lam_n=1.0)
+    >>> delta = emmet_update(mx.eye(2), [[3.0], [5.0]], penalty=rule, slack=0.0)
+    >>> [round(v, 5) for v in delta[0].tolist()]
+    [3.0, 5.0]
     """
     k, r = _checked(keys, residuals, penalty)
     inverse = penalty.inverse(k)

@@ -36,6 +36,13 @@ class ForwardOutput:
 
     residual r < L is the input of block r, after interventions at that site; residual L is the
     output of the last block, before the final norm.
+
+    >>> import mlx.core as mx, vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> tokens = mx.array([vauban.encode_chat(tokenizer, "Hello")])
+    >>> out = vauban.forward(model, tokens, logits="last")
+    >>> out.logits.shape[1], out.residual.shape
+    (1, (1, 7, 1, 128))
     """
 
     logits: mx.array | None

@@ -23,6 +23,11 @@ class ModelInfo:
 
     `quantization` is how the weights are packed, or were before they were unpacked to run;
     `converted` says that `load` made float32 of them.
+
+    >>> import vauban
+    >>> info = vauban.describe(vauban.load(vauban.organism_path("4bit"))[0])
+    >>> info.n_layers, info.d_model, info.model_type
+    (6, 128, 'qwen3')
     """
 
     path: str

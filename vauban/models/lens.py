@@ -24,7 +24,10 @@ def unembed(model: nn.Module, residuals: mx.array) -> mx.array:
     forward pass runs over blocks that do nothing, so scales and soft caps are the model's own and
     residual L gives the logits of `forward`. Where a model carries several streams (residuals are
     then what norms read, as `forward` returns them) or needs a loop of its own, the norm and the
-    head alone are applied. Raises InputError for another width than the model's.
+    head alone are applied.
+
+    Raises InputError for another width than the model's, ArchitectureError where no final norm is
+    known.
 
     >>> import mlx.core as mx, vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))

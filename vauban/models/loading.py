@@ -41,7 +41,13 @@ _UNREADABLE = (ValueError, KeyError, TypeError, RuntimeError, OSError, Attribute
 
 def organism_path(kind: str = "dense") -> Path:
     """The bundled model organism: "dense", "moe", "4bit", or "facts", which knows things of people
-    and refuses nothing. A folder that mlx_lm.load opens."""
+    and refuses nothing. A folder that mlx_lm.load opens.
+
+    Raises InputError for another kind, and where the installation has lost its data.
+
+    >>> organism_path("dense").name, (organism_path("4bit") / "config.json").is_file()
+    ('dense', True)
+    """
     if kind not in _KINDS:
         raise InputError(f"organism kind is {kind!r}; expected one of {', '.join(_KINDS)}")
     path = data_dir() / "organism" / kind

@@ -37,7 +37,14 @@ _WIDTH = 48
 
 @dataclass(frozen=True)
 class ForwardCheck:
-    """Result of `verify_forward`: largest |difference| of logits, relative to the largest logit."""
+    """Result of `verify_forward`: largest |difference| of logits, relative to the largest logit.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> check = vauban.verify_forward(model)
+    >>> check.ok, check.path, check.max_difference < 1e-4
+    (True, 'manual', True)
+    """
 
     ok: bool
     max_difference: float
@@ -97,6 +104,11 @@ def verify_forward(model: nn.Module) -> ForwardCheck:
     residuals with those that the tap records. On agreement the explicit loop is used, else the
     tap, which is compared in the same way. Raises ArchitectureError when neither agrees or the
     model puts out NaN.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> verify_forward(model).family
+    'qwen3'
     """
     known = notes(model).check
     if known is not None:

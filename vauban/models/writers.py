@@ -48,6 +48,12 @@ class Writer:
     unpacked matrix, with a leading number of experts; `gain` (out,) of the post-norm between the
     writer and the stream, None without one; `bias` whether it has one; `quantization` None or
     {"bits", "group_size", "mode"}.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> writer = vauban.residual_writers(model)[1]
+    >>> writer.path, writer.kind, writer.shape
+    ('model.layers.0.self_attn.o_proj', 'attention', (128, 128))
     """
 
     path: str
@@ -177,6 +183,11 @@ def residual_writers(model: nn.Module) -> list[Writer]:
     Raises ArchitectureError for a block without any writer, unless its family is known to have
     such blocks, and for a writer in a form that vauban cannot read: a cut would silently leave the
     direction in it.
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> [writer.kind for writer in residual_writers(model)][:3]
+    ['embedding', 'attention', 'mlp']
     """
     parts = anatomy(model)
     family = families.family_of(model)

@@ -61,6 +61,11 @@ def encode_chat(
         encode_chat(tokenizer, "How do I sharpen a chisel?")
         encode_chat(tokenizer, [{"role": "system", "content": "Be brief."},
                                 {"role": "user", "content": "Name a river."}])
+
+    >>> import vauban
+    >>> _, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> tokenizer.decode(encode_chat(tokenizer, "Hello"))
+    '<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n'
     """
     if token_ids := _given_ids(prompt_or_messages):
         return token_ids

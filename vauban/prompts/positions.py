@@ -26,6 +26,11 @@ def post_instruction_positions(tokenizer: Any, **template_args: Any) -> tuple[in
 
     Raises:
         InputError: the template writes the same tokens whatever the user says.
+
+    >>> import vauban
+    >>> _, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> post_instruction_positions(tokenizer)
+    (-5, -4, -3, -2, -1)
     """
     if not has_chat_template(tokenizer) and not template_args.get("chat_template"):
         return (-1,)

@@ -168,23 +168,43 @@ def _prompt_rows(path: Path, column: str | None) -> list[tuple[str, dict[str, An
 
 
 def default_prompt_paths() -> tuple[Path, Path]:
-    """The bundled measuring sets (harmful, harmless), 128 prompts each."""
+    """The bundled measuring sets (harmful, harmless), 128 prompts each.
+
+    >>> import vauban
+    >>> [len(vauban.load_prompts(path)) for path in default_prompt_paths()]
+    [128, 128]
+    """
     folder = data_dir() / "prompts"
     return folder / "harmful.jsonl", folder / "harmless.jsonl"
 
 
 def default_eval_path() -> Path:
-    """The bundled labelled evaluation set, harmful prompts first, none used for measuring."""
+    """The bundled labelled evaluation set, harmful prompts first, none used for measuring.
+
+    >>> import vauban
+    >>> {row.label for row in vauban.load_labelled_prompts(default_eval_path())[:32]}
+    {'harmful'}
+    """
     return data_dir() / "prompts" / "eval.jsonl"
 
 
 def default_surface_path() -> Path:
-    """The bundled labelled set over categories, styles and languages, for surface maps."""
+    """The bundled labelled set over categories, styles and languages, for surface maps.
+
+    >>> import vauban
+    >>> len(vauban.load_surface_prompts(default_surface_path()))
+    144
+    """
     return data_dir() / "prompts" / "surface.jsonl"
 
 
 def default_preservation_path() -> Path:
-    """The bundled prompts whose processing an edit should leave as it is."""
+    """The bundled prompts whose processing an edit should leave as it is.
+
+    >>> import vauban
+    >>> len(vauban.load_prompts(default_preservation_path())) >= 40
+    True
+    """
     return data_dir() / "prompts" / "preservation.jsonl"
 
 

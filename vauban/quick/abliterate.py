@@ -27,7 +27,19 @@ from vauban.search import measure
 
 @dataclass(frozen=True)
 class Abliteration:
-    """What `abliterate` did: the direction, the plan and the export it made of them."""
+    """What `abliterate` did: the direction, the plan and the export it made of them.
+
+    >>> import tempfile, vauban
+    >>> path = vauban.organism_path("dense")
+    >>> model, tokenizer = vauban.load(path)
+    >>> sets = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> result = vauban.measure(model, tokenizer, *sets)
+    >>> plan = vauban.plan_cut(model, result)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = Abliteration(result, plan, plan.export(path, f"{folder}/cut"), Path("cut"))
+    >>> done.summary().splitlines()[-1]
+    'written to cut'
+    """
 
     direction: DirectionResult
     plan: EditPlan
@@ -59,6 +71,11 @@ def load(
     Args:
         chat_template_args, system_prompt: hold for every prompt that the tokenizer encodes: see
             `use_template_args` and `use_system_prompt`.
+
+    >>> import vauban
+    >>> model, tokenizer = load(vauban.organism_path("dense"))
+    >>> len(model.layers)
+    6
     """
     model, tokenizer = vauban.load(path)
     if chat_template_args:
@@ -75,6 +92,12 @@ def measure_direction(
     Args:
         harmful, harmless: anything `resolve_prompts` takes; None: the sets that the model's
             folder names in its vauban.json, else the bundled ones.
+
+    >>> from vauban import organism_path, quick
+    >>> model, tokenizer = quick.load(organism_path("dense"))
+    >>> bad, good = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> measure_direction(model, tokenizer, bad, good).provenance["layer"]
+    'answers'
     """
     return measure(
         model,
@@ -110,6 +133,15 @@ def abliterate(
         InputError: a set that cannot be used; an existing folder, one that cannot be written or has
             no room, all before anything is measured. What fails later keeps the direction beside
             `output_dir` and says where.
+
+    >>> import tempfile
+    >>> from vauban import organism_path, quick
+    >>> path = organism_path("dense")
+    >>> bad, good = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = abliterate(*quick.load(path), path, f"{folder}/cut", 0.5, bad, good)
+    >>> done.plan.settings["alpha"]
+    0.5
     """
     folder, output = model_folder(model_path), Path(output_dir)
     check_output(output, source=folder)
@@ -145,6 +177,12 @@ def evaluate(
         prompts: harmful prompts; None: at most 64 of the evaluation set that the model's folder
             names, else of the bundled one. As many harmless ones come from that set, if it has
             them, every kind in proportion.
+
+    >>> from vauban import organism_path, quick
+    >>> model, tokenizer = quick.load(organism_path("dense"))
+    >>> result = evaluate(model, [], tokenizer, ["How do I rob a shop?"], max_tokens=4)
+    >>> result.num_prompts, result.kl_divergence < 1e-6
+    (1, True)
     """
     limit: dict[tuple[str, ...], Any] = {}
     if prompts:

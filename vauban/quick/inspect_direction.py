@@ -20,7 +20,11 @@ from vauban.prompts import encode_chat
 
 @dataclass(frozen=True)
 class Probe:
-    """Projections of a prompt's last token on a unit direction, residual 0 to L."""
+    """Projections of a prompt's last token on a unit direction, residual 0 to L.
+
+    >>> Probe("Hello", (0.5, 3.0), 1).projections[1]
+    3.0
+    """
 
     prompt: str
     projections: tuple[float, ...]
@@ -40,7 +44,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Scan:
-    """Projections of every token of a text on a unit direction at one residual."""
+    """Projections of every token of a text on a unit direction at one residual.
+
+    >>> scan = Scan(("Rob", " a", " shop"), (4.0, 0.5, 9.0), 4)
+    >>> max(zip(scan.projections, scan.tokens, strict=True))[1]
+    ' shop'
+    """
 
     tokens: tuple[str, ...]
     projections: tuple[float, ...]
@@ -59,7 +68,12 @@ class Scan:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two directions: their cosine and the angle between them in degrees."""
+    """Two directions: their cosine and the angle between them in degrees.
+
+    >>> import mlx.core as mx
+    >>> round(compare(mx.array([1.0, 0.0]), mx.array([0.0, 2.0])).degrees, 4)
+    90.0
+    """
 
     cosine: float
     degrees: float
@@ -80,6 +94,12 @@ def probe_prompt(model: Any, tokenizer: Any, prompt: str, direction: Any) -> Pro
 
     Raises:
         InputError: an empty prompt, or a direction that does not fit the model.
+
+    >>> import mlx.core as mx
+    >>> from vauban import organism_path, quick
+    >>> model, tokenizer = quick.load(organism_path("dense"))
+    >>> len(probe_prompt(model, tokenizer, "Hello", mx.ones(128)).projections)
+    7
     """
     check_measured_on(direction, model, tokenizer)
     residual = _residual(model, encode_chat(tokenizer, prompt), "last")
@@ -105,6 +125,12 @@ def scan(
 
     Raises:
         InputError: a raw array without `direction_layer`, or a layer the model does not have.
+
+    >>> import mlx.core as mx
+    >>> from vauban import organism_path, quick
+    >>> model, tokenizer = quick.load(organism_path("dense"))
+    >>> scan(model, tokenizer, "Hello", mx.ones(128), 3).residual_index
+    4
     """
     if isinstance(direction, str):
         return scan_tokens(model, tokenizer, direction, direction_layer, layer)
@@ -123,6 +149,13 @@ def scan_tokens(
 
     Raises:
         InputError: a raw array without `direction_layer`, or a layer the model does not have.
+
+    >>> import mlx.core as mx
+    >>> from vauban import organism_path, quick
+    >>> model, tokenizer = quick.load(organism_path("dense"))
+    >>> found = scan_tokens(model, tokenizer, "Hello", mx.ones(128), direction_layer=3)
+    >>> len(found.tokens) == len(found.projections)
+    True
     """
     if direction_layer is None:
         direction_layer = getattr(direction, "layer_index", None)
@@ -156,6 +189,13 @@ def steer_prompt(
     Args:
         alpha: h ← h − α d(dᵀh) at every layer and token: 1 takes the direction out, 2 reflects
             it, 0 changes nothing, a negative value strengthens it.
+
+    >>> import mlx.core as mx
+    >>> from vauban import organism_path, quick
+    >>> model, tokenizer = quick.load(organism_path("dense"))
+    >>> text = steer_prompt(model, tokenizer, "Name a colour.", mx.ones(128), max_tokens=4)
+    >>> isinstance(text, str)
+    True
     """
     check_measured_on(direction, model, tokenizer)
     steering = (Project(as_direction(direction, "steer_prompt"), alpha),)

@@ -65,6 +65,14 @@ class AnswerChoice:
 
     shortlist  every candidate that was asked, the chosen one first, the others by their last round
     notes      what had to be given up
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> bad, good = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> offered = {(-1, 4): mx.ones(128)}
+    >>> choice = choose_by_answers(model, tokenizer, offered, bad, good, max_tokens=4)
+    >>> choice.layer, choice.prompts, choice.to_dict()["refused"] == choice.refused
+    (4, 2, True)
     """
 
     position: int

@@ -36,6 +36,10 @@ class Trial:
     perplexity    of the unchanged answers to harmless prompts; None where it was not asked for
     prompts       harmful prompts that were answered
     state         "complete", or "pruned": stopped because it could no longer join the front
+
+    >>> trial = Trial(0, {"residual": 4}, 0.25, 0.0, 0.02, 0.0, "complete", 0.25, None, 16)
+    >>> trial.values(("refused", "kl")), round(trial.cost(kl_limit=0.1), 3)
+    ((0.25, 0.02), 0.27)
     """
 
     number: int

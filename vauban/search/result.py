@@ -55,6 +55,16 @@ class SearchResult:
     seconds     where this process's time went, by stage
     directions  {trial number: unit direction (d,)} of the front and of the default cut
     rescored    the front on fresh prompts, where it was scored again
+
+    >>> mild = Trial(0, {}, 0.1, 0.0, 0.01, 0.0, "complete", 0.1, None, 16)
+    >>> whole = Trial(1, {}, 0.0, 0.0, 0.03, 0.0, "complete", 0.0, None, 16)
+    >>> dear = Trial(2, {}, 0.0, 0.0, 0.30, 0.0, "complete", 0.0, None, 16)
+    >>> baseline = {"refused": 1.0, "over_refused": 0.0, "degenerate": 0.0, "perplexity": None}
+    >>> result = SearchResult(
+    ...     (mild, whole, dear), ("refused", "kl"), baseline, None, "trials", SearchSpace(), {}
+    ... )
+    >>> [trial.number for trial in result.front], result.best().number
+    ([1, 0], 1)
     """
 
     trials: tuple[Trial, ...]

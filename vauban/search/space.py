@@ -30,6 +30,11 @@ class KernelSpace:
     floor   the strength far away as a share of the peak; 1 is the same strength everywhere
 
     Raises InputError for a range that is none, or a width that can be 0.
+
+    >>> fixed = KernelSpace(peak=(1.0, 1.0), floor=(1.0, 1.0))  # strength 1 in every block
+    >>> space = SearchSpace(attention=fixed, residuals=(2, 4), norm_modes=(None,))
+    >>> space.bounds(6)["attention.peak"]
+    (1.0, 1.0)
     """
 
     peak: Span = (0.0, 2.0)

@@ -35,7 +35,12 @@ _CONSTANT = ((0.7, 0.7), (1.0, 0.5))
 
 @dataclass(frozen=True)
 class Strength:
-    """A kernel for each component; `embedding` whether a shared embedding is cut as well."""
+    """A kernel for each component; `embedding` whether a shared embedding is cut as well.
+
+    >>> strength = Strength(StrengthKernel.constant(1.0), StrengthKernel(1.0, 1.0, 2.0, 0.0))
+    >>> strength.components(4)
+    {'attention': 1.0, 'mlp': {0: 0.5, 1: 1.0, 2: 0.5}}
+    """
 
     attention: StrengthKernel
     mlp: StrengthKernel
@@ -106,6 +111,14 @@ class StrengthChoice:
 
     tried   how many shapes had their first tokens read
     notes   what even the best cut does not reach
+
+    >>> import vauban
+    >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
+    >>> bad, good = ["Rob a shop.", "Forge a ticket."], ["Name a colour.", "Say hello."]
+    >>> d = vauban.measure(model, tokenizer, bad, good).direction
+    >>> choice = choose_strength(model, tokenizer, d, bad, good, shortlist=1, max_tokens=2)
+    >>> choice.trials[0].strength == choice.strength, choice.tried
+    (True, 16)
     """
 
     strength: Strength
