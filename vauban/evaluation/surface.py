@@ -1,7 +1,6 @@
 """The refusal surface: where on the axes of its prompts a model refuses, and what its stream says.
 
-Scans rows in one pass each and compares two scans. `surface_rows` reads the rows, `surface_cells`
-counts; nothing is written.
+Scans rows in one pass each. `surface_rows` reads the rows, `surface_cells` counts.
 """
 
 from __future__ import annotations
