@@ -263,8 +263,7 @@ def first_tokens(
         notes.append(f"the log-odds of a refusal rank nothing, because {error}")
     odds, kl = {}, {}
     for number, (key, change) in enumerate(changes.items(), 1):
-        odds[key] = answers.refusal_odds(change, ids) if ids else 0.0
-        kl[key] = answers.kl(change, few=True)
+        odds[key], kl[key] = answers.first_tokens(change, ids)
         if progress:
             progress(stage, number, len(changes))
     return odds, kl

@@ -128,12 +128,10 @@ class ShortAnswers:
             for name in ("harmful", "harmless")
         )
         prefix = SharedPrefix(model, [*first, *second], record=False)
-        self._harmful = PromptReader(
-            model, first[:FIRST_PROMPTS], record=False, batch_size=batch_size, prefix=prefix
-        )
-        self._few_harmless = PromptReader(
-            model, second[:FIRST_PROMPTS], record=False, batch_size=batch_size, prefix=prefix
-        )
+        few = first[:FIRST_PROMPTS]
+        self._few_harmful = len(few)
+        few += second[:FIRST_PROMPTS]
+        self._few = PromptReader(model, few, record=False, batch_size=batch_size, prefix=prefix)
         self._harmless = PromptReader(
             model, second, record=False, batch_size=batch_size, prefix=prefix
         )
@@ -147,14 +145,20 @@ class ShortAnswers:
         """The tokens that begin a refusal; InputError where the tokenizer has none."""
         return refusal_token_ids(self.tokenizer)
 
-    def refusal_odds(self, change: Sequence[Intervention], ids: tuple[int, ...]) -> float:
-        """Mean refusal log-odds of the first token on a few harmful prompts."""
-        return float(refusal_log_odds(self._harmful.logits(change), ids).mean())
+    def first_tokens(
+        self, change: Sequence[Intervention], ids: tuple[int, ...]
+    ) -> tuple[float, float]:
+        """Refusal log-odds on a few harmful prompts, and KL on a few harmless ones, in one pass.
 
-    def kl(self, change: Sequence[Intervention], *, few: bool = False) -> float:
-        """Mean KL(unchanged || change) of the first token on (a few) harmless prompts, in nats."""
-        reader = self._few_harmless if few else self._harmless
-        return float(last_token_kl(reader.baseline, reader.logits(change)).mean())
+        Means over the prompts; the log-odds are 0 where `ids` holds no token.
+        """
+        n, after = self._few_harmful, self._few.logits(change)
+        odds = float(refusal_log_odds(after[:n], ids).mean()) if ids else 0.0
+        return odds, float(last_token_kl(self._few.baseline[n:], after[n:]).mean())
+
+    def kl(self, change: Sequence[Intervention]) -> float:
+        """Mean KL(unchanged || change) of the first token on harmless prompts, in nats."""
+        return float(last_token_kl(self._harmless.baseline, self._harmless.logits(change)).mean())
 
     def extend(
         self,
