@@ -214,7 +214,7 @@ def test_facts_that_cannot_be_are_refused_by_name(tokenizer, tmp_path):
     path.write_text('{"prompt": "The {} is", "subject": "lamp", "target_new": "red"\n')
     with pytest.raises(InputError, match=r"facts.jsonl, line 1: broken JSON"):
         vauban.load_facts(path)
-    with pytest.raises(InputError, match="target .* gives no tokens"):
+    with pytest.raises(InputError, match=r"target .* gives no tokens"):
         target_ids(SimpleNamespace(encode=lambda text, **_: []), "The lamp is", "red")
 
 
