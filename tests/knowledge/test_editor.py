@@ -322,8 +322,6 @@ def test_bad_input_is_named(tokenizer, vocabulary, stats, tmp_path):
         Editor(model, tokenizer, settings(layers=[9]), stats)
     with pytest.raises(ArchitectureError, match="expert"):
         Editor(build("qwen3_moe", vocab_size=vocabulary), tokenizer, settings(), stats)
-    with pytest.raises(ArchitectureError, match="norm stands between"):
-        Editor(build("gemma2", vocab_size=vocabulary), tokenizer, settings(), stats)
     with pytest.raises(InputError, match="no key statistics of block 2"):
         Editor(model, tokenizer, settings(), {1: stats[1]})
     with pytest.raises(InputError, match="those of block 3"):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from vauban.models import (
     generate_tokens,
     module_inputs,
     token_budget,
+    verify_forward,
 )
 
 # A text is cut after so many tokens, as in Meng et al.
@@ -38,6 +41,8 @@ LONGEST = 4096
 # long one of its texts is (Fast MEMIT, arXiv 2506.04226, needs 2 to 10).
 WRITTEN, _TEXT = 10, 64
 _SAVE_EVERY = 20
+# Texts that are written at once, and tokens of each that are timed before.
+_ROWS, _PROBED = 64, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +177,14 @@ def collect_key_stats(
         taken[path] = x
 
     todo = list(batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)))
-    paths = [module.path for module in modules.values()]
+    paths = [path for module in modules.values() for path in (module.path, module.gate) if path]
     with module_inputs(model, paths, read):
         for number, batch in enumerate(todo, 1):
             if number > sums.batches:
                 forward(model, batch.tokens, lengths=batch.lengths, positions=None, logits=False)
                 real = mx.arange(batch.tokens.shape[1])[None] < mx.array(batch.lengths)[:, None]
-                sums.add({p: x * real.reshape(-1, 1) for p, x in taken.items()}, sum(batch.lengths))
+                keys = {n: m.keys(taken) * real.reshape(-1, 1) for n, m in modules.items()}
+                sums.add(keys, sum(batch.lengths))
                 if number % _SAVE_EVERY == 0 or number == len(todo):
                     sums.save()
             if progress:
@@ -209,9 +215,8 @@ class _Sums:
             self.count, self.batches = int(metadata["count"]), int(metadata["batches"])
             self.totals = {layer: arrays[str(layer)] for layer in self.totals}
 
-    def add(self, keys: dict[str, mx.array], count: int) -> None:
-        for layer, module in self.modules.items():
-            k = keys[module.path].astype(mx.float32)
+    def add(self, keys: dict[int, mx.array], count: int) -> None:
+        for layer, k in keys.items():
             self.totals[layer] = self.totals[layer] + k.T @ k
         mx.eval(self.totals)
         self.count += count
@@ -250,13 +255,29 @@ def _cut(rows: list[list[int]], max_tokens: int | None) -> list[list[int]]:
 def _written(
     model: nn.Module, tokenizer: Any, count: int, seed: int, progress: Progress | None
 ) -> list[list[int]]:
-    """Texts of the model's own with `count` tokens or more, each from another first token."""
+    """Texts of the model's own with `count` tokens or more, each from another first token.
+
+    Before the first of them a few tokens are written to tell how long it will take.
+    """
     bos = getattr(tokenizer, "bos_token_id", None)
-    number = -(-count // (_TEXT // 2))
-    firsts = probe_tokens(number, anatomy(model).vocabulary, seed % 3)
-    starts = [[first] if bos is None else [bos, first] for first in firsts]
-    ends = generate_tokens(
-        model, starts, eos=eos_ids(tokenizer), max_tokens=_TEXT, temperature=1.0, seed=seed,
-        progress=progress and (lambda _, done, total: progress("write texts", done, total)),
-    )  # fmt: skip
-    return [start + end for start, end in zip(starts, ends, strict=True)]
+    firsts = iter(probe_tokens(count, anatomy(model).vocabulary, seed % 3))
+    eos = eos_ids(tokenizer)
+    rows: list[list[int]] = []
+    done = 0
+    while done < count:
+        number = min(_ROWS, -(-(count - done) // _TEXT))
+        starts = [[i] if bos is None else [bos, i] for i in islice(firsts, number)]
+        if progress and not rows:
+            verify_forward(model)
+            began = time.monotonic()
+            generate_tokens(model, starts, eos=frozenset(), max_tokens=_PROBED, temperature=1.0)
+            span = (time.monotonic() - began) * count / (number * (_PROBED + 1))
+            progress(f"the model writes {count} tokens, about {span:.0f} s", 1, 1)
+        ends = generate_tokens(
+            model, starts, eos=eos, max_tokens=_TEXT, temperature=1.0, seed=seed + len(rows)
+        )
+        rows += [start + end for start, end in zip(starts, ends, strict=True)]
+        done = sum(map(len, rows))
+        if progress:
+            progress("write texts", min(done, count), count)
+    return rows
