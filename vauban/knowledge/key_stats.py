@@ -37,9 +37,11 @@ from vauban.models import (
 
 # A text is cut after so many tokens, as in Meng et al.
 LONGEST = 4096
-# How many tokens a model writes where no texts are given, as a multiple of the keys' width, and how
-# long one of its texts is (Fast MEMIT, arXiv 2506.04226, needs 2 to 10).
-WRITTEN, _TEXT = 10, 64
+# How many tokens a model writes where no texts are given, as a multiple of the keys' width, the
+# multiple that very wide keys get, and from where on; how long one of its texts is. Between 1.6 and
+# 39 tokens a direction an edit met its facts alike (SmolLM2-135M); Fast MEMIT (arXiv 2506.04226)
+# needs 2 to 10.
+_WRITTEN, _WIDE, _MANY, _TEXT = 4, 2, 16384, 64
 _SAVE_EVERY = 20
 # Texts that are written at once, and tokens of each that are timed before.
 _ROWS, _PROBED = 64, 3
@@ -147,8 +149,8 @@ def collect_key_stats(
     """The second moment of the keys of each layer over all tokens of raw `texts`.
 
     `texts` None: the model writes them, from random first tokens at temperature 1 with `seed`.
-    `max_tokens` ends the reading (default: everything, or ten times the keys' width where the model
-    writes). Nothing behind the last layer is computed. `folder` keeps the sums while they are
+    `max_tokens` ends the reading (default: everything, or `written_tokens` where the model writes;
+    how long that will take is said before). Nothing behind the last layer is computed. `folder` keeps the sums while they are
     collected, so that a run with the same texts that was ended goes on where it stood.
 
     Raises InputError for no texts and for layers that do not exist, ArchitectureError for a layer
@@ -163,7 +165,8 @@ def collect_key_stats(
     modules = edited_modules(model, layers)
     width = max(module.width for module in modules.values())
     if texts is None:
-        rows = _written(model, tokenizer, max_tokens or WRITTEN * width, seed, progress)
+        max_tokens = max_tokens or written_tokens(width)
+        rows = _written(model, tokenizer, max_tokens, seed, progress)
     else:
         if isinstance(texts, str) or not texts:
             raise InputError(f"texts is {shown(texts)}; expected a list of texts, not empty")
@@ -250,6 +253,16 @@ def _cut(rows: list[list[int]], max_tokens: int | None) -> list[list[int]]:
             kept.append(row[:room])
         room -= len(row[:room])
     return kept
+
+
+def written_tokens(width: int) -> int:
+    """How many tokens a model writes for keys of this width: four times as many, from 16384 tokens
+    on twice as many.
+
+    >>> written_tokens(1536), written_tokens(14336)
+    (6144, 28672)
+    """
+    return min(_WRITTEN * width, max(_MANY, _WIDE * width))
 
 
 def _written(
