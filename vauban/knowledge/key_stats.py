@@ -150,8 +150,9 @@ def collect_key_stats(
 
     `texts` None: the model writes them, from random first tokens at temperature 1 with `seed`.
     `max_tokens` ends the reading (default: everything, or `written_tokens` where the model writes;
-    how long that will take is said before). Nothing behind the last layer is computed. `folder` keeps the sums while they are
-    collected, so that a run with the same texts that was ended goes on where it stood.
+    how long that will take is said before). Nothing behind the last layer is computed. `folder`
+    keeps the sums while they are collected, so that a run with the same texts that was ended goes
+    on where it stood.
 
     Raises InputError for no texts and for layers that do not exist, ArchitectureError for a layer
     whose keys are routed, ModelError for keys that are NaN or inf.
