@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vauban
+import vauban.prompts
 from tests.knowledge.test_editor import CONTEXTS, FACTS, LAYERS, made, settings
 from vauban.cli import main
 from vauban.config import EditConfig, load_edit, scaffold
@@ -29,6 +30,7 @@ from vauban.knowledge import (
 )
 from vauban.knowledge.penalty import ENERGY
 from vauban.knowledge.update_factors import norm_anchored
+from vauban.pipeline.edit_facts import moment_texts
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +260,18 @@ def test_nan_in_one_fact_stays_with_it_and_nan_in_the_keys_is_an_error(
         collect_key_stats(bad, tokenizer, ["I need a rope to paint."], [1])
     with pytest.raises(InputError, match="NaN"):
         KeyStats.from_moment(mx.full((4, 4), float("nan")), 10, 0)
+
+
+def test_what_the_moments_are_read_from(tmp_path):
+    statements, paragraphs = vauban.prompts.load_texts("facts"), vauban.prompts.load_texts("plain")
+    assert moment_texts("facts") == [*statements, *paragraphs]
+    assert moment_texts("written") is None
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"prompt": "Name a colour.", "completion": "Red."}\n')
+    with pytest.raises(InputError, match="expected raw texts, and these are chats"):
+        moment_texts(str(path))
+    config = tmp_path / "edit.toml"
+    config.write_text('[model]\npath = "a"\n[edit]\nfacts = "f"\n')
+    assert load_edit(config).edit.texts == "facts"
+    config.write_text('[model]\npath = "a"\n[edit]\nfacts = "f"\ntexts = "own.txt"\n')
+    assert load_edit(config).edit.texts == str(tmp_path / "own.txt")

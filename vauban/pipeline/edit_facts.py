@@ -69,7 +69,7 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     output = Path(config.output.dir)
     check_output(output, force=config.output.force, source=None)
     facts = load_facts(config.edit.facts)
-    texts = _moment_texts(config.edit.texts)
+    texts = moment_texts(config.edit.texts)
     source, _ = open_folder(config.model.path)
     check_output(output, force=config.output.force, source=source)
     check_place(output)
@@ -113,7 +113,7 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     return EditResult(output, report, editor, document, resumed, time.monotonic() - started)
 
 
-def _moment_texts(name: str) -> list[str] | None:
+def moment_texts(name: str) -> list[str] | None:
     """The raw texts for the second moment; None where the model writes them."""
     if name == "written":
         return None
