@@ -2,20 +2,35 @@
 
 import json
 from dataclasses import fields
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 import vauban
+import vauban.prompts
 from tests.knowledge.test_editor import CONTEXTS, FACTS, LAYERS, made, settings
 from vauban.cli import main
 from vauban.config import EditConfig, load_edit, scaffold
 from vauban.config.keys import keys
-from vauban.errors import InputError
-from vauban.knowledge import Editor, EditSettings, KeyStats, Ledger, penalty, rect, sphere
+from vauban.errors import InputError, ModelError
+from vauban.knowledge import (
+    Editor,
+    EditSettings,
+    Fact,
+    KeyStats,
+    Ledger,
+    collect_key_stats,
+    encode_fact,
+    penalty,
+    rect,
+    sphere,
+    target_ids,
+)
 from vauban.knowledge.penalty import ENERGY
 from vauban.knowledge.update_factors import norm_anchored
+from vauban.pipeline.edit_facts import moment_texts
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +200,78 @@ def test_a_configuration_edits_a_model_and_says_so(tmp_path, capsys):
     assert "| Where is the lamp ? | river | house |" in card and "perplexity" in card
     assert Ledger.load(tmp_path / "out").facts[0].target_new == "river"
     assert not list(tmp_path.glob(".out*")), "the ledger beside the output is gone"
+
+
+def test_facts_that_cannot_be_are_refused_by_name(tokenizer, tmp_path):
+    with pytest.raises(InputError, match=r"'The lamp is' holds 0 times \{\}"):
+        Fact("The lamp is", "lamp", "red")
+    with pytest.raises(InputError, match="target_new is ' '; expected a text that is not empty"):
+        Fact("The {} is", "lamp", " ")
+    with pytest.raises(InputError, match="subject is ''"):
+        Fact("The {} is", "", "red")
+    path = tmp_path / "facts.jsonl"
+    path.write_text('{"prompt": "The boat is", "subject": "lamp", "target_new": "red"}\n')
+    with pytest.raises(InputError, match=r"line 1: subject 'lamp' stands 0 times in prompt"):
+        vauban.load_facts(path)
+    path.write_text('{"prompt": "The {} is", "subject": "lamp", "target_new": "red"\n')
+    with pytest.raises(InputError, match=r"facts.jsonl, line 1: broken JSON"):
+        vauban.load_facts(path)
+    with pytest.raises(InputError, match=r"target .* gives no tokens"):
+        target_ids(SimpleNamespace(encode=lambda text, **_: []), "The lamp is", "red")
+
+
+def test_a_fact_that_is_true_already_is_said(tokenizer, vocabulary, stats):
+    model = made(vocabulary)
+    fact = Fact("The {} is in the", "old lamp", "river")
+    target = target_ids(tokenizer, fact.text, fact.target_new)[0]
+    model.lm_head.bias = mx.zeros(vocabulary).at[target].add(60.0)
+    report = Editor(model, tokenizer, settings(), stats, contexts=CONTEXTS[:1]).edit([fact])
+    assert report.facts[0].known and report.facts[0].steps == 0
+    assert "1 were true already" in report.summary()
+
+
+def test_a_fact_that_is_not_learnt_leaves_the_weights_alone(tokenizer, vocabulary, stats):
+    """No update is made before the last forward pass, so with one step no loss can fall."""
+    editor = Editor(made(vocabulary), tokenizer, settings(steps=1), stats, contexts=CONTEXTS[:1])
+    report = editor.edit(FACTS[:2])
+    assert report.failed == ("a", "b") and report.summary().startswith("0 of 2 facts edited")
+    for layer in LAYERS:
+        assert np.array_equal(editor.weights.current(layer), editor.weights.original[layer])
+    assert editor.ledger.facts == []
+
+
+def test_nan_in_one_fact_stays_with_it_and_nan_in_the_keys_is_an_error(
+    tokenizer, vocabulary, stats
+):
+    bad, good = made(vocabulary), made(vocabulary)
+    rope = tokenizer.encode(" rope", add_special_tokens=False)[-1]
+    bad.model.embed_tokens.weight[rope] = float("nan")
+    facts = [FACTS[0], Fact("I need a {} to", "rope", "paint", id="c")]
+    assert rope in encode_fact(tokenizer, facts[1]).tokens
+    editor = Editor(bad, tokenizer, settings(), stats, contexts=CONTEXTS)
+    assert editor.edit(facts).failed == ("c",)
+    alone = Editor(good, tokenizer, settings(), stats, contexts=CONTEXTS)
+    alone.edit(facts[:1])
+    for layer in LAYERS:
+        change = alone.weights.current(layer) - alone.weights.original[layer]
+        off = np.abs(editor.weights.current(layer) - alone.weights.current(layer)).max()
+        assert off <= 1e-3 * np.abs(change).max()
+    with pytest.raises(ModelError, match="the keys of block 1 hold NaN"):
+        collect_key_stats(bad, tokenizer, ["I need a rope to paint."], [1])
+    with pytest.raises(InputError, match="NaN"):
+        KeyStats.from_moment(mx.full((4, 4), float("nan")), 10, 0)
+
+
+def test_what_the_moments_are_read_from(tmp_path):
+    statements, paragraphs = vauban.prompts.load_texts("facts"), vauban.prompts.load_texts("plain")
+    assert moment_texts("facts") == [*statements, *paragraphs]
+    assert moment_texts("written") is None
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"prompt": "Name a colour.", "completion": "Red."}\n')
+    with pytest.raises(InputError, match="expected raw texts, and these are chats"):
+        moment_texts(str(path))
+    config = tmp_path / "edit.toml"
+    config.write_text('[model]\npath = "a"\n[edit]\nfacts = "f"\n')
+    assert load_edit(config).edit.texts == "facts"
+    config.write_text('[model]\npath = "a"\n[edit]\nfacts = "f"\ntexts = "own.txt"\n')
+    assert load_edit(config).edit.texts == str(tmp_path / "own.txt")

@@ -30,7 +30,10 @@ def test_the_bundled_texts_are_neutral_rows_in_two_languages() -> None:
         assert isinstance(text, str) and 2 <= text.count(". ") + 1 <= 4 and len(text) < 260
     for turns in chats:
         assert [turn["role"] for turn in turns] == ["user", "assistant"]
-    with pytest.raises(InputError, match="'plain' or 'chat'"):
+    facts = load_texts("facts")
+    assert len(facts) == len(set(facts)) > 700
+    assert all(isinstance(text, str) and text[-1] == "." and len(text) < 90 for text in facts)
+    with pytest.raises(InputError, match="'plain', 'chat' or 'facts'"):
         default_texts_path("pile")
 
 

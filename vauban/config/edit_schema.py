@@ -33,11 +33,12 @@ class EditSection(Section):
         "a JSON or JSONL file of facts", "The facts, as `vauban.load_facts` reads them.",
         place="file", example='"facts.jsonl"',
     )  # fmt: skip
-    texts: Text | None = key(
-        'a JSONL or text file, or "plain" (shipped)',
-        "Texts for the second moment of the keys; not set: the model writes them.",
-        None, flag="--texts", metavar="FILE", place="prompts", words=("plain",),
-        example='"plain.jsonl"',
+    texts: Text = key(
+        'a JSONL or text file, "facts" or "plain" (shipped), or "written"',
+        "Texts for the second moment of the keys: what the model is to keep. facts: statements "
+        "about people, places and products; written: the model writes them.",
+        "facts", flag="--texts", metavar="FILE", place="prompts",
+        words=("facts", "plain", "written"),
     )  # fmt: skip
     method: Literal[
         "memit_seq", "memit", "alphaedit", "encore", "betaedit", "ridge", "rome", "emmet"

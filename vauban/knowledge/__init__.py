@@ -3,6 +3,7 @@
 In reading order:
 
 facts         facts, and the files that hold them
+post_norms    what a matrix must put out for the norm behind it
 layers        the matrices that hold facts
 key_stats     the second moment of a layer's keys
 penalty       what an update pays for, and what it may not touch

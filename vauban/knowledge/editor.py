@@ -26,7 +26,7 @@ from vauban.knowledge.key_stats import KeyStats, check_stats, collect_key_stats
 from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.knowledge.ledger import EditSettings, Ledger, LedgerBatch
 from vauban.knowledge.penalty import Penalty, penalty
-from vauban.knowledge.reading import context_keys, read_facts
+from vauban.knowledge.reading import check_written, context_keys, read_facts, read_plain
 from vauban.knowledge.tokens import (
     Row,
     check_contexts,
@@ -98,6 +98,8 @@ class Editor(Conveniences):
     def prepare(self, layers: tuple[int, ...], progress: Progress | None = None) -> None:
         """Take up modules, statistics and penalties of the layers; done with the first edit."""
         modules = edited_modules(self.model, layers)
+        for module in modules.values():
+            check_written(self.model, module)
         if self.stats is None:
             self.stats = collect_key_stats(
                 self.model, self.tokenizer, None, layers, seed=self.settings.seed,
@@ -223,8 +225,9 @@ class Editor(Conveniences):
         count = len(self.ledger.contexts)
         solved: dict[int, _Solved] = {}
         for number, (layer, module) in enumerate(self.modules.items()):
-            keys, plain_keys, stream = self._read(rows, count, layer)
-            residual = (z - stream) / (len(self.modules) - number) / module.multiplier
+            keys, plain_keys = self._keys(rows, layer)
+            stream, normed = read_plain(self.model, rows[::count], module, max(self.modules) + 1)
+            residual = module.residual((z - stream) / (len(self.modules) - number), normed)
             factor = self._factor(keys, plain_keys, layer)
             name = self.settings.filter
             if name not in (None, "prune"):
@@ -244,17 +247,12 @@ class Editor(Conveniences):
             )
         )  # fmt: skip
 
-    def _read(
-        self, rows: Sequence[Row], contexts: int, layer: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys, keys of the plain prompts, and the stream behind the last layer, as of now."""
-        last = max(self.modules)
+    def _keys(self, rows: Sequence[Row], layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of the facts, and those of their plain prompts, as of now."""
+        count = len(self.ledger.contexts)
         keys, _ = read_facts(self.model, rows, [self.modules[layer]])
-        plain = rows[::contexts]
-        _, stream = read_facts(self.model, plain, [self.modules[last]], last + 1)
-        assert stream is not None
-        joined = context_keys(keys, contexts, plain_half=self.settings.method != "rome")
-        return joined[layer], keys[layer][::contexts], stream
+        joined = context_keys(keys, count, plain_half=self.settings.method != "rome")
+        return joined[layer], keys[layer][::count]
 
     def _factor(self, keys: np.ndarray, plain: np.ndarray, layer: int) -> np.ndarray:
         """B (u, d0) with the keys of earlier edits, where the method keeps them."""
@@ -267,7 +265,8 @@ class Editor(Conveniences):
         last = max(self.modules)
         rows = [encode_fact(self.tokenizer, fact) for fact in facts]
         keys, _ = read_facts(self.model, rows, [self.modules[last]])
-        before = self.modules[last].multiplier * keys[last] @ self.weights.current(last).T
+        _, normed = read_plain(self.model, rows, self.modules[last], last + 1)
+        before = self.modules[last].written(keys[last] @ self.weights.current(last).T, normed)
         anchored, self._anchor = norm_anchored(z, h0, before, self._anchor)
         return anchored
 

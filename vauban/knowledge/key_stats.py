@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,18 @@ from vauban.errors import InputError, ModelError, shown
 from vauban.generation import batches, eos_ids, generate_tokens, token_budget
 from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.linalg import as_array
-from vauban.models import anatomy, can_pad, forward, module_inputs
+from vauban.models import anatomy, can_pad, forward, module_inputs, verify_forward
 
 # A text is cut after so many tokens, as in Meng et al.
 LONGEST = 4096
-# How many tokens a model writes where no texts are given, as a multiple of the keys' width, and how
-# long one of its texts is (Fast MEMIT, arXiv 2506.04226, needs 2 to 10).
-WRITTEN, _TEXT = 10, 64
+# How many tokens a model writes where no texts are given, as a multiple of the keys' width, the
+# multiple that very wide keys get, and from where on; how long one of its texts is. Between 1.6 and
+# 39 tokens a direction an edit met its facts alike (SmolLM2-135M); Fast MEMIT (arXiv 2506.04226)
+# needs 2 to 10.
+_WRITTEN, _WIDE, _MANY, _TEXT = 4, 2, 16384, 64
 _SAVE_EVERY = 20
+# Texts that are written at once, and tokens of each that are timed before.
+_ROWS, _PROBED = 64, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +145,10 @@ def collect_key_stats(
     """The second moment of the keys of each layer over all tokens of raw `texts`.
 
     `texts` None: the model writes them, from random first tokens at temperature 1 with `seed`.
-    `max_tokens` ends the reading (default: everything, or ten times the keys' width where the model
-    writes). Nothing behind the last layer is computed. `folder` keeps the sums while they are
-    collected, so that a run with the same texts that was ended goes on where it stood.
+    `max_tokens` ends the reading (default: everything, or `written_tokens` where the model writes;
+    how long that will take is said before). Nothing behind the last layer is computed. `folder`
+    keeps the sums while they are collected, so that a run with the same texts that was ended goes
+    on where it stood.
 
     Raises InputError for no texts and for layers that do not exist, ArchitectureError for a layer
     whose keys are routed, ModelError for keys that are NaN or inf.
@@ -155,7 +162,8 @@ def collect_key_stats(
     modules = edited_modules(model, layers)
     width = max(module.width for module in modules.values())
     if texts is None:
-        rows = _written(model, tokenizer, max_tokens or WRITTEN * width, seed, progress)
+        max_tokens = max_tokens or written_tokens(width)
+        rows = _written(model, tokenizer, max_tokens, seed, progress)
     else:
         if isinstance(texts, str) or not texts:
             raise InputError(f"texts is {shown(texts)}; expected a list of texts, not empty")
@@ -169,13 +177,14 @@ def collect_key_stats(
         taken[path] = x
 
     todo = list(batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)))
-    paths = [module.path for module in modules.values()]
+    paths = [path for module in modules.values() for path in (module.path, module.gate) if path]
     with module_inputs(model, paths, read):
         for number, batch in enumerate(todo, 1):
             if number > sums.batches:
                 forward(model, batch.tokens, lengths=batch.lengths, positions=None, logits=False)
                 real = mx.arange(batch.tokens.shape[1])[None] < mx.array(batch.lengths)[:, None]
-                sums.add({p: x * real.reshape(-1, 1) for p, x in taken.items()}, sum(batch.lengths))
+                keys = {n: m.keys(taken) * real.reshape(-1, 1) for n, m in modules.items()}
+                sums.add(keys, sum(batch.lengths))
                 if number % _SAVE_EVERY == 0 or number == len(todo):
                     sums.save()
             if progress:
@@ -206,9 +215,8 @@ class _Sums:
             self.count, self.batches = int(metadata["count"]), int(metadata["batches"])
             self.totals = {layer: arrays[str(layer)] for layer in self.totals}
 
-    def add(self, keys: dict[str, mx.array], count: int) -> None:
-        for layer, module in self.modules.items():
-            k = keys[module.path].astype(mx.float32)
+    def add(self, keys: dict[int, mx.array], count: int) -> None:
+        for layer, k in keys.items():
             self.totals[layer] = self.totals[layer] + k.T @ k
         mx.eval(self.totals)
         self.count += count
@@ -244,16 +252,42 @@ def _cut(rows: list[list[int]], max_tokens: int | None) -> list[list[int]]:
     return kept
 
 
+def written_tokens(width: int) -> int:
+    """How many tokens a model writes for keys of this width: four times as many, from 16384 tokens
+    on twice as many.
+
+    >>> written_tokens(1536), written_tokens(14336)
+    (6144, 28672)
+    """
+    return min(_WRITTEN * width, max(_MANY, _WIDE * width))
+
+
 def _written(
     model: nn.Module, tokenizer: Any, count: int, seed: int, progress: Progress | None
 ) -> list[list[int]]:
-    """Texts of the model's own with `count` tokens or more, each from another first token."""
+    """Texts of the model's own with `count` tokens or more, each from another first token.
+
+    Before the first of them a few tokens are written to tell how long it will take.
+    """
     bos = getattr(tokenizer, "bos_token_id", None)
-    number = -(-count // (_TEXT // 2))
-    firsts = probe_tokens(number, anatomy(model).vocabulary, seed % 3)
-    starts = [[first] if bos is None else [bos, first] for first in firsts]
-    ends = generate_tokens(
-        model, starts, eos=eos_ids(tokenizer), max_tokens=_TEXT, temperature=1.0, seed=seed,
-        progress=progress and (lambda _, done, total: progress("write texts", done, total)),
-    )  # fmt: skip
-    return [start + end for start, end in zip(starts, ends, strict=True)]
+    firsts = iter(probe_tokens(count, anatomy(model).vocabulary, seed % 3))
+    eos = eos_ids(tokenizer)
+    rows: list[list[int]] = []
+    done = 0
+    while done < count:
+        number = min(_ROWS, -(-(count - done) // _TEXT))
+        starts = [[i] if bos is None else [bos, i] for i in islice(firsts, number)]
+        if progress and not rows:
+            verify_forward(model)
+            began = time.monotonic()
+            generate_tokens(model, starts, eos=frozenset(), max_tokens=_PROBED, temperature=1.0)
+            span = (time.monotonic() - began) * count / (number * (_PROBED + 1))
+            progress(f"the model writes {count} tokens, about {span:.0f} s", 1, 1)
+        ends = generate_tokens(
+            model, starts, eos=eos, max_tokens=_TEXT, temperature=1.0, seed=seed + len(rows)
+        )
+        rows += [start + end for start, end in zip(starts, ends, strict=True)]
+        done = sum(map(len, rows))
+        if progress:
+            progress("write texts", min(done, count), count)
+    return rows

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from vauban._arrays import as_numpy
+from vauban._common import probe_tokens
+from vauban.errors import ArchitectureError
 from vauban.generation import batches, token_budget
 from vauban.interventions import Intervention
 from vauban.knowledge.layers import EditedModule
 from vauban.knowledge.tokens import Row
-from vauban.models import can_pad, forward, module_inputs
+from vauban.models import anatomy, around, can_pad, forward, module_inputs, swapped
+from vauban.models.anatomy import is_half
+
+# What rounding may do to a stream in half precision, relatively: some units of bfloat16's last bit.
+_HALF = 2**-5
 
 
 @dataclass(eq=False)
@@ -55,8 +62,23 @@ def read_facts(
 
     Rows are cut behind their pivots: what follows cannot matter there.
     """
+    paths = [path for module in modules for path in module.paths]
+    inputs, stream = inputs_at_pivots(model, rows, paths, residual, interventions)
+    keys = {m.layer: as_numpy(m.keys(inputs)).astype(np.float64) for m in modules}
+    return keys, stream
+
+
+def inputs_at_pivots(
+    model: nn.Module,
+    rows: Sequence[Row],
+    paths: Sequence[str],
+    residual: int | None = None,
+    interventions: Sequence[Intervention] = (),
+) -> tuple[dict[str, mx.array], np.ndarray | None]:
+    """What the modules at `paths` read, (n, width) float32, and the stream (n, d) at `residual` in
+    float64, each at the rows' pivots."""
     lists = [list(row.tokens[: row.pivot + 1]) for row in rows]
-    keys: dict[int, list[mx.array]] = {m.layer: [] for m in modules}
+    inputs: dict[str, list[mx.array]] = {path: [] for path in paths}
     streams: list[mx.array] = []
     order: list[int] = []
     taken: dict[str, mx.array] = {}
@@ -65,7 +87,7 @@ def read_facts(
         taken[path] = x
 
     equal = not can_pad(model)
-    with module_inputs(model, [m.path for m in modules], read):
+    with module_inputs(model, paths, read):
         for batch in batches(lists, budget=token_budget(model), equal_lengths=equal):
             at = StreamAt(-1 if residual is None else residual)
             forward(
@@ -78,19 +100,62 @@ def read_facts(
             )
             count, width = batch.tokens.shape
             flat = mx.array([i * width + n - 1 for i, n in enumerate(batch.lengths)])
-            for module in modules:
-                keys[module.layer].append(taken[module.path][flat].astype(mx.float32))
+            for path, parts in inputs.items():
+                parts.append(taken[path][flat].astype(mx.float32))
             if residual is not None:
                 stream = at.stream().reshape(count * width, -1)
                 streams.append(stream[flat].astype(mx.float32))
-            mx.eval([parts[-1] for parts in keys.values()], streams)
+            mx.eval([parts[-1] for parts in inputs.values()], streams)
             order += batch.rows
-    back = np.argsort(order)
-    found = {layer: as_numpy(mx.concatenate(parts))[back] for layer, parts in keys.items()}
-    as_float64 = {layer: k.astype(np.float64) for layer, k in found.items()}
+    back = mx.array(np.argsort(order))
+    joined = {path: mx.concatenate(parts)[back] for path, parts in inputs.items()}
     if residual is None:
-        return as_float64, None
-    return as_float64, as_numpy(mx.concatenate(streams))[back].astype(np.float64)
+        return joined, None
+    return joined, as_numpy(mx.concatenate(streams)[back]).astype(np.float64)
+
+
+def read_plain(
+    model: nn.Module, rows: Sequence[Row], module: EditedModule, residual: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The stream (n, d) at `residual` at the pivots, and what the norm behind the MLP reads, if
+    there is one, in float64."""
+    inputs, stream = inputs_at_pivots(model, rows, [module.norm or module.path], residual)
+    assert stream is not None
+    if module.norm is None:
+        return stream, None
+    return stream, as_numpy(inputs[module.norm]).astype(np.float64)
+
+
+def check_written(model: nn.Module, module: EditedModule) -> None:
+    """ArchitectureError unless what is added to W k arrives at the stream as `written` says.
+
+    An experiment: one vector is added to what the matrix puts out, in two rows of probe tokens.
+    """
+    tokens = probe_tokens(9, anatomy(model).vocabulary)
+    rows = [Row(tuple(tokens[:4]), 3), Row(tuple(tokens[4:]), 4)]
+    inputs, before = inputs_at_pivots(model, rows, module.paths, module.layer + 1)
+    assert before is not None
+    size = np.abs(before).mean()
+    added = size * np.cos(np.arange(len(module.weight())))
+
+    def louder(inner: Callable[..., mx.array], x: mx.array, *rest: Any, **named: Any) -> mx.array:
+        out = inner(x, *rest, **named)
+        return out + mx.array(added.astype(np.float32)).astype(out.dtype)
+
+    with swapped([around(module.module, louder)]):
+        _, after = inputs_at_pivots(model, rows, module.paths, module.layer + 1)
+    assert after is not None
+    change = added * as_numpy(module.gates(inputs)).astype(np.float64)
+    expected = module.written(change, None)
+    if module.norm is not None:
+        normed = as_numpy(inputs[module.norm]).astype(np.float64)
+        expected = module.written(change, normed + change) - module.written(change, normed)
+    noise = 0.02 * np.abs(expected).max() + _HALF * is_half(anatomy(model)) * np.abs(after)
+    if after.shape != expected.shape or (np.abs(after - before - expected) > noise).any():
+        raise ArchitectureError(
+            f"block {module.layer} cannot hold a fact: what {module.path} puts out does not reach "
+            "the stream as vauban knows it"
+        )
 
 
 def context_keys(

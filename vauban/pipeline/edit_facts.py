@@ -69,8 +69,7 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     output = Path(config.output.dir)
     check_output(output, force=config.output.force, source=None)
     facts = load_facts(config.edit.facts)
-    if config.edit.texts is not None:
-        load_texts(config.edit.texts)
+    texts = moment_texts(config.edit.texts)
     source, _ = open_folder(config.model.path)
     check_output(output, force=config.output.force, source=source)
     check_place(output)
@@ -83,7 +82,7 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     plain = [text for text in load_texts("plain") if isinstance(text, str)]
     perplexity = {"original": _perplexity(opened.model, opened.tokenizer, plain)}
     saved = ledger_beside(output)
-    editor, resumed = _editor(opened, config, settings, facts, saved, progress)
+    editor, resumed = _editor(opened, settings, facts, texts, saved, progress)
     done = {fact.id for fact in editor.ledger.facts}
     todo = [fact for fact in facts if fact.id not in done]
     report = editor.edit(todo, progress, save_to=saved) if todo else FactReport((), (), ())
@@ -114,14 +113,26 @@ def edit_facts(config: EditConfig, *, progress: Progress | None = None) -> EditR
     return EditResult(output, report, editor, document, resumed, time.monotonic() - started)
 
 
+def moment_texts(name: str) -> list[str] | None:
+    """The raw texts for the second moment; None where the model writes them."""
+    if name == "written":
+        return None
+    # Statements alone would leave the keys of other text unprotected.
+    listed = load_texts(name) + (load_texts("plain") if name == "facts" else [])
+    texts = [text for text in listed if isinstance(text, str)]
+    if not texts:
+        raise InputError(f"texts is {name!r}; expected raw texts, and these are chats")
+    return texts
+
+
 def ledger_beside(output: Path) -> Path:
     """Where the ledger lies while the folder is not yet written."""
     return output.with_name(f".{output.name}.edits.vauban")
 
 
 def _editor(
-    opened: Opened, config: EditConfig, settings: EditSettings, facts: list[Fact], saved: Path,
-    progress: Progress | None,
+    opened: Opened, settings: EditSettings, facts: list[Fact], texts: list[str] | None,
+    saved: Path, progress: Progress | None,
 ) -> tuple[Editor, int]:  # fmt: skip
     """An editor, with what an ended run of the same configuration had edited already."""
     earlier = Ledger.load(saved) if saved.is_file() else None
@@ -134,8 +145,7 @@ def _editor(
                 "one, or remove the file"
             )
     stats: dict[int, KeyStats] | None = None
-    if config.edit.texts is not None:
-        texts = [text for text in load_texts(config.edit.texts) if isinstance(text, str)]
+    if texts is not None:
         layers = earlier.layers if earlier else settings.layers
         if isinstance(layers, str):
             layers = trace_layers(opened.model, opened.tokenizer, facts)

@@ -33,13 +33,19 @@ ALPACA = (
 )
 """Instruction following, as in Arditi et al. 2024: rows with an empty input, shuffled by 42."""
 
+BUNDLED_TEXTS = ("plain", "chat", "facts")
+"""The names of the sets that are shipped."""
+
 _CHAT_KEYS = ("prompt", "completion", "empty", "shuffle")
 
 
 def default_texts_path(kind: str) -> Path:
-    """The bundled neutral texts: "plain" (paragraphs) or "chat" (answered requests)."""
-    if kind not in ("plain", "chat"):
-        raise InputError(f"bundled texts: there is no set {kind!r}; expected 'plain' or 'chat'.")
+    """The bundled neutral texts: "plain" (paragraphs), "chat" (answered requests), or "facts"
+    (statements about people, places and products, then the paragraphs)."""
+    if kind not in BUNDLED_TEXTS:
+        raise InputError(
+            f"bundled texts: there is no set {kind!r}; expected 'plain', 'chat' or 'facts'."
+        )
     return data_dir() / "texts" / f"{kind}.jsonl"
 
 
@@ -52,8 +58,8 @@ def load_texts(
     """Texts and chats from any way of naming them.
 
     Args:
-        source: "plain" or "chat", the bundled sets; a JSONL file whose rows hold `text`, or
-            `prompt` and one of `completion`, `response`, `answer`, `output`; a plain text file
+        source: "plain", "chat" or "facts", the bundled sets; a JSONL file whose rows hold `text`,
+            or `prompt` and one of `completion`, `response`, `answer`, `output`; a plain text file
             with one text per line; "hf:org/name?column=text"; for chats
             "hf:org/name?prompt=instruction&completion=output", where `empty=input` keeps the
             rows without an input and `shuffle=42` shuffles them by a seed (see `PILE`, `ALPACA`);
@@ -98,7 +104,7 @@ def _entries(source: Any, limit: int | None, base_dir: Any) -> list[Entry]:
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
         repo_id, options = split_reference(source)
         return _hub(repo_id, options, source, limit)
-    if isinstance(source, str) and source in ("plain", "chat"):
+    if isinstance(source, str) and source in BUNDLED_TEXTS:
         return _file(default_texts_path(source))
     if isinstance(source, str | os.PathLike):
         return _file(Path(base_dir or ".") / source)
@@ -106,7 +112,8 @@ def _entries(source: Any, limit: int | None, base_dir: Any) -> list[Entry]:
         return list(source)
     raise InputError(
         f"texts cannot be read from {type(source).__name__}; give a path, 'plain', 'chat', "
-        "'hf:org/name', a table with the key 'hf', or a list of texts and chats that is not empty."
+        "'facts', 'hf:org/name', a table with the key 'hf', or a list of texts and chats that is "
+        "not empty."
     )
 
 
