@@ -85,7 +85,7 @@ def test_with_the_organisms_own_prompts_it_meets_the_lines(tmp_path: Path) -> No
     ).replace("default_eval_path()", "f'{MODEL}/prompts/eval.jsonl'")
     own = own.replace(
         "eval_prompts[:20])",
-        "eval_prompts[:32], max_tokens=40, harmless=eval_prompts[-32:])",
+        "eval_prompts[:16], max_tokens=24, harmless=eval_prompts[-16:])",
     )
     own += (
         "assert eval_result.refusal_rate_original >= 0.9\n"
