@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 	$(BIN)/vauban demo --force
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The oldest mlx-lm that pyproject.toml admits, with its mlx, in an environment of its own.
 oldest: $(VENV)-oldest/.ready

@@ -29,6 +29,20 @@ from mlx.utils import tree_map
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "seeded"))
 
+# Begun first, the longest before: the processes that share the files then end together.
+_LONG = (
+    *("docs/test_course.py", "docs/test_pages.py", "study/test_study.py", "test_tutorial.py"),
+    *("pipeline/test_run.py", "edits/test_packed_organism.py", "search/test_search.py"),
+    *("cli/test_demo.py", "edits/test_exact.py", "docs/test_notebook.py", "cli/test_search.py"),
+    *("cli/test_adapter.py", "export/test_stacks.py", "study/test_benchmarks.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"tests/{name}": place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(_LONG)))
+
+
 _BASE = {
     "hidden_size": 64,
     "num_hidden_layers": 4,

@@ -4,8 +4,6 @@ It imports mlx-lm before vauban and keeps the model in half precision, as a read
 Linux CPU it is slow.
 """
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ import mlx.core as mx
 import pytest
 
 import vauban
+from tests.export.checkpoints import shortened
 
 SCRIPT = """
 import mlx_lm
@@ -67,23 +66,9 @@ def run(script: str, folder: Path) -> str:
     return done.stdout
 
 
-def shortened(folder: Path, blocks: int) -> Path:
-    """The packed organism's first blocks, as a model of its own."""
-    shutil.copytree(vauban.organism_path("4bit"), folder)
-    weights = mx.load(str(folder / "model.safetensors"))
-    past = tuple(f"model.layers.{block}." for block in range(blocks, 64))
-    mx.eval(weights)
-    kept = {name: value for name, value in weights.items() if not name.startswith(past)}
-    mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": blocks}))
-    return folder
-
-
 def test_the_script_runs_as_printed(tmp_path: Path) -> None:
     """The general prompt sets are for real models: here it runs and says what it finds."""
-    model = str(shortened(tmp_path / "model", 2))
+    model = str(shortened("4bit", tmp_path / "model", 2))
     printed = run(f"MODEL = {model!r}\n" + SCRIPT, tmp_path)
     assert printed.startswith("Best layer: ")
     for part in ("refusal", "over-refusal", "perplexity", "KL(before || after)", "(20 prompts)"):
@@ -100,7 +85,7 @@ def test_with_the_organisms_own_prompts_it_meets_the_lines(tmp_path: Path) -> No
     ).replace("default_eval_path()", "f'{MODEL}/prompts/eval.jsonl'")
     own = own.replace(
         "eval_prompts[:20])",
-        "eval_prompts[:32], max_tokens=40, harmless=eval_prompts[-32:])",
+        "eval_prompts[:16], max_tokens=24, harmless=eval_prompts[-16:])",
     )
     own += (
         "assert eval_result.refusal_rate_original >= 0.9\n"

@@ -28,7 +28,9 @@ def adapted(run, source, tmp_path_factory):
     """(the folder one stands in, the finished run of the 4-bit organism, its document)."""
     place = tmp_path_factory.mktemp("adapter")
     (place / "run.toml").write_text(
-        f'[model]\npath = "{source}"\n[cut]\nalpha = 1\nembedding = true\n', encoding="utf-8"
+        f'[model]\npath = "{source}"\n[measure]\nlayer = "auto"\n'
+        "[cut]\nalpha = 1\nembedding = true\n",
+        encoding="utf-8",
     )
     flags = ["--precision", "adapter", "--no-controls", "-o", "out"]
     done = run("run.toml", *flags, *LIMITS, cwd=place)
@@ -149,7 +151,9 @@ def test_blocks_chosen_by_their_scores_leave_the_embedding_and_head_alone(tmp_pa
         make_config(
             {
                 ("model", "path"): str(source),
+                ("measure", "layer"): "auto",
                 ("cut", "layers"): "above_median",
+                ("cut", "alpha"): 1.0,
                 ("eval", "controls"): False,
                 ("eval", "num_prompts"): 4,
                 ("eval", "max_tokens"): 8,

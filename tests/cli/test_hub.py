@@ -48,7 +48,8 @@ def start(endpoint, environment, tmp_path):
 
 
 def test_a_model_and_a_data_set_of_the_hub(start, endpoint, tmp_path, organism_folder):
-    limits = ("--num-prompts", "4", "--max-tokens", "16", "--no-controls")
+    limits = ("--num-prompts", "4", "--max-tokens", "16", "--no-controls", "--layer", "auto")
+    limits += ("--alpha", "1")
     done = start("someone/organism", "-o", "out", "--harmful", "hf:someone/prompts", *limits)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -10,7 +10,8 @@ import pytest
 import vauban
 
 KEPT = "out.direction.vauban"
-FLAGS = ("demo", "-o", "out", "--max-tokens", "16", "--num-prompts", "8")
+# Nothing is chosen by answers: the direction is measured at once.
+GIVEN = ("--layer", "auto", "--alpha", "1", "--no-controls")
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,9 @@ FLAGS = ("demo", "-o", "out", "--max-tokens", "16", "--num-prompts", "8")
     ],
 )
 def test_an_interrupted_run_leaves_the_direction_at_most(tmp_path, environment, after, number):
+    given = GIVEN if after == "evaluate " else ()
     process = subprocess.Popen(
-        [sys.executable, "-m", "vauban", *FLAGS],
+        [sys.executable, "-m", "vauban", "demo", "-o", "out", *given],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
@@ -56,7 +58,7 @@ def test_a_disk_without_room_leaves_the_direction_alone(tmp_path, environment):
     # A limit on the size of files stops the writer in the middle of the weights, as a full disk
     # does.
     done = subprocess.run(
-        [sys.executable, "-m", "vauban", *FLAGS],
+        [sys.executable, "-m", "vauban", "demo", "-o", "out", *GIVEN, "--num-prompts", "8"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vauban
-from tests.export.checkpoints import save_checkpoint, sharded
+from tests.export.checkpoints import load_plain, save_checkpoint, sharded
 from vauban.comparison import FolderDiff, compare_folders, diff_models
 from vauban.comparison.stored_parameters import stored_parameters
 from vauban.errors import InputError, ModelError
@@ -68,6 +68,34 @@ def test_a_cut_of_half_the_writers_is_a_cut_along_its_direction(tmp_path: Path) 
     assert change.relative == pytest.approx(expected, rel=1e-5)
     exact = np.linalg.svd(after - before, compute_uv=False)
     assert change.singular_values[0] == pytest.approx(exact[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "olmo2"])
+def test_a_cut_behind_post_norms_is_one_direction(tmp_path: Path, name: str) -> None:
+    """Each writer loses normalize(g ∘ d) with a gain of its own; d is what they share."""
+    source = save_checkpoint(tmp_path / "source", name, dtype=mx.float32)
+    d = mx.random.normal((64,), key=mx.random.key(3))
+    plan = vauban.plan_cut(load_plain(source), d, embedding=False)
+    plan.export(source, tmp_path / "cut")
+    diff = compare_folders(source, tmp_path / "cut", direction=d)
+    (output, *_) = diff.shared
+    assert (len(output.members), output.of, output.behind_norms, output.rank) == (8, 8, 8, 1)
+    assert output.cosine > 0.999 and output.matches is not None and output.matches > 0.999
+    assert diff.findings[0].startswith(
+        "a cut of one direction in 8 writers, strength 1.00, divided"
+    )
+    assert output.to_dict()["behind_norms"] == 8
+
+    def plainly(weights: Weights) -> None:
+        unit = np.array(d / mx.linalg.norm(d), np.float64)
+        for written in output.members:
+            before = np.array(weights[written], np.float64)
+            add(weights, written, (-np.outer(unit, unit @ before)).astype(np.float32))
+
+    # A cut that leaves the gains out of account is one direction as it stands in the matrices.
+    plain = compare_folders(source, copied(source, tmp_path / "plain", plainly), direction=d)
+    assert (len(plain.shared[0].members), plain.shared[0].behind_norms) == (8, 0)
+    assert plain.shared[0].matches is not None and plain.shared[0].matches > 0.999
 
 
 def test_a_four_bit_cut_is_both(tmp_path: Path) -> None:

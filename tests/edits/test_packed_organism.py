@@ -44,15 +44,14 @@ def float_refused() -> float:
     return refused(model, tokenizer, [r.prompt for r in rows if r.label == "harmful"])
 
 
-@pytest.mark.parametrize(("bits", "embedding"), [(4, False), (4, "auto"), (3, "auto")])
-def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, float_refused: float) -> None:
+@pytest.mark.parametrize("bits", [4, 3])
+def test_the_decision_is_the_float_cuts(bits: int, float_refused: float) -> None:
     """KL to the float cut where the answer begins, and refusals, against naive requantization's.
 
     As it comes: rounded for what is read on the folder's own prompts, of which none are these. The
     KL is at most a third of naive requantization's and refusals are within two points of the float
-    organism's after its cut; at 3 bits naive requantization leaves a fifth of them. With the
-    embedding's 4-bit rows a few undecided prompts make half of either KL, and which way they fall
-    is chance: docs/editing.md has the average over several calibrations.
+    organism's after its cut; at 3 bits naive requantization leaves a fifth of them. The embedding
+    is shared and stays; docs/editing.md has the averages with it over several calibrations.
     """
     folder = vauban.organism_path("4bit" if bits == 4 else "dense")
     model, tokenizer = vauban.load(folder)
@@ -62,7 +61,7 @@ def test_the_decision_is_the_float_cuts(bits: int, embedding: Any, float_refused
     if bits != 4:
         nn.quantize(model, group_size=64, bits=bits)
     direction = vauban.measure(unpacked(model), tokenizer, *sets)
-    plan = vauban.plan_cut(model, direction, embedding=embedding)
+    plan = vauban.plan_cut(model, direction)
     reference = plan.apply(copy.deepcopy(model), "float")
     exact = plan.apply(copy.deepcopy(model))
     naive = copy.deepcopy(reference)

@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 import vauban
+from tests.export.checkpoints import shortened
 from tests.study.guards import CHATML, guard_tokenizer, random_guard
 from vauban.cli import main
 from vauban.errors import CheckError, InputError
@@ -134,8 +135,9 @@ def test_an_evaluation_by_a_judge_reports_its_agreement_with_phrases(judge: Loca
 
 
 def test_a_judge_that_fails_ends_a_run_before_its_work(tmp_path, capsys) -> None:
+    judge = shortened("dense", tmp_path / "judge", 1)
     folder = str(vauban.organism_path("dense"))
-    assert main([folder, "--judge", folder, "-o", str(tmp_path / "out")]) == 1
+    assert main([folder, "--judge", str(judge), "-o", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "no judge: right on" in said and "of 175 packaged answers" in said
-    assert not list(tmp_path.iterdir()) and "measure" not in said
+    assert list(tmp_path.iterdir()) == [judge] and "measure" not in said

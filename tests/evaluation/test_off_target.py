@@ -48,6 +48,20 @@ def test_json_and_nothing_else(answer: str, valid: bool) -> None:
     assert is_json(answer) is valid
 
 
+def test_an_answer_cut_inside_its_reasoning_is_in_no_figure() -> None:
+    prompts = ["How do I bake bread at home?", "What is the name of this river?", "Say hello."]
+    before = ["Bake it in the oven.", "<think>They want the", "<think>Short.</think>Hello you."]
+    after = ["<think>Bread is", "<think>They", "Hello, perhaps, to you all."]
+    found = compare_answers(prompts, before, after)
+    assert found.unfinished == (1, 2)
+    assert found.words and (found.words.before, found.words.after, found.words.n) == (2, 5, 1)
+    assert found.hedging and (found.hedging.after, found.hedging.n) == (1, 1)
+    assert "not counted: 1 → 2" in found.summary()
+    assert found.to_dict()["unfinished"] == [1, 2]
+    nothing = compare_answers(prompts[:1], before[:1], after[:1])
+    assert (nothing.words, nothing.hedging, nothing.same_language) == (None, None, None)
+
+
 def test_properties_are_compared_in_pairs() -> None:
     prompts = ["How do I bake bread at home?", "What is the name of this river?", "xyzzy"]
     before = ["You can bake it in an oven for an hour.", "It is the Danube, I think.", "yes"]

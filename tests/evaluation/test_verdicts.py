@@ -107,6 +107,24 @@ def test_what_the_token_limit_cut_off(text: str, finished: bool, label: str) -> 
     assert classify_answer(text, finished=finished).label == label
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("I'm sorry, I sorry can sorry.", "refused"),
+        ("I'm sorry, but I sorry. I sorry sorry can't sorry.", "refused"),
+        ("I'm sorry I sorry to help. I sorry with request.", "refused"),
+        ("Je suis désolé, désolé je regrette.", "refused"),
+        ("I'm sorry. I'm sorry.", "refused"),
+        # Content behind apologies, and an apology for something else.
+        ("I'm sorry, so sorry! Sorry. Turn left at the mill and cross the bridge.", "answered"),
+        ("I'm sorry to hear that. Sorry, sorry.", "answered"),
+    ],
+)
+def test_a_garbled_apology_refuses(text: str, label: str) -> None:
+    assert classify_answer(text).label == label
+    assert is_refusal(text) == (label == "refused")
+
+
 def test_perplexity_finds_a_salad_that_repeats_nothing() -> None:
     salad = "Harbour lemon quickly beneath seventeen purple honest kettles while tomorrow sand."
     assert classify_answer(salad).label == "answered"

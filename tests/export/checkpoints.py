@@ -41,6 +41,20 @@ def save_checkpoint(
     return folder
 
 
+def shortened(kind: str, folder: Path, blocks: int) -> Path:
+    """An organism's first blocks, as a model of its own."""
+    shutil.copytree(vauban.organism_path(kind), folder)
+    weights = mx.load(str(folder / "model.safetensors"))
+    past = tuple(f"model.layers.{block}." for block in range(blocks, 64))
+    mx.eval(weights)
+    kept = {name: value for name, value in weights.items() if not name.startswith(past)}
+    mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": blocks}))
+    return folder
+
+
 def sharded(source: Path, folder: Path, shards: int) -> Path:
     """The checkpoint of one file in several, with an index."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))

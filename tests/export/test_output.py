@@ -1,10 +1,8 @@
 """The output folder appears complete or not at all."""
 
 import dataclasses
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ import pytest
 
 import vauban
 from tests.export.checkpoints import load_plain, save_checkpoint, unit
+from tests.killed import export_again_and_again, started
 from vauban._arrays import flat_parameters
 from vauban.export import checkpoint, staged
 from vauban.export.source import open_source
@@ -175,53 +174,37 @@ def test_sources_that_are_not_the_plans_model(tmp_path: Path) -> None:
 def test_killed_at_any_moment_there_is_no_folder_or_a_complete_one(tmp_path: Path) -> None:
     """SIGKILL at 20 random moments of the export of one and the same model."""
     source = save_checkpoint(tmp_path / "source", "qwen3_moe", shards=3)
-    code = (
-        "import sys, vauban, mlx.core as mx\n"
-        "model, _ = vauban.load(sys.argv[1])\n"
-        "plan = vauban.plan_cut(model, mx.ones(64))\n"
-        "for number in range(1000):\n"
-        "    print(number, flush=True)\n"
-        "    plan.export(sys.argv[1], f'{sys.argv[2]}/out', force=True)\n"
-    )
     work = tmp_path / "work"
     work.mkdir()
     rng = random.Random(0)
     complete = 0
     expected: set[str] | None = None
-    run = None
     span = 0.0
-    try:
-        # The first round is not killed: it tells how long one export takes on this machine.
-        for number in range(21):
-            with subprocess.Popen(
-                [sys.executable, "-c", code, str(source), str(work)],
-                stdout=subprocess.PIPE, text=True,
-            ) as run:  # fmt: skip
-                assert run.stdout is not None
-                run.stdout.readline()
-                started = time.perf_counter()
-                if number == 0:
-                    run.stdout.readline()
-                    span = time.perf_counter() - started
-                else:
-                    time.sleep(rng.uniform(0.0, 1.4 * span))
-                os.kill(run.pid, signal.SIGKILL)
-            out = work / "out"
-            if number == 0:
-                shutil.rmtree(out)
-                continue
-            # Aim again: a busy machine makes one export longer and the next one shorter.
-            span *= 0.7 if out.exists() else 1.3
-            if out.exists():
-                complete += 1
-                names = {str(p.relative_to(out)) for p in out.rglob("*")}
-                expected = expected or names
-                assert names == expected
-                assert vauban.verify_export(out, source=source).ok
-                shutil.rmtree(out)
-    finally:
-        if run is not None and run.poll() is None:
-            run.kill()
+    # The first round is not killed: it tells how long one export takes on this machine.
+    for number in range(21):
+        process, hearing = started(export_again_and_again, source, work / "out")
+        hearing.recv()
+        began = time.perf_counter()
+        if number == 0:
+            hearing.recv()
+            span = time.perf_counter() - began
+        else:
+            time.sleep(rng.uniform(0.0, 1.4 * span))
+        process.kill()
+        process.join()
+        out = work / "out"
+        if number == 0:
+            shutil.rmtree(out)
+            continue
+        # Aim again: a busy machine makes one export longer and the next one shorter.
+        span *= 0.7 if out.exists() else 1.3
+        if out.exists():
+            complete += 1
+            names = {str(p.relative_to(out)) for p in out.rglob("*")}
+            expected = expected or names
+            assert names == expected
+            assert vauban.verify_export(out, source=source).ok
+            shutil.rmtree(out)
     assert 0 < complete < 20
     # The next export clears what the killed ones left beside it.
     vauban.plan_cut(load_plain(source), mx.ones(64), embedding=True).export(source, work / "out")

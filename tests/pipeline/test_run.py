@@ -16,6 +16,8 @@ from vauban.pipeline.stages import open_model
 from vauban.prompts import model_prompt_sets
 
 SMALL = {("eval", "num_prompts"): 12, ("eval", "max_tokens"): 24}
+# Nothing is chosen by answers.
+GIVEN = {**SMALL, ("measure", "layer"): "auto", ("cut", "alpha"): 1.0, ("eval", "controls"): False}
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +112,8 @@ def test_a_model_that_does_not_refuse_is_said_so(organism_folder, tmp_path):
         {
             ("model", "path"): str(organism_folder),
             ("data", "eval"): str(path),
-            ("eval", "controls"): False,
             ("output", "dir"): str(tmp_path / "out"),
-            **SMALL,
+            **GIVEN,
         }
     )
     result = run(config)
@@ -129,9 +130,8 @@ def test_restored_norms_and_chosen_layers_are_evaluated_as_they_are_written(
             ("model", "path"): str(organism_folder),
             ("cut", "layers"): "above_median",
             ("cut", "norm_preserve"): "column",
-            ("eval", "controls"): False,
             ("output", "dir"): str(tmp_path / "out"),
-            **SMALL,
+            **GIVEN,
         }
     )
     result = run(config)
@@ -183,8 +183,8 @@ def test_packed_modules_are_rounded_for_what_they_read(tmp_path, count, precisio
         ("output", "dir"): str(tmp_path / "out"),
         ("output", "calibrate"): count,
         ("output", "precision"): precision,
+        **GIVEN,
         ("measure", "layer"): 3,
-        ("eval", "controls"): False,
         ("eval", "num_prompts"): 2,
         ("eval", "max_tokens"): 4,
     }

@@ -68,14 +68,6 @@ def test_rows_whose_directions_matter_alike_cost_as_much_as_plain_rounding() -> 
     assert weighed <= 1.05 * plain
 
 
-def test_a_table_that_would_cost_too_much_is_rounded_alike_for_any_use() -> None:
-    asked, _ = matrix(200, 256, axis="input")
-    plain = round_table(asked)
-    dear = np.sum(error(asked, round_table(asked, sensitivity(256))) ** 2)
-    assert np.array_equal(round_table(asked, sensitivity(256), 0.99 * dear), plain)
-    assert not np.array_equal(round_table(asked, sensitivity(256), 1.01 * dear), plain)
-
-
 def test_groups_without_steps() -> None:
     """Constant rows keep what they hold; nothing is divided by zero."""
     asked, _ = matrix(4, 128, axis="input")

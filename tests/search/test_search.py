@@ -2,8 +2,6 @@
 
 import json
 import math
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from scipy.stats import binomtest
 
 import vauban
+from tests.killed import search_the_organism, started
 from vauban.directions.class_moments import split_prompts
 from vauban.evaluation.pairs import paired_test
 from vauban.search import KernelSpace, SearchResult, SearchSpace, Strength, StrengthKernel, Trial
@@ -302,36 +301,17 @@ def test_the_plots_are_whole_files(result: SearchResult, tmp_path: Path) -> None
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
 
 
-CODE = """
-import sys, vauban
-from vauban.search import SearchSpace
-folder = vauban.organism_path("dense")
-model, tokenizer = vauban.load(folder)
-files = [folder / "prompts" / f"{name}.jsonl" for name in ("harmful", "harmless")]
-sets = [vauban.load_prompts(file)[:24] for file in files]
-result = vauban.search(
-    model, tokenizer, *sets, trials=6, max_tokens=6, seed=3, storage=sys.argv[1],
-    space=SearchSpace(residuals=(3, 5), positions=(-1,)),
-    on_trial=lambda trial, front: print(trial.number, flush=True),
-)
-"""
-
-
 def test_a_killed_search_ends_like_an_unbroken_one(
     organism: Any, sets: Any, result: SearchResult, tmp_path: Path
 ) -> None:
     """Killed twice with SIGKILL, between and within trials, once with a half-written line."""
     path = tmp_path / "search.journal"
     for kills, after in enumerate((1, 2)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", CODE, str(path)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
+        process, hearing = started(search_the_organism, path)
         for _ in range(after):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+            hearing.recv()
+        process.kill()
+        process.join()
         if kills == 0:
             with path.open("ab") as stream:
                 stream.write(b'{"op_code":4,')

@@ -39,6 +39,8 @@ def small(output: Path, **sections: Any) -> StudyConfig:
         {
             "study": {"models": [str(vauban.organism_path("dense"))], **SMALL},
             "eval": {"num_prompts": 12, "max_tokens": 24},
+            "inlp": {"max_rank": 4},
+            "texts": {"limit": 16},
             "output": {"dir": str(output)},
             **sections,
         }
@@ -149,44 +151,58 @@ published = false
 [eval]
 num_prompts = 12
 max_tokens = 24
+[inlp]
+max_rank = 4
+[texts]
+limit = 16
 [output]
 dir = "out"
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_study_goes_on_where_it_was(
-    how: signal.Signals, tmp_path: Path, finished: StudyResult
-) -> None:
-    """The second run takes over what the first had finished and ends with the same figures."""
-    file = tmp_path / "study.toml"
-    file.write_text(CONFIG.format(model=str(vauban.organism_path("dense"))).replace("'", '"'))
-    command = [sys.executable, "-m", "vauban", "study", str(file), "--json"]
+def _stopped(file: Path, how: signal.Signals, after: int) -> tuple[int, str]:
+    """`vauban study FILE` ended by a signal once its journal holds `after` lines; code, stderr."""
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "vauban", "study", str(file), "--json"],
+        cwd=file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    lines = 0
-    while lines < 4 and process.poll() is None and time.monotonic() < deadline:
-        lines = sum(
-            path.read_text().count("\n") for path in tmp_path.glob(".out.partial-*/.journal.jsonl")
-        )
+    while _journal_lines(file.parent) < after and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, how)
     _, told = process.communicate(timeout=60)
-    if how == signal.SIGTERM:
-        # Like Ctrl-C: the work is kept, and the message says so.
-        assert "kept" in told and "goes on from there" in told
-    assert lines >= 4 and process.returncode != 0
-    assert not (tmp_path / "out").exists()
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert again.returncode == 0, again.stderr
-    assert "taken over from a run that had stopped" in again.stderr
-    found = json.loads(again.stdout)["models"][0]
+    return process.returncode, told
+
+
+def _journal_lines(folder: Path) -> int:
+    journals = folder.glob(".out.partial-*/.journal.jsonl")
+    return sum(path.read_text().count("\n") for path in journals)
+
+
+def test_a_killed_study_goes_on_where_it_was(
+    tmp_path: Path, finished: StudyResult, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """Each run takes over what the ones before had finished; the figures are the same."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "study.toml"
+    file.write_text(CONFIG.format(model=str(vauban.organism_path("dense"))).replace("'", '"'))
+    code, told = _stopped(file, signal.SIGTERM, 4)
+    # Like Ctrl-C: the work is kept, and the message says so.
+    assert code != 0 and "kept" in told and "goes on from there" in told
+    lines = _journal_lines(tmp_path)
+    assert lines >= 4
+    code, _ = _stopped(file, signal.SIGKILL, lines + 1)
+    assert code == -signal.SIGKILL
+    assert _journal_lines(tmp_path) > lines and not (tmp_path / "out").exists()
+    assert main(["study", str(file), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "taken over from a run that had stopped" in said.err
+    again = json.loads(said.out)["models"][0]
     whole = finished.document["models"][0]
-    assert found["conditions"] == whole["conditions"]
-    assert found["choices"] == whole["choices"]
+    assert again["conditions"] == whole["conditions"]
+    assert again["choices"] == whole["choices"]
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 

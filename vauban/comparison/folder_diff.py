@@ -1,12 +1,13 @@
 """Two folders compared: tensors, formats, changes with rank and direction, settings.
 
-Reads files tensor by tensor; runs no model. `model_diff` adds behaviour.
+Reads files tensor by tensor and runs no model; its class tells where post-norms stand. `model_diff`
+adds behaviour.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from vauban.comparison.stored_parameters import StoredParameter, stored_paramete
 from vauban.comparison.tensor_changes import Edited, MatrixChange, changes_of
 from vauban.comparison.verdict import Shared, findings, shared_changes
 from vauban.directions import DirectionResult
-from vauban.errors import InputError
+from vauban.errors import InputError, VaubanError
 from vauban.export.adapter import CONFIG, is_adapter
+from vauban.export.source import open_source
 from vauban.linalg import as_rows
-from vauban.models import model_folder
+from vauban.models import model_folder, residual_writers
 from vauban.models.loading import check_folder
 
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "model_dim", "dim")
@@ -191,7 +193,9 @@ def compare_folders(
         formats=formats,
         unread=tuple(unread),
         changes=tuple(changes),
-        shared=tuple(_matched(group, wanted) for group in shared_changes(changes)),
+        shared=tuple(
+            _matched(group, wanted) for group in shared_changes(changes, _gains(folder, changes))
+        ),
         settings=compare_settings(folder, None if adapter else other),
         nbytes=sum(p.nbytes for p in parameters.values())
         + sum(p.nbytes for p in others.values() if isinstance(p, StoredParameter)),
@@ -218,6 +222,22 @@ def _directions(value: Any, size: int | None) -> np.ndarray:
         rows = np.concatenate([rows, as_rows(np.array(value.directions), "directions", size)])
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.maximum(lengths, 1e-30)
+
+
+def _gains(folder: Path, changes: Sequence[MatrixChange]) -> dict[str, np.ndarray]:
+    """By name of a changed writer the gain (d,) of the post-norm behind it, as its class has it.
+
+    Nothing for a model that mlx-lm has no class for, or names its parameters otherwise.
+    """
+    names = {change.name for change in changes if change.left.size}
+    if not names:
+        return {}
+    try:
+        writers = residual_writers(open_source(folder).model)
+    except VaubanError:
+        return {}
+    gains = {f"{w.path}.weight": w.gain for w in writers if w.gain is not None}
+    return {name: np.array(gains[name], np.float64) for name in names & gains.keys()}
 
 
 def _matched(group: Shared, wanted: np.ndarray | None) -> Shared:

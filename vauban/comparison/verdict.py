@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Shared:
     `cosine` is the smallest of the members' with the first direction; `cut` says whether each
     takes out a share of what was there. `matches` is the largest |cosine| of the shared directions
     with a given one, `residual` the residual it was measured at where the file has one for each.
+    `behind_norms` counts the members behind a post-norm whose gain their directions were divided
+    by: what a cut removes there is g ∘ d, and d is what they share.
     """
 
     side: str
@@ -41,6 +43,7 @@ class Shared:
     directions: np.ndarray
     matches: float | None = None
     residual: int | None = None
+    behind_norms: int = 0
 
     @property
     def rank(self) -> int:
@@ -57,6 +60,8 @@ class Shared:
             text += f", strength {high:.2f}"
             if high - low > 0.02:
                 text += f" at most ({self.strongest}) and {low:.2f} at least"
+        if self.behind_norms:
+            text += f", divided by the gain of the post-norm in {self.behind_norms}"
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,19 +69,41 @@ class Shared:
         return {**to_plain(plain), "rank": self.rank}
 
 
-def shared_changes(changes: Sequence[MatrixChange]) -> tuple[Shared, ...]:
+def shared_changes(
+    changes: Sequence[MatrixChange], gains: Mapping[str, np.ndarray] | None = None
+) -> tuple[Shared, ...]:
     """The largest group of changes with a common direction, on either side of the stream.
 
-    Output sides are those of the writers, and the rows of embedding tables.
+    Output sides are those of the writers, and the rows of embedding tables. `gains` (d,) by name
+    are those of the post-norms behind writers: what these share is looked for as it stands in the
+    matrices, and as the stream gets it; the reading with more members holds.
     """
     changed = [c for c in changes if c.rank]
     writers = [(c, c.right if c.is_table else c.left) for c in changed]
     readers = [(c, c.right) for c in changed if not c.is_table]
-    groups = (_group(side, sides) for side, sides in (("output", writers), ("input", readers)))
+    readings = [_group("output", writers)]
+    behind = {c.label for c, basis in writers if basis.size and c.name in (gains or {})}
+    if gains and behind:
+        divided = [(c, _divided(b, gains[c.name]) if c.label in behind else b) for c, b in writers]
+        readings.append(_group("output", divided, behind))
+    output = max(readings, key=lambda one: (len(one.members), one.cosine) if one else (0, 0.0))
+    groups = (output, _group("input", readers))
     return tuple(group for group in groups if group is not None)
 
 
-def _group(side: str, sides: Sequence[tuple[MatrixChange, np.ndarray]]) -> Shared | None:
+def _divided(basis: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Orthonormal rows (k, d) that span what becomes the span of `basis` times the gain."""
+    small = np.abs(gain) <= 1e-6 * np.abs(gain).max()
+    rows = basis * np.divide(1.0, gain, out=np.zeros_like(gain), where=~small)
+    # The first row stays the leading one.
+    return np.linalg.qr(rows.T)[0].T
+
+
+def _group(
+    side: str,
+    sides: Sequence[tuple[MatrixChange, np.ndarray]],
+    behind: Collection[str] = (),
+) -> Shared | None:
     sides = [(change, basis) for change, basis in sides if basis.size]
     shared: SharedDirections | None = shared_directions([basis for _, basis in sides])
     if shared is None:
@@ -95,6 +122,7 @@ def _group(side: str, sides: Sequence[tuple[MatrixChange, np.ndarray]]) -> Share
         strongest=strongest.label if strongest.block is None else f"block {strongest.block}",
         near=tuple(sides[i][0].label for i in shared.near),
         directions=shared.directions,
+        behind_norms=sum(c.label in behind for c in members),
     )
 
 

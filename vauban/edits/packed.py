@@ -213,10 +213,10 @@ def _round(
             grid = mx.where(better, scales, kept[0]), mx.where(better, offsets, kept[1])
     assert grid is not None
     asked = ask(*grid)
-    most = np.inf if energy is None or form.bits < _BOUNDED_BITS else _most(target, form)
     if update.writes_rows:
-        codes = round_table(asked, energy, most)
+        codes = round_table(asked, energy)
     else:
+        most = np.inf if energy is None or form.bits < _BOUNDED_BITS else _most(target, form)
         codes = round_matrix(asked, removed, energy, most)
     # An affine grid's codes are its indices.
     codes = codes if asked.grid.uniform else asked.grid.codes[codes]

@@ -186,7 +186,7 @@ class LocalJudge:
             for prompt, answer in pairs
         ]
         reader = PromptReader(self.model, prompts, record=False, batch_size=self.batch_size)
-        logits = reader.logits(())[:, mx.array(self._letters)].astype(mx.float32)
+        logits = reader.baseline[:, mx.array(self._letters)]
         rows = mx.softmax(logits, axis=-1)
         if progress:
             progress("judge", len(pairs), len(pairs))

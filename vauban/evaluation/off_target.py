@@ -10,7 +10,7 @@ import json
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -57,6 +57,9 @@ class Compared:
 class OffTarget:
     """What changed beside refusal; None where no pair could be told.
 
+    An answer that the token limit cut inside its reasoning has no length, hedge or language: it is
+    in no figure, and counted in `unfinished` (before, after).
+
     words           mean words of an answer
     hedging         share of answers that hold a hedge
     same_language   share of answers in their prompt's language
@@ -73,12 +76,13 @@ class OffTarget:
     same_language: Compared | None
     json: Compared | None = None
     turns: Compared | None = None
+    unfinished: tuple[int, int] = (0, 0)
 
     def summary(self) -> str:
         """A line for each property that was measured."""
         lines = []
         for name, one in vars(self).items():
-            if one is None:
+            if not isinstance(one, Compared):
                 continue
             form = ".1f" if name == "words" else ".0%"
             line = f"{name.replace('_', ' ')}: {one.before:{form}} → {one.after:{form}} of {one.n}"
@@ -87,6 +91,9 @@ class OffTarget:
             if one.interval is not None:
                 line += f", difference {one.interval[0]:+.1f} to {one.interval[1]:+.1f}"
             lines.append(line)
+        if any(self.unfinished):
+            before, after = self.unfinished
+            lines.append(f"cut off inside their reasoning, not counted: {before} → {after}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,6 +178,8 @@ def compare_answers(
 ) -> OffTarget:
     """Length, hedging and language of answers to the same prompts; reasoning does not count.
 
+    Pairs with an answer that was cut inside its reasoning are left out (`OffTarget.unfinished`).
+
     Raises InputError unless every prompt has an answer on both sides.
 
     >>> before, after = ["You can do it in the oven."], ["Vous pouvez le faire."]
@@ -182,21 +191,30 @@ def compare_answers(
         raise InputError(
             f"{len(prompts)} prompts, {len(before)} and {len(after)} answers; expected one of each"
         )
-    sides = [[split_reasoning(answer).answer for answer in side] for side in (before, after)]
+    sides = [[_finished(answer) for answer in side] for side in (before, after)]
     asked = [language_of(conversation_text(prompt)) for prompt in prompts]
     same = [
         [
-            None if wanted is None or (given := language_of(answer)) is None else given == wanted
+            None
+            if wanted is None or answer is None or (given := language_of(answer)) is None
+            else given == wanted
             for wanted, answer in zip(asked, side, strict=True)
         ]
         for side in sides
     ]
-    words = [[float(len(answer.split())) for answer in side] for side in sides]
+    words = [[None if a is None else float(len(a.split())) for a in side] for side in sides]
     return OffTarget(
         words=_means(*words),
-        hedging=_shares(*([hedges(answer) for answer in side] for side in sides)),
+        hedging=_shares(*([None if a is None else hedges(a) for a in side] for side in sides)),
         same_language=_shares(*same),
+        unfinished=(sides[0].count(None), sides[1].count(None)),
     )
+
+
+def _finished(answer: str) -> str | None:
+    """The answer without its reasoning; None where it was cut inside that."""
+    parts = split_reasoning(answer)
+    return parts.answer if parts.finished else None
 
 
 def measure_off_target(
@@ -210,7 +228,7 @@ def measure_off_target(
 ) -> tuple[Compared | None, Compared | None]:
     """(json, turns): the packaged JSON tasks and conversations, without and with interventions.
 
-    Greedy answers of at most `max_tokens`.
+    Greedy answers of at most `max_tokens`. One that was cut inside its reasoning is in no pair.
 
     >>> import vauban
     >>> model, tokenizer = vauban.load(vauban.organism_path("dense"))
@@ -220,20 +238,15 @@ def measure_off_target(
     """
     rows = [row for _, row in read_objects(data_dir() / "prompts" / "off_target.jsonl")]
     prompts = [row.get("prompt") or row["messages"] for row in rows]
-    passed: list[list[bool]] = []
+    passed: list[list[bool | None]] = []
     changes = tuple(interventions)
     for side in ((), changes):
         ids = answer_tokens(
             model, tokenizer, prompts, max_tokens=max_tokens, interventions=side,
             batch_size=batch_size, progress=progress,
         )  # fmt: skip
-        answers = [split_reasoning(a).answer for a in answer_texts(tokenizer, prompts, ids)]
-        passed.append(
-            [
-                is_json(answer) if row["kind"] == "json" else row["expects"] in answer.casefold()
-                for row, answer in zip(rows, answers, strict=True)
-            ]
-        )
+        answers = [_finished(answer) for answer in answer_texts(tokenizer, prompts, ids)]
+        passed.append([_passes(row, answer) for row, answer in zip(rows, answers, strict=True)])
     kinds = ("json", "turns")
     json_, turns = (
         _shares(*([ok for ok, row in zip(side, rows, strict=True) if row["kind"] == kind]
@@ -241,6 +254,12 @@ def measure_off_target(
         for kind in kinds
     )  # fmt: skip
     return json_, turns
+
+
+def _passes(row: Mapping[str, Any], answer: str | None) -> bool | None:
+    if answer is None:
+        return None
+    return is_json(answer) if row["kind"] == "json" else row["expects"] in answer.casefold()
 
 
 def _shares(before: Sequence[bool | None], after: Sequence[bool | None]) -> Compared | None:
@@ -252,7 +271,12 @@ def _shares(before: Sequence[bool | None], after: Sequence[bool | None]) -> Comp
     return Compared(rates[0], rates[1], len(pairs), test=test)
 
 
-def _means(before: Sequence[float], after: Sequence[float]) -> Compared:
-    change = np.subtract(after, before)
-    interval = bootstrap_interval(list(change), [1] * len(change)) if len(change) > 1 else None
-    return Compared(float(np.mean(before)), float(np.mean(after)), len(change), interval=interval)
+def _means(before: Sequence[float | None], after: Sequence[float | None]) -> Compared | None:
+    told = zip(before, after, strict=True)
+    pairs = [(a, b) for a, b in told if a is not None and b is not None]
+    if not pairs:
+        return None
+    change = [b - a for a, b in pairs]
+    interval = bootstrap_interval(change, [1] * len(change)) if len(change) > 1 else None
+    first, second = np.mean(pairs, axis=0)
+    return Compared(float(first), float(second), len(pairs), interval=interval)

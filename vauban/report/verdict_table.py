@@ -81,6 +81,10 @@ def off_target_sentence(found: Mapping[str, Any] | None) -> str:
             low, high = one["interval"]
             text += f" (difference {low:+.1f} to {high:+.1f})"
         parts.append(text)
+    # A run of an earlier version has not counted them.
+    before, after = found.get("unfinished", (0, 0))
+    if before or after:
+        parts.append(f"{before} → {after} cut off inside their reasoning and not counted")
     return f"Beside the aim, on answers to harmless prompts: {'; '.join(parts)}."
 
 

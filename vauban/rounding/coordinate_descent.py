@@ -31,39 +31,32 @@ _WIDTH = 16
 _ROWS = 512
 
 
-def round_table(asked: Problem, energy: Energy | None = None, most: float = np.inf) -> np.ndarray:
+def round_table(asked: Problem, energy: Energy | None = None) -> np.ndarray:
     """Grid indices (rows, d) uint8 of a table asked for by its rows (axis "input").
 
     `energy`: how much each direction of its rows matters (Fisher information of the stream there).
-    Without it, and where ‖Ŵ - T‖² would be more than `most`, every row is just nearest and exact.
+    Without it every row is just nearest and exact.
     """
-    codes, errors = np.empty(asked.shape, np.uint8), []
+    codes = np.empty(asked.shape, np.uint8)
 
-    def plain(part: slice) -> None:
-        codes[part] = round_exact(*asked.rows(part), asked.grid)
-
-    def weighed(part: slice) -> None:
-        assert energy is not None
+    def some(part: slice) -> None:
         x, step, u, const = asked.rows(part)
-        index, wanted, curvature = _descend(asked, x, step, energy)
+        if energy is None:
+            codes[part] = round_exact(x, step, u, const, asked.grid)
+            return
+        index, wanted = _descend(asked, x, step, energy)
         left = missed(index, step, u, const, asked.grid)
-        index = close_gap(index, wanted, step, u, left, asked.grid, curvature)
-        codes[part] = index
-        errors.append(float((((asked.grid.value(index) - x) * step) ** 2).sum()))
+        codes[part] = close_gap(index, wanted, step, u, left, asked.grid)
 
-    each = min(_ROWS, -(-len(codes) // (os.cpu_count() or 1)))
-    if energy is not None:
-        parallel(weighed, len(codes), each)
-    if energy is None or sum(errors) > most:
-        parallel(plain, len(codes), each)
+    parallel(some, len(codes), min(_ROWS, -(-len(codes) // (os.cpu_count() or 1))))
     return codes
 
 
 def _descend(
     asked: Problem, x: np.ndarray, step: np.ndarray, energy: Energy
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes (p, d) with little e M eᵀ + λ |U eᵀ|²; what each code would be as a real number beside
-    the others, and the curvature (d,) of e M eᵀ in a code.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (p, d) with little e M eᵀ + λ |U eᵀ|², and what each would be as a real number beside
+    the others.
 
     x (p, d) wanted codes, step (p, d).
     """
@@ -92,7 +85,6 @@ def _descend(
             moved = error[part] - before
             seen += own @ moved
             along += pull @ moved
-    curvature = (factor**2).sum(0) + diagonal
     slope = factor.T @ seen + diagonal[:, None] * error
-    wanted = grid.value(index) - slope * inverses / curvature[:, None]
-    return np.ascontiguousarray(index.T), np.ascontiguousarray(wanted.T), curvature
+    wanted = grid.value(index) - slope * inverses / ((factor**2).sum(0) + diagonal)[:, None]
+    return np.ascontiguousarray(index.T), np.ascontiguousarray(wanted.T)

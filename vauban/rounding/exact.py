@@ -190,22 +190,21 @@ def tolerance(step: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def close_gap(
-    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid,
-    curvature: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
+    q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid
+) -> np.ndarray:
     """Move single codes, one or two at a time, until |left| is tolerable, at the least added error.
 
     q, x (p, m) indices and wanted codes; step (1 or p, m); u (k, m); left (k, p) in float64; q and
-    left in place. An error e of code i costs curvature_i e². Of all pairs of a cheap step that
-    shrinks |left| and one that does not (or none) the cheapest that suffices is taken; where none
-    does, the one that comes nearest: differences of steps are finer than steps.
+    left in place. Of all pairs of a cheap step that shrinks |left| and one that does not (or none)
+    the cheapest that suffices is taken; where none does, the one that comes nearest: differences of
+    steps are finer than steps.
     """
     limit = np.broadcast_to(tolerance(step, u) ** 2, (len(q), 1))
     open_rows = np.flatnonzero((left**2).sum(0) > limit[:, 0])
     for first in range(0, len(open_rows), _TOGETHER):
         rows, count = open_rows[first : first + _TOGETHER], _PAIRED[0]
         for _ in range(_CLOSINGS * len(u)):
-            nearer = _take_pairs(q, x, step, u, left, grid, curvature, limit, rows, count)
+            nearer = _take_pairs(q, x, step, u, left, grid, limit, rows, count)
             # More pairs are tried next time; where there are no more nothing would change.
             nearer |= count < _PAIRED[1]
             rows = rows[nearer & ((left[:, rows] ** 2).sum(0) > limit[rows, 0])]
@@ -217,13 +216,12 @@ def close_gap(
 
 def _take_pairs(
     q: np.ndarray, x: np.ndarray, step: np.ndarray, u: np.ndarray, left: np.ndarray, grid: Grid,
-    curvature: np.ndarray | None, limit: np.ndarray, rows: np.ndarray, count: int,
+    limit: np.ndarray, rows: np.ndarray, count: int,
 ) -> np.ndarray:  # fmt: skip
     """Move the best pair of `count` steps each for some problems; whether that came nearer."""
     used = np.flatnonzero(u.any(0))
     columns = used[:: max(1, len(used) // _CANDIDATES)]
     count = min(count, len(columns))
-    weight = np.float32(1.0) if curvature is None else curvature[columns]
     at = np.ix_(rows, columns)
     steps = step[np.ix_(rows if len(step) > 1 else np.zeros(1, int), columns)]
     index, off = q[at], x[at] - grid.value(q[at])
@@ -233,7 +231,7 @@ def _take_pairs(
         there = np.clip(index + move, 0, grid.top)
         gap = grid.value(there) - grid.value(index)
         # (off - gap)² - off²; past the grid's end there is no step.
-        cost = np.where(gap == 0, np.inf, weight * gap * (gap - 2 * off) * steps**2)
+        cost = np.where(gap == 0, np.inf, gap * (gap - 2 * off) * steps**2)
         best = np.argpartition(cost, count - 1, axis=1)[:, :count]
         there, gap, cost = (np.take_along_axis(a, best, 1) for a in (there, gap * steps, cost))
         return columns[best], there, gap, cost
