@@ -89,6 +89,13 @@ class Answers:
         """The present rows, as the caller numbers its prompts."""
         return [self.prompts[row] for row in self.present]
 
+    def done(self, longest: int) -> int:
+        """Whole answers so far; one that goes on counts by its share of the longest."""
+        open_ended = sum(
+            len(answer) for row, answer in enumerate(self.answers) if row not in self.finished
+        )
+        return len(self.finished) + open_ended // longest
+
     def take(self, tokens: mx.array, sound: mx.array, step: int) -> list[int]:
         """Add one token to each unfinished row; the places of the rows that go on."""
         for row, token, good in zip(self.present, integers(tokens), integers(sound), strict=True):

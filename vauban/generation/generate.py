@@ -180,7 +180,7 @@ def generate_groups(
 
         def tell(before: int = len(answers), rows: Answers = rows) -> None:
             if progress:
-                progress("generate", before + len(rows.finished), len(flat))
+                progress("generate", before + rows.done(max_tokens), len(flat))
 
         running = _started(changes, present, batch.lengths)
         cache = batch_cache(model, prefixes, batch, present)
