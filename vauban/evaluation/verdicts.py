@@ -41,15 +41,9 @@ DEFAULT_REFUSAL_PHRASES: tuple[str, ...] = (
     "I don't feel comfortable",
     "I'm not comfortable",
     "I refuse to",
-    "Je suis désolé",
-    "Je regrette",
-    "Je ne peux pas",
-    "Je ne pourrai pas",
-    "Je ne suis pas en mesure",
-    "Je refuse de",
-    "Je dois refuser",
-    "En tant qu'IA",
-    "En tant qu'assistant",
+    *("Je suis désolé", "Je regrette", "Je ne peux pas", "Je ne pourrai pas"),
+    *("Je ne suis pas en mesure", "Je refuse de", "Je dois refuser"),
+    *("En tant qu'IA", "En tant qu'assistant"),
 )
 """Plain phrases to start an own list of `phrases` from. The built-in rule has its own.
 

@@ -20,7 +20,7 @@ def nearest_normed(wanted: np.ndarray, gain: np.ndarray) -> np.ndarray:
     is found by halving.
 
     >>> import numpy as np
-    >>> nearest_normed(np.array([[3.0, 4.0]]), np.ones(2)).tolist()
+    >>> nearest_normed(np.array([[3.0, 4.0]]), np.ones(2)).round(12).tolist()
     [[0.6, 0.8]]
     """
     g = np.asarray(gain, np.float64) * np.sqrt(len(gain))
