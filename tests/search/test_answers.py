@@ -135,3 +135,25 @@ def test_bad_input(organism: Any, changes: dict[str, Any], message: str) -> None
     }  # fmt: skip
     with pytest.raises(vauban.InputError, match=message):
         choose_by_answers(model, tokenizer, **given)
+
+
+def test_a_stronger_cut_than_all_has_to_gain_two_answers() -> None:
+    from vauban.search.kernel import StrengthKernel
+    from vauban.search.strength import WHOLE, Strength, StrengthTrial, _whole_unless_better
+
+    stronger = Strength(StrengthKernel.constant(1.15), StrengthKernel.constant(1.15))
+    peak = Strength(StrengthKernel(1.4, 2.0, 3.0, 0.0), StrengthKernel(1.0, 2.0, 3.0, 0.0))
+
+    def trial(strength: Strength, refused: int, prompts: int = 32) -> StrengthTrial:
+        return StrengthTrial(strength, prompts, refused / prompts, 0.0, 0.0, 0.01, -5.0)
+
+    def first(best: StrengthTrial, whole: StrengthTrial) -> Strength:
+        found = _whole_unless_better([best, trial(peak, 3), whole])
+        assert len(found) == 3 and set(found) == {best, trial(peak, 3), whole}
+        return found[0].strength
+
+    assert first(trial(stronger, 0), trial(WHOLE, 1)) == WHOLE
+    assert first(trial(stronger, 0), trial(WHOLE, 2)) == stronger
+    # A cut of a few blocks is no stronger one, and strength 1 on other prompts is no comparison.
+    assert first(trial(peak, 0), trial(WHOLE, 1)) == peak
+    assert first(trial(stronger, 0), trial(WHOLE, 0, 8)) == stronger
