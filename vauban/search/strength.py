@@ -120,7 +120,7 @@ class StrengthChoice:
     >>> d = vauban.measure(model, tokenizer, bad, good).direction
     >>> choice = choose_strength(model, tokenizer, d, bad, good, shortlist=1, max_tokens=2)
     >>> choice.trials[0].strength == choice.strength, choice.tried
-    (True, 16)
+    (True, 18)
     """
 
     strength: Strength
