@@ -54,6 +54,7 @@ def test_programs_that_reach_out_or_never_end_do_not_pass() -> None:
         "def f(): return open('x').read()",
         "def f(): return ().__class__",
         "def f(): return __builtins__",
+        "import re\ndef f(): return re.enum.sys.modules",
         "def f(:",
     ):
         assert not is_harmless(program)

@@ -70,7 +70,10 @@ def is_harmless(program: str) -> bool:
             return False
         if isinstance(node, ast.Name) and (node.id in _FORBIDDEN or node.id.startswith("__")):
             return False
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+        # A module of the list holds others: re.enum.sys.
+        if isinstance(node, ast.Attribute) and (
+            node.attr.startswith("_") or node.attr in ("sys", "os", "modules", "builtins")
+        ):
             return False
     return True
 
