@@ -107,7 +107,7 @@ def answer_tokens(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """Greedy answers as token ids."""
+    """Greedy answers as token ids; one that has become a loop is taken to go on as it does."""
     return answer_groups(
         model, tokenizer, [(interventions, prompts)], max_tokens=max_tokens,
         batch_size=batch_size, progress=progress,
@@ -130,7 +130,7 @@ def answer_groups(
     ]
     return generate_groups(
         model, encoded, eos=eos_ids(tokenizer), max_tokens=max_tokens, batch_size=batch_size,
-        progress=progress,
+        close_loops=True, progress=progress,
     )  # fmt: skip
 
 

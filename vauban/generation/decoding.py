@@ -26,6 +26,9 @@ from vauban.models.taps import Stream, tapped
 Sampler = Callable[[mx.array, Sequence[int], int], mx.array]
 # Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
 _IDLE = 0.25
+# A greedy answer is a loop where its last tokens say one passage of at most so many tokens so many
+# times over, and are so many at least. Looked for every eight tokens.
+_PASSAGE, _ROUNDS, _SHORTEST_LOOP, _LOOK = 24, 4, 32, 8
 
 
 def batch_cache(
@@ -74,12 +77,34 @@ def prefill(model: nn.Module, batch: Batch, cache: list[Any]) -> mx.array:
     return logits
 
 
-class Answers:
-    """The answers of a batch so far; `present` are the rows that are still computed."""
+def loop_of(tokens: Sequence[int]) -> list[int]:
+    """The passage that the last tokens say four times over, in 32 tokens or more; else empty.
 
-    def __init__(self, prompts: Sequence[int], eos: frozenset[int]) -> None:
+    >>> loop_of([5, 6, 7] + [8, 9] * 16), loop_of([8, 9] * 15)
+    ([8, 9], [])
+    """
+    for size in range(1, _PASSAGE + 1):
+        length = max(_ROUNDS * size, _SHORTEST_LOOP)
+        if len(tokens) < length:
+            break
+        if tokens[-length + size :] == tokens[-length:-size]:
+            return list(tokens[-size:])
+    return []
+
+
+class Answers:
+    """The answers of a batch so far; `present` are the rows that are still computed.
+
+    `loops_to`: an answer that has become a loop is no longer computed. It is taken to go on as it
+    does, up to so many tokens, so that what judges it sees the loop.
+    """
+
+    def __init__(
+        self, prompts: Sequence[int], eos: frozenset[int], loops_to: int | None = None
+    ) -> None:
         self.prompts = prompts
         self.eos = eos
+        self.loops_to = loops_to
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.finished: set[int] = set()
         self.present = list(range(len(prompts)))
@@ -110,7 +135,17 @@ class Answers:
                 self.finished.add(row)
             else:
                 self.answers[row].append(token)
+                self._close_loop(row)
         return [place for place, row in enumerate(self.present) if row not in self.finished]
+
+    def _close_loop(self, row: int) -> None:
+        answer = self.answers[row]
+        if self.loops_to is None or len(answer) % _LOOK or len(answer) >= self.loops_to:
+            return
+        if passage := loop_of(answer):
+            rest = self.loops_to - len(answer)
+            answer.extend((passage * (rest // len(passage) + 1))[:rest])
+            self.finished.add(row)
 
 
 def decode_batch(

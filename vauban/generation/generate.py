@@ -134,6 +134,7 @@ def generate_groups(
     batch_size: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    close_loops: bool = False,
     reading: PromptReading | None = None,
     progress: Progress | None = None,
 ) -> list[list[list[int]]]:
@@ -141,6 +142,8 @@ def generate_groups(
 
     A step of decoding reads all weights however few rows it serves: ten changes on eight prompts
     each take the steps of one. Where rows cannot be mixed the groups are answered one by one.
+    `close_loops`: a greedy answer that says one passage four times over, in 32 tokens or more, is
+    not computed any further but taken to say it until `max_tokens`.
     """
     if max_tokens < 1:
         raise InputError(f"max_tokens is {max_tokens}; expected at least 1")
@@ -159,7 +162,7 @@ def generate_groups(
     if len(groups) > 1 and not _can_mix(model, changes):
         return _one_by_one(
             model, groups, progress, eos=eos, max_tokens=max_tokens, batch_size=batch_size,
-            temperature=temperature, seed=seed, reading=reading,
+            temperature=temperature, seed=seed, close_loops=close_loops, reading=reading,
         )  # fmt: skip
     sample = sampler(temperature, seed)
     shared = len(flat) > 1 and can_share(model) and all(map(shares_prefix, changes))
@@ -175,7 +178,7 @@ def generate_groups(
     ):  # fmt: skip
         batch = _by_owner(batch, owners)
         numbers = [row - owners.index(owners[row]) for row in batch.rows]
-        rows = Answers(numbers, eos)
+        rows = Answers(numbers, eos, max_tokens if close_loops and temperature == 0 else None)
         present = [owners[row] for row in batch.rows]
 
         def tell(before: int = len(answers), rows: Answers = rows) -> None:
