@@ -1,7 +1,11 @@
 """Tables, samples and the model card as text."""
 
+from pathlib import Path
+
+import mlx.core as mx
 import pytest
 
+import vauban
 from vauban.prompts import spread
 from vauban.report import (
     HEADINGS,
@@ -16,6 +20,7 @@ from vauban.report import (
     plain_table,
     refusal_statement,
     shorten,
+    written_cut,
 )
 from vauban.report.card import _quoted
 
@@ -108,3 +113,17 @@ def test_decimals_keep_three_digits(value):
 def test_an_answer_cannot_write_markdown_into_the_card():
     assert _quoted("<script> [x](y) `z` *w*") == r"\<script\> \[x\](y) \`z\` \*w\*"
     assert _quoted("") == "(empty)"
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 1.15])
+def test_a_cut_is_said_to_be_as_planned_and_left_only_where_all_was_to_go(
+    tmp_path: Path, alpha: float
+) -> None:
+    source = vauban.organism_path("dense")
+    model, _ = vauban.load(source)
+    plan = vauban.plan_cut(model, mx.ones(128), alpha=alpha)
+    said = written_cut(plan.export(source, tmp_path / "cut").to_dict())
+    away = float(said.split("more than ")[1].split("%")[0])
+    assert away < 1, said
+    assert ("is left" in said) == (alpha == 1.0)
+    assert ("turns round" in said) == (alpha != 1.0)

@@ -31,6 +31,7 @@ from vauban.report import (
     seconds,
     shorten,
     verdict_lines,
+    written_cut,
 )
 
 
@@ -157,9 +158,8 @@ def outcome(console: Console, result: RunResult) -> None:
             *strength_lines(run["strength"]),
             (
                 "cut",
-                f"{export['modules_edited']} residual writers; in none of them more than "
-                f"{100 * export['direction_left']:.2g}% of the direction is left, read back from "
-                f"the file{kept_embedding(run['leak'])}",
+                f"{export['modules_edited']} residual writers; {written_cut(export)}"
+                f"{kept_embedding(run['leak'])}",
             ),
         ],
     )

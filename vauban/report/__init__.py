@@ -26,6 +26,7 @@ from vauban.report.figures import (
     rate_with_interval,
     seconds,
     shorten,
+    written_cut,
 )
 from vauban.report.html import html_report, write_report
 from vauban.report.samples import Sample, pick_samples
@@ -80,4 +81,5 @@ __all__ = [
     "verdict_lines",
     "verdict_markdown",
     "write_report",
+    "written_cut",
 ]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vauban.report.figures import byte_size, decimal, percent, quantity, shorten
+from vauban.report.figures import byte_size, decimal, percent, quantity, shorten, written_cut
 from vauban.report.samples import Sample
 from vauban.report.source_card import front_matter
 from vauban.report.table import BehaviourRow, markdown_table
@@ -80,10 +80,8 @@ def _what(run: Mapping[str, Any]) -> str:
         f"{decimal(direction['projections']['harmless'])}, harmful "
         f"{decimal(direction['projections']['harmful'])}.\n"
         f"- **Cut**: W ← W − α d(dᵀW) with α = {_alpha(run['cut']['settings'])} in "
-        f"{export['modules_edited']} residual writers ({layers}). "
-        "Largest share of the direction left in an edited writer, "
-        "read back from the written file: "
-        f"{decimal(export['direction_left'], 2)}{_kept_embedding(run)}.\n"
+        f"{export['modules_edited']} residual writers ({layers}); {written_cut(export)}"
+        f"{_kept_embedding(run)}.\n"
         f"{_written(run)}\n{_searched(run)}"
     )
 

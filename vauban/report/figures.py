@@ -53,6 +53,30 @@ def decimal(value: float, digits: int = 3) -> str:
     return f"{value:#.{digits}g}".rstrip(".") if abs(value) < 10**digits else f"{value:.0f}"
 
 
+def cuts_all(export: Mapping[str, Any]) -> bool:
+    """Whether all of the direction was to go, by plan."""
+    return export["expected_left"] is not None and export["expected_left"] < 1e-3
+
+
+def written_cut(export: Mapping[str, Any]) -> str:
+    """What reading the written file back shows of the cut, as the end of a sentence.
+
+    What is left of the direction where all of it was to go; else how far the worst writer is from
+    its plan: a strength other than 1 leaves part of the direction, or turns it round.
+
+    >>> written_cut({"expected_left": 0.0, "direction_left": 0.0021, "missed": {"a": 0.0021}})
+    'in none of them more than 0.21% of the direction is left, read back from the file'
+    """
+    if cuts_all(export):
+        left = f"{100 * export['direction_left']:.2g}%"
+        return f"in none of them more than {left} of the direction is left, read back from the file"
+    missed = 100 * max(export["missed"].values())
+    return (
+        f"none of them more than {missed:.2g}% of the direction away from what its strength leaves "
+        "or turns round, read back from the file"
+    )
+
+
 def byte_size(count: int) -> str:
     """A size in decimal units, as disks and downloads are labelled.
 

@@ -18,7 +18,14 @@ from markupsafe import Markup
 
 from vauban.comparison.run_folder import ANSWERS_FILE, SEARCH_FILE, read_answers, read_run
 from vauban.report import html_charts
-from vauban.report.figures import decimal, percent, quantity, rate_with_interval, shorten
+from vauban.report.figures import (
+    cuts_all,
+    decimal,
+    percent,
+    quantity,
+    rate_with_interval,
+    shorten,
+)
 from vauban.report.html_tables import candidate_table, strength_table
 from vauban.report.samples import pick_samples
 from vauban.report.table import HEADINGS, BehaviourRow, Share, cells, contrast_line
@@ -104,13 +111,14 @@ def _tiles(run: Mapping[str, Any]) -> list[dict[str, str]]:
         note = rate_with_interval(after, intervals[f"{name}_modified"])
         return {"name": label, "value": f"{percent(before)} → {percent(after)}", "note": note}
 
-    left, count = decimal(export["direction_left"], 2), export["modules_edited"]
+    count, whole = export["modules_edited"], cuts_all(export)
+    left = export["direction_left"] if whole else max(export["missed"].values())
     tiles = [
         change("refusal_rate", "harmful prompts refused"),
         change("over_refusal", "harmless prompts refused"),
         {
-            "name": "direction left",
-            "value": left,
+            "name": "direction left" if whole else "away from the planned cut",
+            "value": decimal(left, 2),
             "note": f"worst of {count} writers, read back",
         },
     ]
@@ -180,7 +188,7 @@ def _charts(
         ),
         (
             run["export"]["writers"],
-            "Share of the direction left in each writer, read back from the file",
+            "Share of the direction left, or turned round, in each writer, read back from the file",
             lambda: html_charts.leak_per_writer(run["export"]["writers"]),
         ),
         (

@@ -143,7 +143,7 @@ def verdicts(before: Mapping[str, int], after: Mapping[str, int]) -> str:
 
 
 def leak_per_writer(writers: Mapping[str, float]) -> str:
-    """Share of the direction left in each edited writer, read back from the file."""
+    """Share of the direction left, or turned round, in each edited writer, read back."""
 
     def draw(figure: Any) -> None:
         panel = figure.subplots()
