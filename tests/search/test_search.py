@@ -20,6 +20,7 @@ from vauban.search import KernelSpace, SearchResult, SearchSpace, Strength, Stre
 from vauban.search import search as search_function
 from vauban.search.direction_table import DirectionTable, read_directions
 from vauban.search.front import check_objectives, dominates, front_of
+from vauban.search.known_cuts import FAINTER
 from vauban.search.plots import front_page, front_picture
 from vauban.search.result import plan_of
 from vauban.search.scoring import Scorer
@@ -235,6 +236,10 @@ def test_a_search_finds_cuts_that_end_refusal(
     best = result.best()
     assert best in result.front and best.refused <= 0.13 and best.kl < 0.1
     assert result.trials[0].state == "complete"
+    # The default cut comes first, then the same one fainter.
+    for name in ("attention.peak", "mlp.peak"):
+        peaks = [t.parameters[name] / result.trials[0].parameters[name] for t in result.trials[:5]]
+        assert peaks == pytest.approx([1.0, *FAINTER])
     # Harmless prompts are answered where over-refusal is an objective, and on fresh prompts.
     assert all(t.over_refused is None for t in result.front)
     assert result.baseline["over_refused"] is not None

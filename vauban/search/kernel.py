@@ -6,7 +6,7 @@ Knows numbers only.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vauban._results import to_plain
@@ -46,6 +46,10 @@ class StrengthKernel:
     def constant(cls, strength: float) -> StrengthKernel:
         """The same strength in every block."""
         return cls(strength, 0.0, math.inf, strength)
+
+    def scaled(self, factor: float) -> StrengthKernel:
+        """The same shape, so many times as strong."""
+        return replace(self, peak=factor * self.peak, floor=factor * self.floor)
 
     def strengths(self, n_layers: int) -> tuple[float, ...]:
         """The α of blocks 0 to L-1."""

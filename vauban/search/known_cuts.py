@@ -20,8 +20,11 @@ from vauban.search.short_answers import Refusal
 from vauban.search.space import SearchSpace
 from vauban.search.strength import WHOLE, Strength, choose_strength
 
+# The chosen cut fainter, so many times as strong: KL falls with the square, refusals come back later.
+# On Qwen2.5-Coder-0.5B-Instruct no proposal came near these (docs/real-model.md).
+FAINTER = (0.8, 0.6, 0.5, 0.4)
 # Runners-up among the strengths of the chosen direction, and among the directions.
-STRENGTHS = 4
+STRENGTHS = 2
 DIRECTIONS = 2
 
 
@@ -42,7 +45,7 @@ def known_cuts(
     """Parameters of the cuts to begin with, the default cut first.
 
     The direction that `choose_by_answers` takes at the strength that `choose_strength` takes; the
-    same cut whole; the next strengths; then the runners-up among the directions, and the one that
+    same cut fainter, and whole; the next strengths; then the runners-up among the directions, and the one that
     the first tokens alone would choose (as a causal choice does), at the chosen strength. All moved
     into the space, each once; a space without the chosen position or estimator gets what it holds.
     An embedding that the head shares is left alone.
@@ -62,11 +65,14 @@ def known_cuts(
         embedding=False if is_tied(model) else "auto", **options,
     )  # fmt: skip
     best = choice.shortlist[0]
-    offers: list[tuple[AnswerTrial, Strength]] = [(best, strength.strength), (best, WHOLE)]
+    chosen = strength.strength
+    offers: list[tuple[AnswerTrial, Strength]] = [(best, chosen)]
+    offers += [(best, chosen.scaled(factor)) for factor in FAINTER]
+    offers += [(best, WHOLE)]
     offers += [(best, trial.strength) for trial in strength.trials[1:]][:STRENGTHS]
     causal = min(choice.shortlist, key=lambda trial: trial.bypass)
     runners_up = [*choice.shortlist[1 : 1 + DIRECTIONS], causal]
-    offers += [(trial, strength.strength) for trial in runners_up]
+    offers += [(trial, chosen) for trial in runners_up]
     known: list[dict[str, Any]] = []
     for trial, kernels in offers:
         point = space.parameters(n_layers, trial.layer, trial.position, kernels, method)

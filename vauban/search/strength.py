@@ -60,6 +60,10 @@ class Strength:
                 chosen[name] = {block: value for block, value in enumerate(values) if value}
         return chosen
 
+    def scaled(self, factor: float) -> Strength:
+        """The same shapes, so many times as strong."""
+        return replace(self, attention=self.attention.scaled(factor), mlp=self.mlp.scaled(factor))
+
     def plan(self, model: nn.Module, direction: Any, **options: Any) -> EditPlan:
         """The cut of `direction` at these strengths; `options` as for `plan_cut`."""
         components = self.components(anatomy(model).n_layers)
