@@ -20,8 +20,8 @@ from vauban.search.short_answers import Refusal
 from vauban.search.space import SearchSpace
 from vauban.search.strength import WHOLE, Strength, choose_strength
 
-# The chosen cut fainter, so many times as strong: KL falls with the square, refusals come back later.
-# On Qwen2.5-Coder-0.5B-Instruct no proposal came near these (docs/real-model.md).
+# The chosen cut fainter, so many times as strong: KL falls with the square, refusals come back
+# later. On Qwen2.5-Coder-0.5B-Instruct no proposal came near these (docs/real-model.md).
 FAINTER = (0.8, 0.6, 0.5, 0.4)
 # Runners-up among the strengths of the chosen direction, and among the directions.
 STRENGTHS = 2
@@ -45,10 +45,10 @@ def known_cuts(
     """Parameters of the cuts to begin with, the default cut first.
 
     The direction that `choose_by_answers` takes at the strength that `choose_strength` takes; the
-    same cut fainter, and whole; the next strengths; then the runners-up among the directions, and the one that
-    the first tokens alone would choose (as a causal choice does), at the chosen strength. All moved
-    into the space, each once; a space without the chosen position or estimator gets what it holds.
-    An embedding that the head shares is left alone.
+    same cut fainter, and whole; the next strengths; then the runners-up among the directions, and
+    the one that the first tokens alone would choose (as a causal choice does), at the chosen
+    strength. All moved into the space, each once; a space without the chosen position or estimator
+    gets what it holds. An embedding that the head shares is left alone.
     """
     options: dict[str, Any] = {
         "max_tokens": max_tokens, "refusal": refusal, "seed": seed, "batch_size": batch_size,
