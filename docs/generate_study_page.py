@@ -1,7 +1,10 @@
-"""Puts the tables and the chart of a finished study into docs/study.md, between its marks.
+"""Puts the tables and the charts of finished studies into docs/study.md, between its marks.
 
-    vauban study docs/study/organism.toml -o study-organism
-    python docs/generate_study_page.py study-organism
+    vauban study docs/study/organism.toml
+    vauban study docs/study/real-model.toml
+    python docs/generate_study_page.py study-organism study-real-model
+
+Parts of models that are in none of the given folders stay as they are.
 
 The prose around them is written by hand and has to be read again after that.
 """
@@ -17,7 +20,7 @@ from vauban.study.tables import study_table
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "study.md"
-CHART = DOCS / "assets" / "study-organism.png"
+ASSETS = DOCS / "assets"
 
 
 def parts(document: dict[str, Any]) -> dict[str, str]:
@@ -44,7 +47,7 @@ def parts(document: dict[str, Any]) -> dict[str, str]:
                 for f in block["further"]
             ],
         )  # fmt: skip
-        facts = block["composition"]
+        facts = block["composition"] or {"layers": []}
         found[f"composition {name}"] = _table(
             ["block", "norm left", "cosine"],
             [
@@ -57,9 +60,11 @@ def parts(document: dict[str, Any]) -> dict[str, str]:
 
 
 def fill(page: str, found: dict[str, str]) -> str:
-    """`page` with every marked part replaced; KeyError for a mark without a part."""
+    """`page` with every marked part that was found replaced."""
 
     def put(match: re.Match[str]) -> str:
+        if match[1] not in found:
+            return match[0]
         return f"<!-- {match[1]} -->\n\n{found[match[1]]}\n\n<!-- /{match[1]} -->"
 
     return re.sub(r"<!-- ([\w ]+) -->\n.*?<!-- /\1 -->", put, page, flags=re.DOTALL)
@@ -70,12 +75,15 @@ def _table(headings: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def main(folder: Path) -> None:
-    document = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), parts(document)), encoding="utf-8")
-    CHART.parent.mkdir(exist_ok=True)
-    shutil.copyfile(folder / "chart.png", CHART)
+def main(folders: list[Path]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for folder in folders:
+        document = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        page = fill(page, parts(document))
+        chart = Path(document["configuration"]["output"]["dir"]).with_suffix(".png").name
+        shutil.copyfile(folder / "chart.png", ASSETS / chart)
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(folder) for folder in sys.argv[1:]])
