@@ -169,8 +169,8 @@ def choose_strength(
 
     Tries strength 1 everywhere, four pairs of constant strengths for attention and MLP, four pairs
     of peaks as kernels at three places, and where the head shares the embedding the whole cut with
-    it. First tokens (refusal log-odds and KL) of all of them give a front; `shortlist` of it, among
-    them strength 1 everywhere, answer prompts by successive halving. The rule is that of
+    it. First tokens (refusal log-odds and KL) of all of them give a front; `shortlist` of it answer
+    prompts by successive halving: strength 1 everywhere, one that is dearer, and cheaper ones. The rule is that of
     `choose_by_answers`; cutting a shared embedding, which makes the file larger, counts like 5 % of
     the answers refused, and a strength above 1 everywhere has to gain two answers on strength 1,
     which leaves nothing of the direction in a writer. Any other `embedding` than "auto" holds for
@@ -256,19 +256,22 @@ def _front(
     offered: Sequence[Strength], bypass: Mapping[Strength, float], kl: Mapping[Strength, float],
     count: int,
 ) -> list[Strength]:  # fmt: skip
-    """Strength 1 everywhere, with the embedding where it is offered, and an even choice of those
-    that no other strength beats in both scores."""
+    """Strength 1 everywhere, with the embedding where it is offered; of those that no other
+    strength beats in both scores the cheapest dearer one, and an even choice of the cheaper ones.
+    """
     always = [s for s in offered if replace(s, embedding=False) == WHOLE][:count]
     front: list[Strength] = []
     for strength in sorted(offered, key=lambda s: (bypass[s], kl[s])):
         if not front or kl[strength] < kl[front[-1]]:
             front.append(strength)
     rest = [s for s in front if s not in always]
-    room = count - len(always)
-    if len(rest) > room > 0:
-        # Evenly over the front; its dear end is strength 1 everywhere or close to it.
-        rest = [rest[round((i + 0.5) * len(rest) / room - 0.5)] for i in range(room)]
-    return [*always, *rest[:room]]
+    # One dearer cut is enough: it only counts where strength 1 leaves too much.
+    dearer = [s for s in rest if kl[s] > kl[WHOLE]][-1:]
+    cheaper = [s for s in rest if kl[s] <= kl[WHOLE]]
+    room = max(0, count - len(always) - len(dearer))
+    if len(cheaper) > room > 0:
+        cheaper = [cheaper[round((i + 0.5) * len(cheaper) / room - 0.5)] for i in range(room)]
+    return [*always, *dearer, *cheaper[:room]][:count]
 
 
 def _plain(kernel: StrengthKernel) -> dict[str, Any]:
