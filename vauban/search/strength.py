@@ -172,9 +172,9 @@ def choose_strength(
     it. First tokens (refusal log-odds and KL) of all of them give a front; `shortlist` of it answer
     prompts by successive halving: strength 1 everywhere, one that is dearer, and cheaper ones. The
     rule is that of `choose_by_answers`; cutting a shared embedding, which makes the file larger,
-    counts like 5 % of the answers refused, and a strength above 1 everywhere has to gain two answers
-    on strength 1, which leaves nothing of the direction in a writer. Any other `embedding` than
-    "auto" holds for every strength. `direction` (d,); the prompts are validation prompts.
+    counts like 5 % of the answers refused, and a strength above 1 everywhere has to gain two
+    answers on strength 1, which leaves nothing of the direction in a writer. Any other `embedding`
+    than "auto" holds for every strength. `direction` (d,); the prompts are validation prompts.
 
     Raises InputError for fewer than two prompts of a class, and a shortlist or limit that is not
     positive.
