@@ -67,7 +67,7 @@ def fill(page: str, found: dict[str, str]) -> str:
             return match[0]
         return f"<!-- {match[1]} -->\n\n{found[match[1]]}\n\n<!-- /{match[1]} -->"
 
-    return re.sub(r"<!-- ([\w ]+) -->\n.*?<!-- /\1 -->", put, page, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w .-]+) -->\n.*?<!-- /\1 -->", put, page, flags=re.DOTALL)
 
 
 def _table(headings: list[str], rows: list[list[Any]]) -> str:
