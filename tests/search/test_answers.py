@@ -7,9 +7,10 @@ import pytest
 
 import vauban
 from vauban.interventions import Ablate
-from vauban.search import AnswerTrial, choose_by_answers
+from vauban.search import AnswerTrial, Strength, StrengthKernel, choose_by_answers
 from vauban.search.answers import _diverse, rankings
 from vauban.search.short_answers import affordable, cost, halving
+from vauban.search.strength import _front
 
 
 def trial(**facts: Any) -> AnswerTrial:
@@ -157,3 +158,14 @@ def test_a_stronger_cut_than_all_has_to_gain_two_answers() -> None:
     # A cut of a few blocks is no stronger one, and strength 1 on other prompts is no comparison.
     assert first(trial(peak, 0), trial(WHOLE, 1)) == peak
     assert first(trial(stronger, 0), trial(WHOLE, 0, 8)) == stronger
+
+
+def test_one_dearer_strength_stands_beside_cheaper_ones() -> None:
+    """However many strengths above 1 are offered, they take one place of the shortlist."""
+    shades = [0.5, 0.6, 0.7, 0.8, 1.0, 1.1, 1.2, 1.3]
+    offered = [Strength(*[StrengthKernel.constant(a)] * 2) for a in shades]
+    bypass = {s: -a for s, a in zip(offered, shades, strict=True)}
+    kl = {s: a * a for s, a in zip(offered, shades, strict=True)}
+    chosen = [s.mlp.peak for s in _front(offered, bypass, kl, 4)]
+    assert chosen[:2] == [1.0, 1.1]
+    assert len(chosen) == 4 and max(chosen[2:]) < 1.0
