@@ -31,7 +31,7 @@ from vauban.knowledge import (
     ridge_update,
     target_ids,
 )
-from vauban.knowledge.tokens import kl_row
+from vauban.knowledge.tasks import kl_row
 
 CONTEXTS = ("{}", *(f"{text} . {{}}" for text in (
     "Tell me the name of a river", "The boat is red today", "Where is the old lamp",
@@ -64,8 +64,8 @@ def published_value(model, task, layer: int, s: ValueSettings) -> np.ndarray:
 
     delta = mx.zeros(model.args.hidden_size)
     h0 = run(*rows[0], delta)[1]
-    kl = list(task.kl.tokens)
-    base = logs(kl, task.kl.pivot, delta)[task.kl.pivot]
+    kl = list(task.kept[0].tokens)
+    base = logs(kl, task.kept[0].pivot, delta)[-1]
     norm = mx.linalg.norm(h0)
 
     def loss(d):
@@ -74,7 +74,7 @@ def published_value(model, task, layer: int, s: ValueSettings) -> np.ndarray:
             scores = logs(tokens, pivot, d)
             for i, token in enumerate(target):
                 total -= scores[len(row.tokens) - 1 + i, token] / len(target) / len(rows)
-        now = logs(kl, task.kl.pivot, d)[task.kl.pivot]
+        now = logs(kl, task.kept[0].pivot, d)[-1]
         total += s.kl_factor * (mx.exp(now) * (now - base)).sum()
         return total + s.weight_decay * mx.sqrt((d**2).sum() + 1e-20) / norm**2
 
@@ -118,7 +118,7 @@ def values(count: int, steps: int, repeats: int) -> None:
     tasks = [
         ValueTask(
             tuple(encode_fact(tokenizer, fact, context) for context in CONTEXTS),
-            target_ids(tokenizer, fact.text, fact.target_new), kl_row(tokenizer, fact), number,
+            target_ids(tokenizer, fact.text, fact.target_new), (kl_row(tokenizer, fact),), number,
         )
         for number, fact in enumerate(facts)
     ]  # fmt: skip

@@ -20,12 +20,12 @@ from vauban.knowledge import (
     KeyStats,
     Ledger,
     ValueSettings,
-    ValueTask,
     collect_key_stats,
     encode_fact,
     optimise_values,
     target_ids,
 )
+from vauban.knowledge.tasks import value_tasks
 
 CONTEXTS = ["{}", "Tell me a colour. {}", "The boat is red. {}"]
 TEXTS = ["Tell me the name of a river.", "Where is the old lamp?", "I need help to paint a boat."]
@@ -91,13 +91,15 @@ def run(model, tokens: Sequence[int], at: int = -1, pivot: int = 0, delta=None):
     return model.lm_head(model.model.norm(x))[0], streams, keys
 
 
-def published_value(model, tokenizer, fact, s, layer):
+def published_value(model, tokenizer, fact, s, layer, more=()):
+    """`more` rows are kept as "{subject} is a" is, by the mean over the tokens behind the first."""
     target = list(target_ids(tokenizer, fact.text, fact.target_new))
     rows = [encode_fact(tokenizer, fact, context) for context in CONTEXTS]
     kl = encode_fact(tokenizer, Fact("{} is a", fact.subject, "x"))
+    kept = [(kl.tokens, kl.pivot, [kl.pivot])]
+    kept += [(row.tokens, row.pivot, range(row.pivot + 1, len(row.tokens))) for row in more]
     h0 = run(model, rows[0].tokens)[1][layer][rows[0].pivot]
     norm = float(mx.linalg.norm(h0))
-    base = None
     delta = mx.zeros(h0.shape)
     mean, square = mx.zeros(h0.shape), mx.zeros(h0.shape)
 
@@ -108,14 +110,16 @@ def published_value(model, tokenizer, fact, s, layer):
             logs = logits - mx.logsumexp(logits, -1, keepdims=True)
             for i, token in enumerate(target):
                 total = total - logs[len(row.tokens) - 1 + i, token] / len(target) / len(rows)
-        logits = run(model, kl.tokens, layer, kl.pivot, d)[0][kl.pivot]
-        logs = logits - mx.logsumexp(logits)
-        reference = mx.stop_gradient(logs) if base is None else base
-        total = total + s.kl_factor * (mx.exp(logs) * (logs - reference)).sum()
+        for (tokens, pivot, places), said in zip(kept, before, strict=True):
+            logits = run(model, tokens, layer, pivot, d)[0]
+            for place in places:
+                logs = logits[place] - mx.logsumexp(logits[place])
+                apart = (mx.exp(logs) * (logs - said[place])).sum()
+                total = total + s.kl_factor * apart / len(places)
         return total + s.weight_decay * mx.sqrt((d**2).sum() + 1e-20) / norm**2
 
-    logits = run(model, kl.tokens)[0][kl.pivot]
-    base = logits - mx.logsumexp(logits)
+    before = [run(model, tokens)[0] for tokens, _, _ in kept]
+    before = [logits - mx.logsumexp(logits, axis=-1, keepdims=True) for logits in before]
     for step in range(s.steps):
         value, slope = mx.value_and_grad(loss)(delta)
         if float(value) < 5e-2 or step == s.steps - 1:
@@ -190,21 +194,10 @@ def test_three_batches_are_those_of_the_published_form(method, tokenizer, vocabu
             assert np.abs(batch.delta(layer) - delta).max() <= 1e-3 * np.abs(delta).max()
 
 
-def tasks_of(tokenizer, facts):
-    return [
-        ValueTask(
-            tuple(encode_fact(tokenizer, fact, context) for context in CONTEXTS),
-            target_ids(tokenizer, fact.text, fact.target_new),
-            encode_fact(tokenizer, Fact("{} is a", fact.subject, "x")),
-            number,
-        )
-        for number, fact in enumerate(facts)
-    ]
-
-
-def test_values_do_not_depend_on_the_batch_the_prefix_or_padding(tokenizer, vocabulary):
+@pytest.mark.parametrize("keep", [0, 4])
+def test_values_do_not_depend_on_the_batch_the_prefix_or_padding(keep, tokenizer, vocabulary):
     model = made(vocabulary)
-    tasks = tasks_of(tokenizer, FACTS)
+    tasks = value_tasks(model, tokenizer, FACTS, CONTEXTS, keep)
     chosen = ValueSettings(8, 0.2, 0.5, 0.0625, 0.75)
     together = optimise_values(model, 2, tasks, chosen)
     for task, value in zip(tasks, together, strict=True):
@@ -217,7 +210,8 @@ def test_values_do_not_depend_on_the_batch_the_prefix_or_padding(tokenizer, voca
 
 def test_a_learnt_fact_stops_and_a_bound_is_kept(tokenizer, vocabulary):
     model = made(vocabulary)
-    tasks = tasks_of(tokenizer, [Fact("The {}", word, "river") for word in ("lamp", "boat")])
+    facts = [Fact("The {}", word, "river") for word in ("lamp", "boat")]
+    tasks = value_tasks(model, tokenizer, facts, CONTEXTS, 0)
     free = optimise_values(model, 3, tasks, ValueSettings(60, 0.5, 0.0, 0.0, 50.0))
     hits = optimise_values(model, 3, tasks, ValueSettings(60, 0.5, 0.0, 0.0, 50.0, "argmax"))
     for value, early in zip(free, hits, strict=True):

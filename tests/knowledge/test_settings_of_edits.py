@@ -152,9 +152,11 @@ def test_an_ended_sequence_goes_on_from_its_ledger(tokenizer, vocabulary, stats,
 
 
 def test_the_schema_is_the_settings():
+    """But for `keep`: settings are the published form, and a run keeps what else is known."""
     listed = {key.name: key for key in keys(EditConfig) if key.section == "edit"}
+    assert (listed["keep"].default, EditSettings().keep) == (8, 0)
     for field in fields(EditSettings):
-        if field.name != "seed":
+        if field.name not in ("seed", "keep"):
             assert listed[field.name].default == field.default, field.name
     assert listed.keys() - {f.name for f in fields(EditSettings)} == {"facts", "texts", "evaluate"}
 

@@ -79,6 +79,26 @@ def test_a_bound_that_cannot_be_met_ends_near_rounding_for_any_input() -> None:
     assert read <= 1.1 * free
 
 
+def test_what_one_pass_needed_spares_passes_and_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass begins with the shift along the removed row that the last one ended with."""
+    whole, passes = gptq._one_pass, [0]
+    found = []
+    for kept in (1.0, 0.0):
+
+        def counted(asked: Any, along: Any, shift: Any, *rest: Any, kept: float = kept) -> Any:
+            passes[0] += 1
+            return whole(asked, along, kept * shift, *rest)
+
+        monkeypatch.setattr(gptq, "_one_pass", counted)
+        asked, removed = matrix(512, 1024, bits=3)
+        passes[0] = 0
+        off = error(asked, round_matrix(asked, removed))
+        assert leak(off, removed) <= gptq.LEAK
+        found.append((passes[0], float(np.linalg.norm(off))))
+    (with_it, near), (without, far) = found
+    assert with_it < without and near < 0.97 * far
+
+
 def test_nothing_removed_is_nothing_to_mind() -> None:
     asked, removed = matrix(128, 128)
     assert np.array_equal(round_matrix(asked, 0 * removed), round_matrix(asked))

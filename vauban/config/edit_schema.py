@@ -58,6 +58,12 @@ class EditSection(Section):
     kl_factor: NonNegativeFloat = key(
         "a number, 0 or more", "What a change of what the subject is costs.", 0.0625
     )
+    keep: NonNegative = key(
+        NON_NEGATIVE,
+        "Ways in which the model goes on after the subject that are to stay as likely, so that "
+        "what else it knows of the subject stays; each costs what kl_factor says.",
+        8, flag="--keep", metavar="N",
+    )  # fmt: skip
     clamp: PositiveFloat = key(
         _NUMBER, "The longest change of a value, as a multiple of the stream's norm.", 0.75,
         flag="--clamp", metavar="X",

@@ -12,6 +12,7 @@ filters       RECT, PRUNE, SPHERE, projection
 tokens        where the subject ends; targets and contexts
 reading       keys, and the stream at the subject's last token
 values        what the stream should be, for the model to say the target
+tasks         what their training is given: contexts, and what is to stay
 tracing       which layers to edit
 ledger        settings, and what was edited, saved
 update_factors  one layer's update by method, as thin factors

@@ -27,11 +27,11 @@ from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.knowledge.ledger import EditSettings, Ledger, LedgerBatch
 from vauban.knowledge.penalty import Penalty, penalty
 from vauban.knowledge.reading import check_written, context_keys, read_facts, read_plain
+from vauban.knowledge.tasks import value_tasks
 from vauban.knowledge.tokens import (
     Row,
     check_contexts,
     encode_fact,
-    kl_row,
     sample_contexts,
     target_ids,
 )
@@ -177,15 +177,9 @@ class Editor(Conveniences):
     def _rows(self, fact: Fact) -> list[Row]:
         return [encode_fact(self.tokenizer, fact, context) for context in self.ledger.contexts]
 
-    def _task(self, fact: Fact, group: int) -> ValueTask:
-        target = target_ids(self.tokenizer, fact.text, fact.target_new)
-        kl = kl_row(self.tokenizer, fact)
-        return ValueTask(tuple(self._rows(fact)), target, kl, group)
-
     def _values(self, facts: Sequence[Fact]) -> list[Value]:
         s = self.settings
-        subjects = [fact.subject for fact in facts]
-        tasks = [self._task(f, subjects.index(f.subject)) for f in facts]
+        tasks = value_tasks(self.model, self.tokenizer, facts, self.ledger.contexts, s.keep)
         chosen = ValueSettings(s.steps, s.lr, s.weight_decay, s.kl_factor, s.clamp, s.stop)
         return optimise_values(self.model, max(self.modules), tasks, chosen)
 
@@ -214,7 +208,7 @@ class Editor(Conveniences):
         for n, fact in enumerate(facts):
             target = target_ids(self.tokenizer, fact.text, fact.target_new)
             row = encode_fact(self.tokenizer, fact)
-            tasks.append(ValueTask((row,), target, kl_row(self.tokenizer, fact), n))
+            tasks.append(ValueTask((row,), target, (), n))
         look = ValueSettings(1, 1.0, 0.0, 0.0, 1.0)
         values = optimise_values(self.model, max(self.modules), tasks, look)
         return [float(np.exp(-value.nll)) for value in values]

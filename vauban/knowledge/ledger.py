@@ -34,6 +34,8 @@ class EditSettings:
     steps, lr, weight_decay, kl_factor, clamp, stop   training of a value: Adam steps, the penalty
                   on ‖δ‖/‖h0‖², the weight of the KL term, the bound on ‖δ‖/‖h0‖, and whether a fact
                   is learnt at a loss of 0.05 or when its target is the likeliest answer ("argmax")
+    keep          continuations of the subject, in the model's own words, that stay as likely as
+                  they are, each at the price of kl_factor; 0 is the published form
     lam, lam_n, tau, rank, energy, l2   the penalty (`penalty`), where the method has them
     norm_anchor   scale what the MLP is to write to the mean size of the values so far (NAS)
     batch_size    facts that are solved together
@@ -65,6 +67,7 @@ class EditSettings:
     batch_size: int = 10
     seed: int = 0
     filter: str | None = None
+    keep: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in EDIT_METHODS:
@@ -77,6 +80,8 @@ class EditSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {shown(value)}; expected a whole number above 0")
+        if not isinstance(self.keep, int) or self.keep < 0:
+            raise InputError(f"keep is {shown(self.keep)}; expected a whole number, 0 or more")
         if self.filter is not None and self.filter not in FILTERS:
             raise InputError(
                 f"filter is {shown(self.filter)}; expected one of {', '.join(FILTERS)}"

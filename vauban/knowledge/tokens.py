@@ -83,11 +83,6 @@ def target_ids(tokenizer: Any, text: str, target: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def kl_row(tokenizer: Any, fact: Fact) -> Row:
-    """ "{subject} is a", whose next-token distribution at the subject's end is to stay."""
-    return encode_fact(tokenizer, Fact("{} is a", fact.subject, fact.target_new))
-
-
 def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
     """InputError unless the first context is "{}" and every one holds one `{}`."""
     listed = tuple(contexts)

@@ -28,8 +28,8 @@ from vauban.models import anatomy, caches, can_pad, can_share, forward
 # target has to be the most likely token for `stop="argmax"`.
 _LEARNT, _BETAS, _EPSILON, _HITS = 5e-2, (0.9, 0.999), 1e-8, 2
 # Rows of a batch may begin so many tokens apart; a batch is formed anew when this share of its
-# facts has finished; and tokens that one step takes at most.
-_SPREAD, _COMPACT, _TOKENS = 4, 0.25, 4096
+# facts has finished; tokens that one step takes at most, and those of them whose logits are read.
+_SPREAD, _COMPACT, _TOKENS, _READ = 4, 0.25, 4096, 128
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,17 @@ class ValueSettings:
 
 @dataclass(frozen=True)
 class ValueTask:
-    """A fact as rows: its prompts in all contexts with the target, and "{subject} is a".
+    """A fact as rows: its prompts in all contexts with the target, and what is to stay.
 
-    `group` is the same for facts that share one δ (those about one subject).
+    What a `kept` row says is to stay, by the mean KL of what follows its tokens behind the first
+    after the subject, or its end alone: "{subject} is a" (Meng et al.), cut there, and what else
+    the model says of the subject (`own_words`). `group` is the same for facts that share one δ
+    (those about one subject).
     """
 
     prompts: tuple[Row, ...]
     target: tuple[int, ...]
-    kl: Row
+    kept: tuple[Row, ...]
     group: int
 
 
@@ -91,12 +94,14 @@ class _Line:
     group: int
     share: float
     plain: bool = False
-    first: mx.array | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Lines that are run together from column `start` on, with all that does not change."""
+    """Lines that are run together from column `start` on, with all that does not change.
+
+    `before` (n, P, V) is what the lines at `kept` say without δ, `nll` (B,) -log p of the targets.
+    """
 
     lines: list[_Line]
     tokens: mx.array
@@ -107,6 +112,9 @@ class _Chunk:
     targets: mx.array
     weights: mx.array
     hits: mx.array
+    kept: mx.array
+    before: mx.array
+    nll: np.ndarray
 
 
 def optimise_values(
@@ -125,7 +133,7 @@ def optimise_values(
     ]
     runner = _Runner(model, layer + 1, settings.prefix)
     chunks = runner.chunks(lines)
-    h0 = runner.pivots(chunks, len(tasks))
+    h0, plain = runner.unchanged(chunks, len(tasks))
     size = h0.shape[1]
     groups = [task.group for task in tasks]
     lead = {group: groups.index(group) for group in groups}
@@ -133,16 +141,11 @@ def optimise_values(
     adam = {group: _Adam(size) for group in norms}
     records: dict[int, list[float]] = {group: [] for group in norms}
     hits = dict.fromkeys(norms, 0)
-    plain = np.zeros(len(tasks))
     active = set(norms)
     for step in range(settings.steps):
         deltas = mx.array(np.stack([adam[g].delta for g in norms]).astype(np.float32))
         places = {group: i for i, group in enumerate(norms)}
-        losses, gradient, missed, likelihood = runner.losses(
-            chunks, deltas, places, active, settings.kl_factor, first=step == 0
-        )
-        if step == 0:
-            plain[:] = likelihood
+        losses, gradient, missed = runner.losses(chunks, deltas, places, settings.kl_factor)
         for group in sorted(active):
             i, state = places[group], adam[group]
             decay = settings.weight_decay / norms[group] ** 2
@@ -206,10 +209,12 @@ def _lines(number: int, task: ValueTask, part: float) -> list[_Line]:
         )
         for place, prompt in enumerate(task.prompts)
     ]
-    kl = task.kl
-    lines.append(
-        _Line(list(kl.tokens[: kl.pivot + 1]), kl.pivot, [kl.pivot], [], number, task.group, part)
-    )
+    for row in task.kept:
+        size = len(row.tokens)
+        read = list(range(min(row.pivot + 1, size - 1), size))
+        lines.append(
+            _Line(list(row.tokens), row.pivot, read, [], number, task.group, part / len(read))
+        )
     return lines
 
 
@@ -233,7 +238,9 @@ class _Runner:
             width = max(len(one.tokens) for one in together) - begin
             far = self.prefix and line.pivot - begin > _SPREAD
             uneven = not self.pads and len({len(one.tokens) for one in together}) > 1
-            if current and (far or uneven or width * len(together) > _TOKENS):
+            read = max(len(one.columns) for one in together)
+            large = width * len(together) > _TOKENS or read * len(together) > _READ
+            if current and (far or uneven or large):
                 chunks.append(self._chunk(current))
                 together = [line]
             current = together
@@ -252,86 +259,71 @@ class _Runner:
         at = StreamAt(self.start)
         copied = None if cache is None else caches.copied(cache)
         lengths = [len(line.tokens) - begin for line in lines]
-        forward(
-            self.model, tokens, lengths=lengths, cache=copied, positions=None, logits=False,
-            interventions=[at],
-        )  # fmt: skip
-        stream = at.stream()
-        mx.eval(stream)
         most = max(len(line.columns) for line in lines)
 
         def padded(values: list[Any], fill: Any) -> list[Any]:
             return values + [fill] * (most - len(values))
 
-        columns = [padded([c - begin for c in line.columns], 0) for line in lines]
-        targets = [padded(list(line.targets), 0) for line in lines]
-        counts = [[1.0] * len(line.targets) for line in lines]
-        mask = mx.array([padded(count, 0.0) for count in counts])
+        columns = mx.array([padded([c - begin for c in line.columns], 0) for line in lines])
+        targets = mx.array([padded(list(line.targets), 0) for line in lines])
+        out = forward(
+            self.model, tokens, lengths=lengths, cache=copied, positions=None, logits=columns,
+            interventions=[at],
+        )  # fmt: skip
+        hits = mx.array([padded([1.0] * len(line.targets), 0.0) for line in lines])
+        shares = mx.array([padded([line.share] * len(line.columns), 0.0) for line in lines])
         pivots = mx.array([line.pivot - begin for line in lines])
         at_pivot = (mx.arange(width - begin)[None] == pivots[:, None])[..., None]
-        shares = mx.array([line.share for line in lines])[:, None]
+        kept = mx.array([n for n, line in enumerate(lines) if not line.targets], mx.int32)
+        assert out.logits is not None
+        scores = _log_softmax(out.logits)
+        before, stream = scores[kept], at.stream()
+        nll = -(mx.take_along_axis(scores, targets[..., None], -1)[..., 0] * hits).sum(1)
+        mx.eval(before, stream, nll)
         return _Chunk(
-            lines, tokens, stream, cache, at_pivot, mx.array(columns), mx.array(targets),
-            mask * shares, mask,
+            lines, tokens, stream, cache, at_pivot, columns, targets, shares, hits, kept, before,
+            as_numpy(nll),
         )  # fmt: skip
 
-    def pivots(self, chunks: Sequence[_Chunk], count: int) -> np.ndarray:
-        """(count, d) h0: the unchanged stream at the subject's end of each plain prompt."""
-        size = anatomy(self.model).d_model
-        h0 = np.zeros((count, size))
+    def unchanged(self, chunks: Sequence[_Chunk], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """h0 (count, d), the stream at the subject's end of each plain prompt, and its -log p."""
+        h0, nll = np.zeros((count, anatomy(self.model).d_model)), np.zeros(count)
         for chunk in chunks:
             ends = as_numpy((chunk.stream.astype(mx.float32) * chunk.at).sum(1))
-            for line, end in zip(chunk.lines, ends, strict=True):
+            for n, line in enumerate(chunk.lines):
                 if line.plain:
-                    h0[line.task] = end
-        return h0
+                    h0[line.task], nll[line.task] = ends[n], chunk.nll[n]
+        return h0, nll
 
     def losses(
-        self, chunks: Sequence[_Chunk], deltas: mx.array, places: dict[int, int], active: set[int],
-        kl_factor: float, *, first: bool,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """Losses (g,) without the decay, their gradients (g, d), whether a target is not the
-        likeliest token (g,), and on the first step the plain prompts' -log p by task."""
+        self, chunks: Sequence[_Chunk], deltas: mx.array, places: dict[int, int], kl_factor: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Losses (g,) without the decay, their gradients (g, d), and whether a target is not the
+        likeliest token (g,)."""
         losses, missed = np.zeros(len(places)), np.zeros(len(places), bool)
         gradient = np.zeros(deltas.shape)
-        tasks = max((line.task for chunk in chunks for line in chunk.lines), default=-1) + 1
-        plain = np.zeros(tasks)
         for chunk in chunks:
             rows = mx.array([places[line.group] for line in chunk.lines])
 
             def loss(d: mx.array, chunk: _Chunk = chunk, rows: mx.array = rows) -> Any:
-                logits = self._logits(chunk, d[rows])
-                scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+                scores = _log_softmax(self._logits(chunk, d[rows]))
                 chosen = mx.take_along_axis(scores, chunk.targets[..., None], -1)[..., 0]
-                each = -(chosen * chunk.weights).sum(1)
-                if kl_factor:
-                    each = each + kl_factor * self._divergence(chunk, scores, first)
+                each = -(chosen * chunk.weights * chunk.hits).sum(1)
+                if kl_factor and chunk.kept.size:
+                    now, shares = scores[chunk.kept], chunk.weights[chunk.kept]
+                    # KL(p_δ ‖ p_0), the mean over a line's tokens.
+                    apart = (mx.exp(now) * (now - chunk.before)).sum(-1)
+                    each = each.at[chunk.kept].add(kl_factor * (apart * shares).sum(1))
                 wrong = ((scores.argmax(-1) != chunk.targets) * chunk.hits).sum(1)
-                return each.sum(), (each, wrong, -(chosen * chunk.hits).sum(1))
+                return each.sum(), (each, wrong)
 
-            (_, (each, wrong, nll)), slope = mx.value_and_grad(loss)(deltas)
-            mx.eval(each, wrong, nll, slope)
+            (_, (each, wrong)), slope = mx.value_and_grad(loss)(deltas)
+            mx.eval(each, wrong, slope)
             gradient += as_numpy(slope)
             for n, line in enumerate(chunk.lines):
                 losses[places[line.group]] += float(each[n])
                 missed[places[line.group]] |= float(wrong[n]) > 0
-                if line.plain:
-                    plain[line.task] = float(nll[n])
-        return losses, gradient, missed, plain
-
-    def _divergence(self, chunk: _Chunk, scores: mx.array, first: bool) -> mx.array:
-        """KL(p_δ ‖ p_0) of each line, 0 for those with a target; on the first step p_0 is kept."""
-        if all(line.targets for line in chunk.lines):
-            return mx.zeros(len(chunk.lines))
-        rows = [n for n, line in enumerate(chunk.lines) if not line.targets]
-        now = scores[mx.array(rows), 0]
-        if first:
-            for n, row in enumerate(rows):
-                chunk.lines[row].first = mx.stop_gradient(now[n])
-        kept = mx.stack([line.first for line in chunk.lines if line.first is not None])
-        shares = mx.array([chunk.lines[row].share for row in rows])
-        each = shares * (mx.exp(now) * (now - kept)).sum(-1)
-        return mx.zeros(len(chunk.lines)).at[mx.array(rows)].add(each)
+        return losses, gradient, missed
 
     def _logits(self, chunk: _Chunk, deltas: mx.array) -> mx.array:
         """(B, P, V) float32 with each row's δ (B, d) added at its pivot."""
@@ -347,4 +339,10 @@ class _Runner:
             at = StreamAt(self.start, lambda h: moved)
             out = forward(self.model, chunk.tokens, interventions=[at], **options)
         assert out.logits is not None
-        return out.logits.astype(mx.float32)
+        return out.logits
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    """In float32, over the vocabulary."""
+    scores = logits.astype(mx.float32)
+    return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
