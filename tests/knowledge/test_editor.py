@@ -223,13 +223,15 @@ def test_a_learnt_fact_stops_and_a_bound_is_kept(tokenizer, vocabulary):
 @pytest.mark.parametrize("family", ["gemma", "granite", "llama_bias", "qwen3"])
 def test_an_edit_teaches_other_families_too(family, tokenizer, vocabulary, stats):
     model = build(family, vocab_size=vocabulary)
-    s = settings(steps=20, lr=0.5, clamp=9.0, weight_decay=0.0, method="ridge", l2=1e-3)
+    change = {"steps": 20, "lr": 0.5, "clamp": 9.0, "weight_decay": 0.0, "keep": 2}
+    s = settings(**change, method="ridge", l2=1e-3)
     report = Editor(model, tokenizer, s, stats, contexts=CONTEXTS).edit(FACTS[:3])
     assert all(fact.after > 1.02 * fact.before for fact in report.facts)
 
 
-def test_undo_is_never_edited(tokenizer, vocabulary, stats):
-    s = settings(batch_size=2)
+@pytest.mark.parametrize("keep", [0, 3])
+def test_undo_is_never_edited(keep, tokenizer, vocabulary, stats):
+    s = settings(batch_size=2, keep=keep)
     model, other = made(vocabulary), made(vocabulary)
     start = {layer: model.model.layers[layer].mlp.down_proj.weight for layer in LAYERS}
     editor = Editor(model, tokenizer, s, stats, contexts=CONTEXTS)
