@@ -116,6 +116,9 @@ def test_the_command_edits_and_takes_out_again(tmp_path, capsys, monkeypatch):
     assert main(["edit", model, "facts.jsonl", *flags]) == 0
     assert "2 of 2 facts edited" in capsys.readouterr().out
     assert main(["edit", "--undo", "1", "2", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "taken out: 1, 2" in said and "no other fact had to be edited again" in said
+    assert "0 of 0" not in said
     path = "model.layers.2.mlp.down_proj.weight"
     (after,) = [mx.load(str(f))[path] for f in (tmp_path / "out").glob("model*.safetensors")]
     before = dict(vauban.load(model)[0].named_modules())["model.layers.2.mlp.down_proj"].weight

@@ -95,17 +95,20 @@ def _undo(options: argparse.Namespace, given: Mapping[tuple[str, ...], Any]) -> 
 
 
 def _told(console: Console, editor: Editor, report: FactReport, output: Path) -> int:
-    console.grid(
-        ["id", "prompt", "target", "p before", "p after", ""],
-        [
+    if report.facts:
+        console.grid(
+            ["id", "prompt", "target", "p before", "p after", ""],
             [
-                fact.id, shorten(fact.prompt, 40), fact.target, decimal(fact.before),
-                decimal(fact.after), "failed" if fact.failed else "known" if fact.known else "",
-            ]
-            for fact in report.facts
-        ],
-    )  # fmt: skip
-    console.line(report.summary())
+                [
+                    fact.id, shorten(fact.prompt, 40), fact.target, decimal(fact.before),
+                    decimal(fact.after), "failed" if fact.failed else "known" if fact.known else "",
+                ]
+                for fact in report.facts
+            ],
+        )  # fmt: skip
+        console.line(report.summary())
+    else:
+        console.line("no other fact had to be edited again")
     for line in (*report.notes, *report.penalties):
         console.line(line)
     console.line(f"{editor.ledger.summary()}; written to {output}", "green")
