@@ -25,7 +25,7 @@ from mlx_lm.generate import batch_generate
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 
-from vauban.generation import batches, generate_tokens, prefix_cache, repeated, shared_prefix
+from vauban.generation import Batches, generate_tokens, prefix_cache, repeated, shared_prefix
 
 PREFIX = 30
 FASTER_THAN_LOOP = 2.5
@@ -119,12 +119,12 @@ def collection(model: nn.Module, tokenizer: Any, prompts: list[str], repeats: in
         return mx.stack(found).astype(mx.float32)
 
     def mlx_lm_whole() -> None:
-        for batch in batches(tokens, tight=True):
+        for batch in Batches(tokens, tight=True):
             mx.eval(trunk(batch.tokens, cache=make_prompt_cache(model)))
 
     def mlx_lm_same_tokens() -> None:
         head = prefix_cache(model, tokens[0][:skip], ())
-        for batch in batches(tokens, skip=skip, tight=True):
+        for batch in Batches(tokens, skip=skip, tight=True):
             cache = repeated(head, len(batch.rows)) or make_prompt_cache(model)
             mx.eval(trunk(batch.tokens, cache=cache))
 

@@ -211,7 +211,8 @@ def _sites(model: nn.Module) -> str:
 
 
 def _generates(name: str, model: nn.Module) -> bool:
-    """Uneven prompts with a common start, some ended early: as one prompt at a time."""
+    """Uneven prompts with a common start, some ended early, others in their place: as one prompt
+    at a time."""
     head = row(name, 7, 9)
     lists = [head + row(name, n, n) for n in (3, 12, 12, 5)]
     free = [greedy(model, tokens, 5, frozenset()) for tokens in lists]
@@ -219,7 +220,10 @@ def _generates(name: str, model: nn.Module) -> bool:
     expected = [
         answer[: answer.index(free[1][2])] if free[1][2] in answer else answer for answer in free
     ]
-    return generate_tokens(model, lists, eos=eos, max_tokens=5) == expected
+    return all(
+        generate_tokens(model, lists, eos=eos, max_tokens=5, batch_size=size) == expected
+        for size in (None, 2)
+    )
 
 
 def greedy(model: nn.Module, tokens: list[int], count: int, eos: frozenset[int]) -> list[int]:

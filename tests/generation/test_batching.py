@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import vauban
-from vauban.generation import batches, token_budget
+from vauban.generation import Batches, token_budget
 from vauban.generation import batching as module
 from vauban.models import device_info
 
@@ -14,7 +14,7 @@ from vauban.models import device_info
 def test_batches_hold_every_prompt_once_longest_first() -> None:
     lists = [[1] * n for n in (3, 9, 1, 30, 9, 2)]
     for options in ({}, {"batch_size": 2}, {"equal_lengths": True}, {"tight": True}, {"budget": 9}):
-        found = list(batches(lists, **options))
+        found = list(Batches(lists, **options))
         assert sorted(row for batch in found for row in batch.rows) == list(range(6))
         widths = [batch.tokens.shape[1] for batch in found]
         assert widths == sorted(widths, reverse=True)

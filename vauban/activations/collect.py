@@ -15,7 +15,7 @@ import numpy as np
 
 from vauban._common import Progress
 from vauban.errors import InputError
-from vauban.generation import batches, prefix_cache, repeated, shared_prefix, token_budget
+from vauban.generation import Batches, prefix_cache, repeated, shared_prefix, token_budget
 from vauban.interventions import Intervention, shares_prefix
 from vauban.models import can_pad, can_share, forward
 from vauban.prompts import encode_chat
@@ -84,7 +84,7 @@ def stream_activations(
     prefix = prefix_cache(model, tokens[0][:skip], interventions)
     done = 0
     even = len({len(t) for t in tokens}) > 1 and not can_pad(model)
-    for batch in batches(
+    for batch in Batches(
         tokens,
         skip=skip,
         batch_size=batch_size,

@@ -26,7 +26,7 @@ from vauban.edits.null_space import (
 from vauban.edits.options import finite
 from vauban.edits.update import Protection
 from vauban.errors import InputError
-from vauban.generation import batches
+from vauban.generation import Batches
 from vauban.models import Writer, can_share, forward, module_inputs, residual_writers
 from vauban.prompts import encode_chat
 
@@ -155,7 +155,7 @@ def collect_preservation_keys(
     rows = _Rows(known)
     with module_inputs(model, paths, rows.read):
         # Equal lengths: a padded position is no input that anything has to preserve.
-        for batch in batches(tokens, batch_size=batch_size, equal_lengths=True):
+        for batch in Batches(tokens, batch_size=batch_size, equal_lengths=True):
             cache = make_prompt_cache(model)
             width = batch.lengths[0]
             for part in (slice(0, 1), slice(1, width)) if split else (slice(0, width),):

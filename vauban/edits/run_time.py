@@ -17,7 +17,7 @@ from vauban.edits.embedding import read_head
 from vauban.edits.modules import module_weight
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError, ModelError
-from vauban.generation import batches
+from vauban.generation import Batches
 from vauban.interventions import Intervention, ModuleOutputs, ModuleWeights
 from vauban.models import anatomy, forward
 
@@ -79,7 +79,7 @@ def stream_leak(
         raise InputError("token_lists is empty; expected at least one list of tokens")
     cut = _cut(plan)
     shares = []
-    for batch in batches(token_lists, equal_lengths=True):
+    for batch in Batches(token_lists, equal_lengths=True):
         out = forward(model, batch.tokens, positions="all", interventions=cut, logits=False)
         assert out.residual is not None
         h = out.residual.astype(mx.float32)

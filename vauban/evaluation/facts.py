@@ -20,7 +20,7 @@ from vauban._common import Progress
 from vauban._results import to_plain
 from vauban.errors import InputError
 from vauban.evaluation.intervals import wilson_interval
-from vauban.generation import batches, decode, eos_ids, generate_tokens, token_budget
+from vauban.generation import Batches, decode, eos_ids, generate_tokens, token_budget
 from vauban.knowledge import Fact, target_ids
 from vauban.models import can_pad, check_same_vocabulary, forward
 
@@ -215,7 +215,7 @@ def target_scores(
     targets = [target_ids(tokenizer, text, target) for text, target in pairs]
     rows = [[*start, *target[:-1]] for start, target in zip(starts, targets, strict=True)]
     scores: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-    for batch in batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)):
+    for batch in Batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)):
         most = max(len(targets[row]) for row in batch.rows)
         columns = [
             [min(len(starts[row]) - 1 + i, len(rows[row]) - 1) for i in range(most)]

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vauban.errors import InputError
-from vauban.generation import batches, prefix_cache, repeated, shared_prefix
+from vauban.generation import Batches, prefix_cache, repeated, shared_prefix
 from vauban.generation.batching import Batch
 from vauban.interventions import Intervention, shares_prefix
 from vauban.models import anatomy, can_pad, can_share, forward
@@ -86,7 +86,7 @@ class SequenceReading:
         width = max(len(s.ids) for s in sequences) - common
         rows = max(1, min(32, _LOGIT_BUDGET // (width * anatomy(model).vocabulary)))
         self.batches = list(
-            batches([s.ids for s in sequences], skip=common, batch_size=batch_size or rows)
+            Batches([s.ids for s in sequences], skip=common, batch_size=batch_size or rows)
         )
 
     def cache(self, model: nn.Module, interventions: Sequence[Intervention]) -> list[Any] | None:

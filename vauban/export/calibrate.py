@@ -19,7 +19,7 @@ from vauban._arrays import integers
 from vauban._common import Progress
 from vauban.edits.plan import EditPlan
 from vauban.errors import InputError
-from vauban.generation import TOKEN_BUDGET, batches, eos_ids, generate_tokens, token_budget
+from vauban.generation import TOKEN_BUDGET, Batches, eos_ids, generate_tokens, token_budget
 from vauban.models import (
     anatomy,
     faster_twin,
@@ -238,7 +238,7 @@ def _batches(
 ) -> Iterator[mx.array]:
     """Texts of one length at a time: padding is nothing that a matrix has to round well for."""
     done = 0
-    for batch in batches(texts, equal_lengths=True, budget=budget):
+    for batch in Batches(texts, equal_lengths=True, budget=budget):
         yield batch.tokens
         done += len(batch.rows)
         if progress:

@@ -3,16 +3,16 @@
 In reading order:
     batching         sets of prompts in batches over a common prefix; read again from a block on
     prompt_reading   residuals of prompts, from the pass that generation starts with
-    decoding         one batch, from its caches to its last token
-    uneven           whether rows of uneven length may share a batch
+    decoding         rows from their caches to their last tokens; who is done makes room
+    uneven           whether rows of uneven length may share a batch, and join one later
     generate         answers, batched, under interventions; several changes in one batch
 """
 
 from vauban.generation.batching import (
     TOKEN_BUDGET,
+    Batches,
     PromptReader,
     SharedPrefix,
-    batches,
     can_skip_blocks,
     entering,
     measuring_bytes,
@@ -26,10 +26,10 @@ from vauban.generation.prompt_reading import PromptReading, can_read_prompts
 
 __all__ = [
     "TOKEN_BUDGET",
+    "Batches",
     "PromptReader",
     "PromptReading",
     "SharedPrefix",
-    "batches",
     "can_read_prompts",
     "can_skip_blocks",
     "decode",

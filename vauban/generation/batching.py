@@ -1,6 +1,6 @@
 """Sets of prompts in right-padded batches of similar length, over a prefix that is read once.
 
-`batches` sorts and pads; `PromptReader` reads one set again and again under different changes and
+`Batches` sorts and pads; `PromptReader` reads one set again and again under different changes and
 skips the blocks before a change, whose residuals are as they were recorded. Knows token lists and
 mlx-lm's caches; knows no text and no scores.
 """
@@ -101,47 +101,65 @@ def answer_rows(model: nn.Module, tokens: int) -> int:
     return max(ROWS, min(MOST_ROWS, room // max(1, size * tokens)))
 
 
-def batches(
-    token_lists: Sequence[Sequence[int]],
-    *,
-    skip: int = 0,
-    batch_size: int | None = None,
-    equal_lengths: bool = False,
-    budget: int = TOKEN_BUDGET,
-    most: int = ROWS,
-    tight: bool = False,
-) -> Iterator[Batch]:
-    """Batches of similar length, longest first (so that memory peaks at once), `skip` tokens off.
+class Batches:
+    """Prompts in right-padded batches of similar length, the longest first: memory peaks at once.
 
-    Without `batch_size` a batch holds at most `budget` tokens and `most` rows. `tight` ends a batch
-    that is large enough before a row that would be padding for a fifth or more: right for one
-    pass over the prompts, wrong for generation, where every batch is decoded step by step.
+    `skip` tokens of each are left off. Without `batch_size` a batch holds at most `budget` tokens
+    and `most` rows. `tight` ends a batch that is large enough before a row that would be padding
+    for a fifth or more: right for one pass over the prompts, wrong for generation, where every
+    batch is decoded step by step. Raises InputError for an empty prompt and a size below 1.
     """
-    if any(len(t) == 0 for t in token_lists):
-        empty = next(i for i, t in enumerate(token_lists) if not t)
-        raise InputError(f"prompt {empty} has no tokens")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; expected at least 1, or None")
-    order = sorted(range(len(token_lists)), key=lambda i: -len(token_lists[i]))
-    start = 0
-    while start < len(order):
-        width = len(token_lists[order[start]]) - skip
-        size = batch_size or max(1, min(most, budget // max(width, 1)))
-        rows = order[start : start + size]
-        if equal_lengths:
-            rows = [i for i in rows if len(token_lists[i]) - skip == width]
-        elif tight and batch_size is None:
-            full = [k * width >= _LARGE_ENOUGH for k in range(len(rows))]
-            short = [len(token_lists[i]) - skip <= _TIGHT * width for i in rows]
+
+    def __init__(
+        self,
+        token_lists: Sequence[Sequence[int]],
+        *,
+        skip: int = 0,
+        batch_size: int | None = None,
+        equal_lengths: bool = False,
+        budget: int = TOKEN_BUDGET,
+        most: int = ROWS,
+        tight: bool = False,
+    ) -> None:
+        if any(len(t) == 0 for t in token_lists):
+            empty = next(i for i, t in enumerate(token_lists) if not t)
+            raise InputError(f"prompt {empty} has no tokens")
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected at least 1, or None")
+        self._lists = [list(tokens[skip:]) for tokens in token_lists]
+        self._waiting = sorted(range(len(self._lists)), key=lambda i: -len(self._lists[i]))
+        self._batch_size, self._budget, self._most = batch_size, budget, most
+        self._equal_lengths, self._tight = equal_lengths, tight and batch_size is None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that are left, each as large as it may be."""
+        while self._waiting:
+            yield self.take(self.size())
+
+    @property
+    def waiting(self) -> int:
+        """Prompts that are in no batch yet."""
+        return len(self._waiting)
+
+    def size(self) -> int:
+        """Rows that a batch of the next prompts may hold."""
+        width = len(self._lists[self._waiting[0]])
+        return self._batch_size or max(1, min(self._most, self._budget // max(width, 1)))
+
+    def take(self, rows: int) -> Batch:
+        """The next batch, of at most so many rows."""
+        chosen = self._waiting[:rows]
+        width = len(self._lists[chosen[0]])
+        if self._equal_lengths:
+            chosen = [i for i in chosen if len(self._lists[i]) == width]
+        elif self._tight:
+            full = [k * width >= _LARGE_ENOUGH for k in range(len(chosen))]
+            short = [len(self._lists[i]) <= _TIGHT * width for i in chosen]
             ends = (k for k, both in enumerate(zip(full, short, strict=True)) if all(both))
-            rows = rows[: next(ends, len(rows))]
-        lengths = [len(token_lists[i]) - skip for i in rows]
-        tokens = [
-            list(token_lists[i][skip:]) + [0] * (width - n)
-            for i, n in zip(rows, lengths, strict=True)
-        ]
-        yield Batch(rows, mx.array(tokens), lengths)
-        start += len(rows)
+            chosen = chosen[: next(ends, len(chosen))]
+        del self._waiting[: len(chosen)]
+        padded = [self._lists[i] + [0] * (width - len(self._lists[i])) for i in chosen]
+        return Batch(chosen, mx.array(padded), [len(self._lists[i]) for i in chosen])
 
 
 def prefix_cache(
@@ -264,7 +282,7 @@ class PromptReader:
             raise InputError(f"not all prompts go on from the shared prefix of {skip} tokens")
         grouped = not can_pad(model)
         self._batches = list(
-            batches(lists, skip=skip, batch_size=batch_size, equal_lengths=grouped, tight=True)
+            Batches(lists, skip=skip, batch_size=batch_size, equal_lengths=grouped, tight=True)
         )
         self._order = mx.array(np.argsort([row for b in self._batches for row in b.rows]))
         tokens = sum(int(b.tokens.size) for b in self._batches)

@@ -1,4 +1,4 @@
-"""One batch of prompts, from its caches to its last token.
+"""Rows of prompts from their caches to their last tokens, those that are done making room.
 
 Knows tokens, caches and started interventions; makes no batches and knows no tokenizer.
 """
@@ -18,14 +18,15 @@ from vauban.generation.batching import Batch, can_skip_blocks, repeated
 from vauban.generation.prompt_reading import PromptReading
 from vauban.interventions import Intervention
 from vauban.models.anatomy import anatomy
-from vauban.models.caches import keep_rows, merged
+from vauban.models.caches import join_rows, keep_rows, merged
 from vauban.models.swap import around, swapped
 from vauban.models.taps import Stream, tapped
 
-# (logits (B, V), the prompts' numbers, step) -> token ids (B,)
-Sampler = Callable[[mx.array, Sequence[int], int], mx.array]
-# Finished rows are computed on until this share of the batch is idle: dropping rows copies caches.
-_IDLE = 0.25
+# (logits (B, V), the prompts' numbers, the tokens that each has said) -> token ids (B,)
+Sampler = Callable[[mx.array, Sequence[int], Sequence[int]], mx.array]
+# Finished rows are computed on until this share of the batch is idle: dropping and joining rows
+# copies caches.
+IDLE = 0.25
 # A greedy answer is a loop where its last tokens say one passage of at most so many tokens so many
 # times over, and are so many at least. Looked for every eight tokens.
 _PASSAGE, _ROUNDS, _SHORTEST_LOOP, _LOOK = 24, 4, 32, 8
@@ -36,15 +37,18 @@ def batch_cache(
     prefixes: Sequence[list[Any] | None],
     batch: Batch,
     owners: Sequence[int] | None = None,
+    *,
+    joinable: bool = False,
 ) -> list[Any]:
     """Caches for one batch: mlx-lm's batched kinds for rows of uneven length, else plain ones.
 
     Row i starts from `prefixes[owners[i]]`, the cache behind the common start under its changes.
+    `joinable`: the batched kinds in any case, so that other rows can join.
     """
     rows = len(batch.rows)
     owners = owners or [0] * rows
     even = len(set(batch.lengths)) == 1
-    if even and (prefixes[0] is None or len(prefixes) == 1):
+    if even and not joinable and (prefixes[0] is None or len(prefixes) == 1):
         return repeated(prefixes[0], rows) or make_prompt_cache(model)
     starts = [make_prompt_cache(model) if p is None else p for p in prefixes]
     joined = [merged(states, owners) for states in zip(*starts, strict=True)]
@@ -93,117 +97,173 @@ def loop_of(tokens: Sequence[int]) -> list[int]:
 
 
 class Answers:
-    """The answers of a batch so far; `present` are the rows that are still computed.
+    """The answers of a run so far; `present` are the rows that are computed, in their places.
 
-    `loops_to`: an answer that has become a loop is no longer computed. It is taken to go on as it
-    does, up to so many tokens, so that what judges it sees the loop.
+    `numbers` are the rows as the caller counts its prompts. An answer ends at an end token and at
+    `longest` tokens. With `close_loops` one that has become a loop is no longer computed: it is
+    taken to go on as it does, so that what judges it sees the loop.
     """
 
     def __init__(
-        self, prompts: Sequence[int], eos: frozenset[int], loops_to: int | None = None
+        self,
+        numbers: Sequence[int],
+        eos: frozenset[int],
+        longest: int,
+        *,
+        close_loops: bool = False,
     ) -> None:
-        self.prompts = prompts
-        self.eos = eos
-        self.loops_to = loops_to
-        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.numbers, self.eos, self.longest = numbers, eos, longest
+        self.close_loops = close_loops
+        self.answers: list[list[int]] = [[] for _ in numbers]
         self.finished: set[int] = set()
-        self.present = list(range(len(prompts)))
+        self.present: list[int] = []
 
     @property
-    def numbers(self) -> list[int]:
-        """The present rows, as the caller numbers its prompts."""
-        return [self.prompts[row] for row in self.present]
+    def ending(self) -> bool:
+        """Whether one more token ends every answer."""
+        going_on = (row for row in self.present if row not in self.finished)
+        return all(len(self.answers[row]) == self.longest - 1 for row in going_on)
 
-    def done(self, longest: int) -> int:
+    def done(self) -> int:
         """Whole answers so far; one that goes on counts by its share of the longest."""
         open_ended = sum(
             len(answer) for row, answer in enumerate(self.answers) if row not in self.finished
         )
-        return len(self.finished) + open_ended // longest
+        return len(self.finished) + open_ended // self.longest
 
-    def take(self, tokens: mx.array, sound: mx.array, step: int) -> list[int]:
+    def take(self, tokens: mx.array, sound: mx.array) -> list[int]:
         """Add one token to each unfinished row; the places of the rows that go on."""
         for row, token, good in zip(self.present, integers(tokens), integers(sound), strict=True):
             if row in self.finished:
                 continue
+            answer = self.answers[row]
             if not good:
                 raise ModelError(
-                    f"prompt {self.prompts[row]}: the logits of answer token {step} hold NaN or "
-                    "inf; the model or an intervention overflows (float32 or bfloat16 help)"
+                    f"prompt {self.numbers[row]}: the logits of answer token {len(answer) + 1} "
+                    "hold NaN or inf; the model or an intervention overflows "
+                    "(float32 or bfloat16 help)"
                 )
-            if token in self.eos:
+            if token not in self.eos:
+                answer.append(token)
+                self._close_loop(answer)
+            if token in self.eos or len(answer) == self.longest:
                 self.finished.add(row)
-            else:
-                self.answers[row].append(token)
-                self._close_loop(row)
         return [place for place, row in enumerate(self.present) if row not in self.finished]
 
-    def _close_loop(self, row: int) -> None:
-        answer = self.answers[row]
-        if self.loops_to is None or len(answer) % _LOOK or len(answer) >= self.loops_to:
+    def _close_loop(self, answer: list[int]) -> None:
+        if not self.close_loops or len(answer) % _LOOK:
             return
         if passage := loop_of(answer):
-            rest = self.loops_to - len(answer)
+            rest = self.longest - len(answer)
             answer.extend((passage * (rest // len(passage) + 1))[:rest])
-            self.finished.add(row)
 
 
-def decode_batch(
-    model: nn.Module,
-    batch: Batch,
-    cache: list[Any],
-    running: Sequence[Intervention],
-    rows: Answers,
-    max_tokens: int,
-    sample: Sampler,
-    tell: Callable[[], None],
-    reading: PromptReading | None = None,
-) -> None:
-    """Answer a batch of prompts: `rows` takes the tokens; `tell` is called at every step."""
+class Decoding:
+    """The rows that are decoded together: `read` lets them in, `run` answers them.
 
-    def drawn(logits: mx.array, step: int) -> tuple[mx.array, mx.array]:
-        """The next tokens, and whether each row's logits allow a choice; not awaited here."""
-        tokens = sample(logits, rows.numbers, step)
+    `answers` takes the tokens; `tell` is called at every step.
+    """
+
+    def __init__(
+        self, model: nn.Module, answers: Answers, sample: Sampler, tell: Callable[[], None]
+    ) -> None:
+        self._model, self._answers, self._sample, self._tell = model, answers, sample, tell
+        self._cache: list[Any] = []
+        self._next: tuple[mx.array, mx.array] | None = None
+
+    def read(
+        self,
+        batch: Batch,
+        cache: list[Any],
+        running: Sequence[Intervention],
+        reading: PromptReading | None = None,
+    ) -> None:
+        """Read the prompts of a batch; its rows join those that are present.
+
+        Rows can only join where both caches are of batched kinds.
+        """
+        recording = Stream(recording=reading is not None, prefill=True)
+        with tapped(self._model, running, stream=recording) as stream:
+            first = self._drawn(prefill(self._model, batch, cache), batch.rows, 0)
+            if reading is not None:
+                reading.take(batch, stream, len(anatomy(self._model).layers))
+        if self._next is None:
+            self._cache, self._next = cache, first
+        else:
+            join_rows(self._cache, cache)
+            self._next = _joined(self._next, first)
+        self._answers.present += batch.rows
+
+    def order(self, owners: Sequence[int]) -> None:
+        """Put the rows side by side that have one owner."""
+        present = self._answers.present
+        order = sorted(range(len(present)), key=lambda place: owners[present[place]])
+        if order != list(range(len(present))):
+            self._keep(order)
+
+    def run(self, running: Sequence[Intervention], *, waiting: bool) -> None:
+        """Decode until all answers are whole or, while others are `waiting`, places are free."""
+        answers = self._answers
+        with tapped(self._model, running, stream=Stream(prefill=False)):
+            while self._next is not None:
+                tokens, sound = self._next
+                self._next = None
+                if not answers.ending:
+                    # The next token is computed while this one is looked at.
+                    logits = self._model(tokens[:, None], cache=self._cache)[:, -1]
+                    self._next = self._drawn(logits, answers.present, 1)
+                keep = answers.take(tokens, sound)
+                self._tell()
+                if not keep:
+                    answers.present, self._next = [], None
+                elif len(keep) <= (1 - IDLE) * len(answers.present):
+                    self._keep(keep)
+                    for state in running:
+                        if hasattr(state, "filter"):
+                            state.filter(mx.array(keep))
+                    if waiting:
+                        return
+
+    def _drawn(
+        self, logits: mx.array, rows: Sequence[int], ahead: int
+    ) -> tuple[mx.array, mx.array]:
+        """The rows' next tokens but `ahead`, and whether the logits allow a choice; not awaited."""
+        answers = self._answers
+        said = [len(answers.answers[row]) + ahead for row in rows]
+        tokens = self._sample(logits, [answers.numbers[row] for row in rows], said)
         # The arg-max of NaN is some token, so a broken model would seem to answer.
         sound = mx.isfinite(logits.max(axis=-1))
         mx.async_eval(tokens, sound)
         return tokens, sound
 
-    recording = Stream(recording=reading is not None, prefill=True)
-    with tapped(model, running, stream=recording) as stream:
-        tokens, sound = drawn(prefill(model, batch, cache), 0)
-        stream.prefill = stream.recording = False
-        if reading is not None:
-            reading.take(batch, stream, len(anatomy(model).layers))
-        for step in range(1, max_tokens + 1):
-            following = tokens, sound
-            if step < max_tokens:
-                # The next token is computed while this one is looked at.
-                following = drawn(model(tokens[:, None], cache=cache)[:, -1], step)
-            keep = rows.take(tokens, sound, step)
-            tell()
-            if not keep:
-                break
-            tokens, sound = following
-            if len(keep) <= (1 - _IDLE) * len(rows.present):
-                index = mx.array(keep)
-                keep_rows(cache, index, len(rows.present))
-                for state in running:
-                    if hasattr(state, "filter"):
-                        state.filter(index)
-                rows.present = [rows.present[k] for k in keep]
-                tokens, sound = tokens[index], sound[index]
+    def _keep(self, places: Sequence[int]) -> None:
+        """The rows at these places go on, in this order."""
+        answers, index = self._answers, mx.array(places)
+        keep_rows(self._cache, index, len(answers.present))
+        answers.present = [answers.present[place] for place in places]
+        if self._next is not None:
+            tokens, sound = self._next
+            self._next = tokens[index], sound[index]
+
+
+def _joined(
+    first: tuple[mx.array, mx.array], second: tuple[mx.array, mx.array]
+) -> tuple[mx.array, mx.array]:
+    return mx.concatenate([first[0], second[0]]), mx.concatenate([first[1], second[1]])
 
 
 def sampler(temperature: float, seed: int) -> Sampler:
     if not 0 <= temperature < float("inf"):
         raise InputError(f"temperature is {temperature}; expected 0 or more")
     if temperature == 0:
-        return lambda logits, rows, step: mx.argmax(logits, axis=-1)
+        return lambda logits, rows, said: mx.argmax(logits, axis=-1)
 
-    def sample(logits: mx.array, rows: Sequence[int], step: int) -> mx.array:
-        # Gumbel-max with one key per (seed, row, step).
-        keys = [mx.random.key(hash((seed, row, step)) % 2**63) for row in rows]
+    def sample(logits: mx.array, rows: Sequence[int], said: Sequence[int]) -> mx.array:
+        # Gumbel-max with one key per (seed, row, place in the answer).
+        keys = [
+            mx.random.key(hash((seed, row, place)) % 2**63)
+            for row, place in zip(rows, said, strict=True)
+        ]
         noise = mx.stack([mx.random.gumbel((logits.shape[-1],), key=key) for key in keys])
         return mx.argmax(logits.astype(mx.float32) / temperature + noise, axis=-1)
 

@@ -17,15 +17,15 @@ from vauban._common import Progress
 from vauban.errors import InputError
 from vauban.generation.batching import (
     Batch,
+    Batches,
     answer_rows,
-    batches,
     prefix_cache,
     shared_prefix,
     token_budget,
 )
-from vauban.generation.decoding import Answers, batch_cache, decode_batch, sampler
+from vauban.generation.decoding import IDLE, Answers, Decoding, batch_cache, sampler
 from vauban.generation.prompt_reading import PromptReading
-from vauban.generation.uneven import uneven_batches
+from vauban.generation.uneven import rows_can_join, uneven_batches
 from vauban.interventions import (
     ByRow,
     Intervention,
@@ -168,31 +168,46 @@ def generate_groups(
     shared = len(flat) > 1 and can_share(model) and all(map(shares_prefix, changes))
     keep = -min(reading.positions) if reading else 1
     skip = shared_prefix(flat, keep=keep) if shared else 0
+    queue = Batches(
+        flat, skip=skip, budget=token_budget(model), batch_size=batch_size,
+        most=answer_rows(model, max(map(len, flat)) + max_tokens),
+        equal_lengths=uneven and not uneven_batches(model).ok,
+    )  # fmt: skip
     prefixes = [prefix_cache(model, flat[0][:skip], change) for change in changes]
-    grouped = uneven and not uneven_batches(model).ok
-    most = answer_rows(model, max(map(len, flat)) + max_tokens)
-    answers: dict[int, list[int]] = {}
-    for batch in batches(
-        flat, skip=skip, budget=token_budget(model), most=most, batch_size=batch_size,
-        equal_lengths=grouped,
-    ):  # fmt: skip
-        batch = _by_owner(batch, owners)
-        numbers = [row - owners.index(owners[row]) for row in batch.rows]
-        rows = Answers(numbers, eos, max_tokens if close_loops and temperature == 0 else None)
-        present = [owners[row] for row in batch.rows]
+    numbers = [number for _, lists in groups for number in range(len(lists))]
+    rows = Answers(numbers, eos, max_tokens, close_loops=close_loops and temperature == 0)
 
-        def tell(before: int = len(answers), rows: Answers = rows) -> None:
-            if progress:
-                progress("generate", before + rows.done(max_tokens), len(flat))
-
-        running = _started(changes, present, batch.lengths)
-        cache = batch_cache(model, prefixes, batch, present)
-        decode_batch(model, batch, cache, running, rows, max_tokens, sample, tell, reading)
-        answers |= zip(batch.rows, rows.answers, strict=True)
+    def tell() -> None:
         if progress:
-            progress("generate", len(answers), len(flat))
-    each = iter(answers[row] for row in range(len(flat)))
+            progress("generate", rows.done(), len(flat))
+
+    # What depends on whole prompts was started for one batch: nobody joins it later.
+    joining = 1 < queue.size() < len(flat) and all(map(shares_prefix, changes))
+    joining = joining and rows_can_join(model).ok
+    decoding = Decoding(model, rows, sample, tell)
+    while queue.waiting:
+        running: list[Intervention] = []
+        while room := _room(queue, len(rows.present), joining):
+            batch = _by_owner(queue.take(room), owners)
+            present = [owners[row] for row in batch.rows]
+            running = _started(changes, present, batch.lengths)
+            cache = batch_cache(model, prefixes, batch, present, joinable=joining)
+            decoding.read(batch, cache, running, reading)
+        if joining:
+            decoding.order(owners)
+            present = [owners[row] for row in rows.present]
+            running = _started(changes, present, [0] * len(present))
+        decoding.run(running, waiting=joining and queue.waiting > 0)
+    each = iter(rows.answers)
     return [[next(each) for _ in lists] for _, lists in groups]
+
+
+def _room(queue: Batches, present: int, joining: bool) -> int:
+    """How many prompts may be read now, beside so many rows; 0 while that is not worth a pass."""
+    if not queue.waiting or (present and not joining):
+        return 0
+    free = queue.size() - present
+    return free if free >= IDLE * queue.size() else 0
 
 
 def _can_mix(model: nn.Module, changes: Sequence[Sequence[Intervention]]) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from vauban._arrays import load_arrays, save_arrays
 from vauban._common import Progress, probe_tokens
 from vauban.errors import InputError, ModelError, shown
-from vauban.generation import batches, eos_ids, generate_tokens, token_budget
+from vauban.generation import Batches, eos_ids, generate_tokens, token_budget
 from vauban.knowledge.layers import EditedModule, edited_modules
 from vauban.linalg import as_array
 from vauban.models import anatomy, can_pad, forward, module_inputs, verify_forward
@@ -176,7 +176,7 @@ def collect_key_stats(
     def read(path: str, x: mx.array, experts: mx.array | None) -> None:
         taken[path] = x
 
-    todo = list(batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)))
+    todo = list(Batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)))
     paths = [path for module in modules.values() for path in (module.path, module.gate) if path]
     with module_inputs(model, paths, read):
         for number, batch in enumerate(todo, 1):

@@ -16,7 +16,7 @@ import numpy as np
 from vauban._arrays import as_numpy
 from vauban._common import probe_tokens
 from vauban.errors import ArchitectureError
-from vauban.generation import batches, token_budget
+from vauban.generation import Batches, token_budget
 from vauban.interventions import Intervention
 from vauban.knowledge.layers import EditedModule
 from vauban.knowledge.tokens import Row
@@ -88,7 +88,7 @@ def inputs_at_pivots(
 
     equal = not can_pad(model)
     with module_inputs(model, paths, read):
-        for batch in batches(lists, budget=token_budget(model), equal_lengths=equal):
+        for batch in Batches(lists, budget=token_budget(model), equal_lengths=equal):
             at = StreamAt(-1 if residual is None else residual)
             forward(
                 model,

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vauban._arrays import as_numpy
-from vauban.generation import batches, eos_ids, generate_tokens, token_budget
+from vauban.generation import Batches, eos_ids, generate_tokens, token_budget
 from vauban.knowledge.facts import Fact
 from vauban.knowledge.tokens import Row, encode_fact, target_ids
 from vauban.knowledge.values import ValueTask
@@ -93,7 +93,7 @@ def _likeliest(
 ) -> list[list[int]]:
     """The `count` likeliest next tokens of each row, but for end tokens."""
     found: dict[int, list[int]] = {}
-    for batch in batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)):
+    for batch in Batches(rows, budget=token_budget(model), equal_lengths=not can_pad(model)):
         out = forward(model, batch.tokens, lengths=batch.lengths, positions=None, logits="last")
         assert out.logits is not None
         scores = as_numpy(out.logits.astype(mx.float32)).reshape(len(batch.rows), -1)

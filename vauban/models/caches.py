@@ -1,4 +1,5 @@
-"""Copies of mlx-lm's prompt caches: repeated over a batch, with rows dropped, or made longer.
+"""Copies of mlx-lm's prompt caches: repeated over a batch, with rows dropped or
+joined, or made longer.
 
 One rule serves every kind of cache: an array in it has one entry per row on its first axis. Knows
 caches; runs no model.
@@ -89,6 +90,15 @@ def merged(states: Sequence[Any], owners: Sequence[int]) -> Any:
         batched.filter(mx.array(list(owners)))
         return batched
     return type(first).merge([states[owner] for owner in owners])
+
+
+def join_rows(cache: list[Any], other: Sequence[Any]) -> None:
+    """Add the rows of `other` behind those of `cache`, in place; both are of batched kinds.
+
+    Raises AttributeError for a kind that mlx-lm cannot join.
+    """
+    for state, more in zip(cache, other, strict=True):
+        state.extend(more)
 
 
 def stretched(cache: Sequence[Any], length: int, loud: float = 32.0) -> list[Any]:

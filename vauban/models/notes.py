@@ -51,6 +51,7 @@ class Notes:
     # forward, generation: what the rows of a batch may share.
     rows: RowChecks | None = None
     batches: BatchCheck | None = None
+    joins: BatchCheck | None = None
     # walk: after how many blocks the stream is evaluated.
     stride: int | None = None
     # batching: what a token of a prompt takes in the caches.
