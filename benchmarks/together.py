@@ -1,4 +1,4 @@
-"""What is saved by answering prompts under several cuts in one batch, and by a head at the ends.
+"""What is saved by several cuts in one batch, a head at the ends, and places that are taken again.
 
     python benchmarks/together.py                       # the dense organism
     python benchmarks/together.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct
@@ -6,7 +6,8 @@
 Equality first: the answers under every cut are those that it gives alone. The fastest run of each
 way counts; beside the times stand the decoding steps, which decide where a step reads all weights
 for however few rows (a GPU, a Mac). Of the logits behind prompts the ratio is that of the head at
-every token to the head at the ends.
+every token to the head at the ends. Places: 64 harmful and 64 harmless prompts, `--rows` at a time,
+one batch after the other and with a waiting prompt in the place of every answer that has ended.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ import vauban  # before mlx: it opens OpenBLAS on Linux
 import mlx.core as mx  # isort: skip
 
 from vauban.evaluation import answer_groups
+from vauban.generation import eos_ids, generate_tokens
+from vauban.models import anatomy
+from vauban.models.swap import around, swapped
 from vauban.prompts import default_prompt_paths, encode_chat
 
 CUTS, PROMPTS, TOKENS, REPEATS = 6, 8, 24, 3
+WAITING, LONG = 64, 100
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, float]:
+def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> tuple[float, float]:
     """(wall, processor time) of the fastest of some runs."""
     best = (float("inf"), float("inf"))
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         wall, processor = time.perf_counter(), time.process_time()
         work()
         best = min(best, (time.perf_counter() - wall, time.process_time() - processor))
@@ -42,7 +47,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", default=str(vauban.organism_path("dense")))
-    model, tokenizer = vauban.load(parser.parse_args().model)
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32])
+    arguments = parser.parse_args()
+    model, tokenizer = vauban.load(arguments.model)
     width = vauban.describe(model).d_model
     prompts = vauban.load_prompts(default_prompt_paths()[0])[:PROMPTS]
     directions = mx.random.normal((CUTS, width), key=mx.random.key(0))
@@ -85,7 +92,46 @@ def main() -> int:
     head = [seconds(lambda kind=kind: read(kind)) for kind in (True, "last")]
     print(f"  reading {PROMPTS} prompts, processor s: {head[0][1]:.2f} with the head everywhere, "
           f"{head[1][1]:.2f} at the ends; ratio {head[0][1] / head[1][1]:.2f}")  # fmt: skip
-    return 0 if same == CUTS * PROMPTS and difference < 1e-4 else 1
+    equal = all([places(model, tokenizer, rows) for rows in arguments.rows])
+    return 0 if same == CUTS * PROMPTS and difference < 1e-4 and equal else 1
+
+
+def places(model: Any, tokenizer: Any, rows: int) -> bool:
+    """Prints steps and seconds of both ways; whether the answers are the same."""
+    texts = [
+        text for path in default_prompt_paths() for text in vauban.load_prompts(path)[:WAITING]
+    ]
+    prompts = sorted((encode_chat(tokenizer, text) for text in texts), key=len, reverse=True)
+    chunks = [prompts[start : start + rows] for start in range(0, len(prompts), rows)]
+    options: dict[str, Any] = {"eos": eos_ids(tokenizer), "max_tokens": LONG, "batch_size": rows}
+    steps: list[int] = []
+
+    def counted(inner: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        steps[-1] += x.shape[1] == 1
+        return inner(x, *args, **kwargs)
+
+    def one_batch_after_the_other() -> list[list[int]]:
+        return [answer for chunk in chunks for answer in generate_tokens(model, chunk, **options)]
+
+    def taken_again() -> list[list[int]]:
+        return generate_tokens(model, prompts, **options)
+
+    generate_tokens(model, prompts[: rows + 1], **{**options, "max_tokens": 1})  # checks, once
+    found: list[list[list[int]]] = []
+    times = []
+    with swapped([around(anatomy(model).layers[0], counted)]):
+        for way in (one_batch_after_the_other, taken_again):
+            steps.append(0)
+            times.append(seconds(lambda way=way: found.append(way()), 1))
+    same = sum(a == b for a, b in zip(*found, strict=True))
+    print(f"places, {len(prompts)} prompts x {LONG} tokens, {rows} rows: equal answers {same}")
+    for name, count, (wall, processor) in zip(
+        ("one batch after the other", "taken again"), steps, times, strict=True
+    ):
+        print(f"  {name:28} {count:7} {wall:8.2f} {processor:8.2f}")
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    print(f"  ratio {steps[0] / steps[1]:30.2f} {ratios[0]:8.2f} {ratios[1]:8.2f}")
+    return same == len(prompts)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ is cut; a dash is less than 0.001 %. **Embedding**: `cut` where the head has its
 read one of its own at another scale, and changes with it. **Batches**: `any` where prompts of
 uneven length generate together, `equal` where mlx-lm's batched caches are not exact or missing, so
 that only prompts of one length share a batch; answers are those of single prompts in both cases.
+Where it is `any`, prompts that wait take the places of answers that have ended.
 
 | model file | path | writers | after a cut | embedding | batches | notes |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -10,7 +10,7 @@ from vauban.interventions import Ablate
 from vauban.search import AnswerTrial, Strength, StrengthKernel, choose_by_answers
 from vauban.search.answers import _diverse, rankings
 from vauban.search.short_answers import affordable, cost, halving
-from vauban.search.strength import _front
+from vauban.search.strength import _shortlist
 
 
 def trial(**facts: Any) -> AnswerTrial:
@@ -166,6 +166,22 @@ def test_one_dearer_strength_stands_beside_cheaper_ones() -> None:
     offered = [Strength(*[StrengthKernel.constant(a)] * 2) for a in shades]
     bypass = {s: -a for s, a in zip(offered, shades, strict=True)}
     kl = {s: a * a for s, a in zip(offered, shades, strict=True)}
-    chosen = [s.mlp.peak for s in _front(offered, bypass, kl, 4)]
+    chosen = [s.mlp.peak for s in _shortlist(offered, bypass, kl, 4, 0.1)]
     assert chosen[:2] == [1.0, 1.1]
     assert len(chosen) == 4 and max(chosen[2:]) < 1.0
+
+
+def test_cheaper_strengths_are_those_of_the_rule_and_unlike() -> None:
+    """First tokens of a 4-bit model: of its best two, which are alike, one is asked; the third, at
+    twice their KL, left 6 % of the refusals where they left 16 %. More room takes the others."""
+    scores = {1.0: (-3.17, 0.27), 0.5: (-2.10, 0.078), 0.51: (-2.13, 0.084), 0.9: (-2.66, 0.145),
+              0.6: (-1.78, 0.067), 0.7: (-2.36, 0.127), 0.4: (-1.01, 0.027)}  # fmt: skip
+    offered = [Strength(*[StrengthKernel.constant(a)] * 2) for a in scores]
+    bypass, kl = ({s: scores[s.mlp.peak][i] for s in offered} for i in (0, 1))
+
+    def chosen(count: int) -> list[float]:
+        return [s.mlp.peak for s in _shortlist(offered, bypass, kl, count, 0.1)]
+
+    assert chosen(3) == [1.0, 0.5, 0.9]
+    assert chosen(4) == [1.0, 0.5, 0.9, 0.4]
+    assert chosen(7) == [1.0, 0.5, 0.9, 0.4, 0.51, 0.6, 0.7]

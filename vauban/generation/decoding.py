@@ -236,7 +236,7 @@ class Decoding:
         mx.async_eval(tokens, sound)
         return tokens, sound
 
-    def _keep(self, places: Sequence[int]) -> None:
+    def _keep(self, places: list[int]) -> None:
         """The rows at these places go on, in this order."""
         answers, index = self._answers, mx.array(places)
         keep_rows(self._cache, index, len(answers.present))

@@ -1,7 +1,8 @@
 """Batched greedy or sampled generation under interventions, with the shared prefix read once.
 
-Uneven prompts share a batch only where the model's batched caches are shown to agree with single
-prompts; elsewhere prompts of equal length are grouped. Knows tokens and caches; judges no text.
+Uneven prompts share a batch, and take the places of answers that have ended, only where the
+model's batched caches are shown to agree with single prompts; elsewhere prompts of equal length are
+grouped. Knows tokens and caches; judges no text.
 """
 
 from __future__ import annotations

@@ -20,7 +20,13 @@ from vauban.errors import InputError
 from vauban.models import anatomy
 from vauban.search.answers import concessions, first_tokens
 from vauban.search.kernel import StrengthKernel
-from vauban.search.short_answers import Refusal, ShortAnswers, affordable, cost
+from vauban.search.short_answers import (
+    Refusal,
+    ShortAnswers,
+    affordable,
+    cost,
+    expected_cost,
+)
 
 # A cut of a shared embedding makes the file larger by that matrix. It has to earn that: it counts
 # like this share of the answers refused.
@@ -33,6 +39,8 @@ _PEAKS = ((1.0, 1.0), (1.0, 0.5), (1.4, 0.7), (1.4, 1.0))
 # the direction stays in the stream, and more than 1 makes up for it: an organism of another recipe
 # refused 5 of 64 at 1 and none at 1.1, at a KL of .025 and .030.
 _CONSTANT = ((0.7, 0.7), (1.0, 0.5), (1.15, 1.15), (1.3, 1.3))
+# How far apart in KL the cheaper strengths of a shortlist are.
+_APART = 1.5
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ def choose_strength(
     Tries strength 1 everywhere, four pairs of constant strengths for attention and MLP, four pairs
     of peaks as kernels at three places, and where the head shares the embedding the whole cut with
     it. First tokens (refusal log-odds and KL) of all of them give a front; `shortlist` of it answer
-    prompts by successive halving: strength 1 everywhere, one that is dearer, and cheaper ones. The
+    prompts by successive halving: strength 1 everywhere, one that is dearer, and the cheaper ones
+    that the rule with the refusal's probability as first token prefers, unlike ones first. The
     rule is that of `choose_by_answers`; cutting a shared embedding, which makes the file larger,
     counts like 5 % of the answers refused, and a strength above 1 everywhere has to gain two
     answers on strength 1, which leaves nothing of the direction in a writer. Any other `embedding`
@@ -201,7 +210,7 @@ def choose_strength(
     changes = {s: tuple(s.plan(model, direction, **options).virtual()) for s in offered}
     notes: list[str] = []
     bypass, kl = first_tokens(answers, changes, notes, "strength", progress)
-    chosen = _front(affordable(kl, kl_limit), bypass, kl, shortlist)
+    chosen = _shortlist(affordable(kl, kl_limit), bypass, kl, shortlist, kl_limit)
 
     def trial(strength: Strength, rates: Mapping[str, float], prompts: int) -> StrengthTrial:
         return StrengthTrial(
@@ -252,12 +261,13 @@ def _offered(n_layers: int, tied: bool) -> list[Strength]:
     return offered
 
 
-def _front(
+def _shortlist(
     offered: Sequence[Strength], bypass: Mapping[Strength, float], kl: Mapping[Strength, float],
-    count: int,
+    count: int, kl_limit: float,
 ) -> list[Strength]:  # fmt: skip
     """Strength 1 everywhere, with the embedding where it is offered; of those that no other
-    strength beats in both scores the cheapest dearer one, and an even choice of the cheaper ones.
+    strength beats in both scores the cheapest dearer one, and of the cheaper ones those that cost
+    least by first tokens, each at half as much KL again as the next as long as there are such.
     """
     always = [s for s in offered if replace(s, embedding=False) == WHOLE][:count]
     front: list[Strength] = []
@@ -267,11 +277,18 @@ def _front(
     rest = [s for s in front if s not in always]
     # One dearer cut is enough: it only counts where strength 1 leaves too much.
     dearer = [s for s in rest if kl[s] > kl[WHOLE]][-1:]
-    cheaper = [s for s in rest if kl[s] <= kl[WHOLE]]
-    room = max(0, count - len(always) - len(dearer))
-    if len(cheaper) > room > 0:
-        cheaper = [cheaper[round((i + 0.5) * len(cheaper) / room - 0.5)] for i in range(room)]
-    return [*always, *dearer, *cheaper[:room]][:count]
+    cheaper = sorted(
+        (s for s in rest if kl[s] <= kl[WHOLE]),
+        key=lambda s: expected_cost(bypass[s], kl[s] / kl_limit),
+    )
+    apart: list[Strength] = []
+    for strength in cheaper:
+        # Neighbours leave as much: on a 4-bit model the best two by first tokens did, at 16 %,
+        # where one at twice their KL left 6 %.
+        if all(max(kl[strength], kl[s]) > _APART * min(kl[strength], kl[s]) for s in apart):
+            apart.append(strength)
+    cheaper = apart + [s for s in cheaper if s not in apart]
+    return [*always, *dearer, *cheaper][:count]
 
 
 def _plain(kernel: StrengthKernel) -> dict[str, Any]:
