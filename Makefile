@@ -27,7 +27,7 @@ test: $(VENV)/.test
 
 # The oldest mlx-lm that pyproject.toml admits, with its mlx, in an environment of its own.
 oldest: $(VENV)-oldest/.ready
-	$(VENV)-oldest/bin/python -m pytest tests/architectures/test_smoke.py
+	$(VENV)-oldest/bin/python -m pytest tests/architectures/test_smoke.py tests/generation/test_replacing.py
 
 $(VENV)-oldest/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-oldest
