@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import vauban  # before mlx: it opens OpenBLAS on Linux
@@ -40,6 +40,14 @@ def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> tuple[float, flo
         work()
         best = min(best, (time.perf_counter() - wall, time.process_time() - processor))
     return best
+
+
+def show(names: Sequence[str], steps: Sequence[int], times: Sequence[tuple[float, float]]) -> None:
+    """A line for each of two ways, and one of their ratios."""
+    for name, count, (wall, processor) in zip(names, steps, times, strict=True):
+        print(f"  {name:28} {count:7} {wall:8.2f} {processor:8.2f}")
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    print(f"  ratio {steps[0] / steps[1]:30.2f} {ratios[0]:8.2f} {ratios[1]:8.2f}")
 
 
 def main() -> int:
@@ -68,12 +76,7 @@ def main() -> int:
     steps = [sum(max(map(len, answers)) for answers in one), max(len(a) for x in other for a in x)]
     times = [seconds(work) for work in (alone, together)]
     print(f"{CUTS} cuts x {PROMPTS} prompts x {TOKENS} tokens   steps   wall s   processor s")
-    for name, count, (wall, processor) in zip(
-        ("one by one", "together"), steps, times, strict=True
-    ):
-        print(f"  {name:28} {count:7} {wall:8.2f} {processor:8.2f}")
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    print(f"  ratio {steps[0] / steps[1]:30.1f} {ratios[0]:8.1f} {ratios[1]:8.1f}")
+    show(("one by one", "together"), steps, times)
 
     rows = [encode_chat(tokenizer, prompt) for prompt in prompts]
     tokens = mx.array([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
@@ -125,12 +128,7 @@ def places(model: Any, tokenizer: Any, rows: int) -> bool:
             times.append(seconds(lambda way=way: found.append(way()), 1))
     same = sum(a == b for a, b in zip(*found, strict=True))
     print(f"places, {len(prompts)} prompts x {LONG} tokens, {rows} rows: equal answers {same}")
-    for name, count, (wall, processor) in zip(
-        ("one batch after the other", "taken again"), steps, times, strict=True
-    ):
-        print(f"  {name:28} {count:7} {wall:8.2f} {processor:8.2f}")
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    print(f"  ratio {steps[0] / steps[1]:30.2f} {ratios[0]:8.2f} {ratios[1]:8.2f}")
+    show(("one batch after the other", "taken again"), steps, times)
     return same == len(prompts)
 
 

@@ -127,3 +127,14 @@ def test_a_short_prompt_brings_places_with_it(tiny: Any, monkeypatch: pytest.Mon
     # Two of twelve tokens fill a pass; then four more fit beside them, then one, before any ends.
     assert [rows for rows, tokens in seen if tokens > 1] == [2, 4, 1]
     assert [rows for rows, tokens in seen if tokens == 1] == [7] * 5
+
+
+def test_one_place_more_is_not_worth_a_pass(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter prompts make room for a sixth row beside five: it waits until a quarter is free."""
+    model = tiny("llama")
+    monkeypatch.setattr(sys.modules["vauban.generation.generate"], "token_budget", lambda _: 60)
+    lists = [random_tokens(1, n, seed=i)[0].tolist() for i, n in enumerate((12,) * 5 + (10,) * 3)]
+    generate_tokens(model, lists, eos=frozenset(), max_tokens=4)
+    with passes(model) as seen:
+        generate_tokens(model, lists, eos=frozenset(), max_tokens=4)
+    assert [rows for rows, tokens in seen if tokens > 1] == [5, 3]

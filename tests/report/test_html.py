@@ -14,6 +14,7 @@ from vauban.config import make_config
 from vauban.errors import InputError
 from vauban.pipeline import run
 from vauban.report import html_report, write_report
+from vauban.report.html_tables import _shape
 
 # What sticks out of the page, what asked for a network, and the colours of both schemes.
 _HARNESS = """<pre id="seen"></pre><script>
@@ -148,3 +149,11 @@ def test_an_answers_file_that_is_cut_off(finished: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"answers\.jsonl, line \d+"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_strength_is_said_to_the_hundredth() -> None:
+    """1.15 and 1.1 are two strengths; a table once showed one as the other."""
+    everywhere = {"peak": 1.15, "centre": None, "width": None, "floor": 1.15}
+    around = {"peak": 1.12, "centre": 13.8, "width": 9.6, "floor": 0.0}
+    said = _shape({"attention": everywhere, "mlp": around, "embedding": False})
+    assert said == "attention 1.15; mlp 1.12 about block 13.8, 0 from 9.6 blocks on"

@@ -66,10 +66,10 @@ def _shape(strength: Mapping[str, Any]) -> str:
         if not isinstance(kernel, Mapping):
             continue
         if kernel["centre"] is None:
-            parts.append(f"{name} {kernel['peak']:.2g}")
+            parts.append(f"{name} {kernel['peak']:.3g}")
         else:
             parts.append(
-                f"{name} {kernel['peak']:.2g} about block {kernel['centre']:.3g}, "
-                f"{kernel['floor']:.2g} from {kernel['width']:.3g} blocks on"
+                f"{name} {kernel['peak']:.3g} about block {kernel['centre']:.3g}, "
+                f"{kernel['floor']:.3g} from {kernel['width']:.3g} blocks on"
             )
     return "; ".join([*parts, *(["embedding cut"] if strength.get("embedding") else [])])
